@@ -1,0 +1,30 @@
+# Two commands: `make demo` and `make test`. Each works alone in a fresh clone; the second run installs nothing.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test check lint clean
+
+demo: $(INSTALLED)  ## one digital patient through the whole path; results in out/demo
+	$(BIN)/medk2n demo --out out/demo --overwrite
+
+test: $(INSTALLED)  ## the whole test suite
+	$(BIN)/python -m pytest
+
+check: lint  ## what to run before every commit: lint, types, fast tests
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "medk2n needs Python 3.11 or newer; try: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv out .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,174 @@
+"""A saved model: a folder of safetensors + JSON, never pickle.
+
+    config.json         what the model is, knows and learned from (no torch needed to read it)
+    model.safetensors   the weights
+    README.md           the model card
+    reference/unet/     the plain U-Net that was trained interleaved with it
+
+The ordered modality list belongs to the checkpoint, so that adding a row to the vocabulary
+never shifts an index.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medk2n.errors import CheckpointError, UnknownNameError
+from medk2n.io.atomic import atomic_write, sha256_file, write_json
+from medk2n.registry import resolve
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FORMAT = 1
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+REFERENCE_UNET = Path("reference") / "unet"
+BUNDLED = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """What the training subjects said, in scaled units inside the foreground.
+
+    Attributes:
+        affine_maps: target -> source -> (slope, intercept, mean squared error).
+        variance: modality -> error of predicting its mean.
+        typical_scaling: modality -> (low, high), the unit of a target that was never acquired.
+    """
+
+    affine_maps: Mapping[str, Mapping[str, tuple[float, float, float]]]
+    variance: Mapping[str, float]
+    typical_scaling: Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Everything about a checkpoint but its weights.
+
+    Attributes:
+        model: component name in `medk2n.models`.
+        modalities: what the indices of the model mean; sorted by name.
+        spacing_mm: in-plane spacing of the working grid.
+        params: of the model component.
+        statistics: of the training subjects.
+        training: data, seed, cost and hardware, as plain data.
+        licence: of the weights.
+        sha256: of the weight file.
+    """
+
+    model: str
+    modalities: tuple[str, ...]
+    spacing_mm: float
+    params: Mapping[str, Any]
+    statistics: Statistics
+    training: Mapping[str, Any] = field(default_factory=dict)
+    licence: str = "Apache-2.0"
+    sha256: str = ""
+    format: int = FORMAT
+
+
+def bundled() -> list[str]:
+    """Names of the checkpoints inside the package."""
+    return sorted(p.parent.name for p in BUNDLED.glob(f"*/{CONFIG}"))
+
+
+def find_model(name_or_folder: str | Path) -> Path:
+    """The folder of a bundled model or of a path.
+
+    Raises:
+        UnknownNameError: neither a bundled name nor a folder with a config.
+    """
+    inside = BUNDLED / str(name_or_folder)
+    if str(name_or_folder) in bundled():
+        return inside
+    folder = Path(name_or_folder)
+    if (folder / CONFIG).is_file():
+        return folder
+    if folder.is_dir():
+        raise CheckpointError(f"{folder}: no {CONFIG} in it; expected a model folder written by `medk2n train`")
+    raise UnknownNameError(
+        f"no model {str(name_or_folder)!r}: give a bundled one ({', '.join(bundled()) or 'none installed'}) "
+        "or a folder written by `medk2n train`"
+    )
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """Read config.json; imports no torch.
+
+    Raises:
+        CheckpointError: missing, not JSON, of another format, or lacking a field.
+    """
+    path = folder / CONFIG
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing; expected a model folder written by `medk2n train`") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} is not JSON ({error}); copy the model folder again") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not of format {FORMAT}; train again or install the medk2n that wrote it")
+    try:
+        return ModelConfig(**{**data, "modalities": tuple(data["modalities"]), "statistics": Statistics(**data["statistics"])})
+    except (TypeError, KeyError) as error:
+        raise CheckpointError(f"{path}: field missing or unknown ({error}); copy the model folder again") from error
+
+
+def save(folder: Path, module: "nn.Module", config: ModelConfig, *, half: bool = False) -> ModelConfig:
+    """Write weights, then config with their hash; each under a temporary name first.
+
+    Args:
+        half: store large tensors in 16 bits (what a package ships); they are read back as float32.
+
+    Returns:
+        The config with the hash filled in.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for name, tensor in module.state_dict().items():
+        small = tensor.dtype != torch.float32 or tensor.numel() < 256 or name.startswith("fusion.residual")
+        tensors[name] = tensor.detach().to("cpu", tensor.dtype if small or not half else torch.float16).contiguous()
+    atomic_write(folder / WEIGHTS, lambda path: save_file(tensors, path))
+    config = ModelConfig(**{**_fields(config), "sha256": sha256_file(folder / WEIGHTS)})
+    write_json(folder / CONFIG, asdict(config))
+    return config
+
+
+def load(folder: Path, *, device: str = "cpu") -> tuple["nn.Module", ModelConfig]:
+    """The module in evaluation mode with its weights, verified against the hash in its config.
+
+    Raises:
+        CheckpointError: weights missing, altered, or not fitting the config.
+    """
+    import torch
+    from safetensors.torch import load as load_bytes
+
+    from medk2n.models._spec import Statistics as Neutral
+
+    config = read_config(folder)
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; copy the model folder again")
+    raw = path.read_bytes()
+    if hashlib.sha256(raw).hexdigest() != config.sha256:
+        raise CheckpointError(f"{path} is not the file that {CONFIG} describes (SHA-256 differs); copy it again")
+    spec = resolve("models", config.model)
+    # build without touching the caller's random state
+    with torch.random.fork_rng(devices=[]):
+        try:
+            params = spec.params(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.params.items()})
+            module = spec.build(params, len(config.modalities), Neutral.neutral(len(config.modalities)))
+            module.load_state_dict({name: t.float() for name, t in load_bytes(raw).items()})
+        except (TypeError, RuntimeError) as error:
+            first = str(error).splitlines()[0]
+            raise CheckpointError(f"{path} does not fit its {CONFIG} ({first}); copy the model folder again") from error
+    return module.to(device).eval().requires_grad_(False), config
+
+
+def _fields(config: ModelConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in config.__dataclass_fields__}

@@ -1,0 +1,169 @@
+"""Options spelt alike in every verb, the choice of a device, and the run manifest."""
+
+import platform
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import medk2n
+from medk2n.errors import UnknownNameError, UsageError
+
+ModelOption = Annotated[str, typer.Option("--model", help="Bundled model (default, brain) or a model folder.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same result.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out already.")]
+ManifestOption = Annotated[
+    Path | None, typer.Option("--manifest", help="Write what was run, on what, in which time and memory (JSON).")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one configuration value; repeatable.")
+]
+
+
+def resolve_device(name: str) -> str:
+    """A torch device that is there. `auto` takes the best one; any other name is taken at its word.
+
+    Raises:
+        UsageError: the device asked for is absent. It never becomes the CPU in silence.
+    """
+    import torch
+
+    kind, _, index = name.partition(":")
+    if kind == "auto" and not index:
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    if kind not in ("cpu", "cuda", "mps") or (index and not (kind == "cuda" and index.isdigit())):
+        raise UsageError(f"unknown --device {name!r}; expected auto, cpu, cuda, cuda:N or mps")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise UsageError(f"--device {name} was asked for, but torch finds {found} CUDA devices; use --device cpu or auto")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("--device mps was asked for, but torch finds none; use --device cpu or auto")
+    return name
+
+
+def split_names(values: Sequence[str] | None) -> list[str]:
+    """Repeated options and comma lists mean the same: ["a,b", "c"] -> ["a", "b", "c"]."""
+    return [name.strip() for value in values or () for name in value.split(",") if name.strip()]
+
+
+def modality_names(values: Sequence[str] | None, option: str) -> list[str]:
+    """Short names for what the caller wrote, in order.
+
+    Raises:
+        UnknownNameError: naming the option, the near names and the full list.
+        UsageError: one is named twice (perhaps once by an alias).
+    """
+    from medk2n.vocabulary import modality
+
+    names: list[str] = []
+    for value in split_names(values):
+        try:
+            name = modality(value).name
+        except UnknownNameError as error:
+            raise UnknownNameError(f"{option} {value}: {error}") from error
+        if name in names:
+            raise UsageError(f"{option} names {name} twice; give each modality once")
+        names.append(name)
+    return names
+
+
+@dataclass
+class Manifest:
+    """What a run tells about itself; a verb fills it while it works."""
+
+    device: str | None = None
+    inputs: list[Path] = field(default_factory=list)
+    outputs: list[Path] = field(default_factory=list)
+    exit_code: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def run_manifest(
+    path: Path | None, command: str, options: Mapping[str, Any], *, overwrite: bool = False
+) -> Iterator[Manifest]:
+    """Time a run and write its manifest to `path` when it ends, also when it fails. Without a path only time passes.
+
+    Raises:
+        OutputExistsError: before anything is run, if `path` is there and `overwrite` is not given.
+    """
+    from medk2n.cli.complaints import explain
+    from medk2n.io.atomic import check_writable, refuse_existing, write_json
+
+    if path is None:
+        yield Manifest()
+        return
+    refuse_existing([path], overwrite)
+    check_writable(path.parent)
+    manifest, start, started = Manifest(), time.perf_counter(), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    message = None
+    try:
+        yield manifest
+    except typer.Exit as leave:
+        manifest.exit_code = leave.exit_code
+        raise
+    except BaseException as error:
+        message, manifest.exit_code = explain(error)
+        raise
+    finally:
+        write_json(
+            path,
+            {
+                "command": command,
+                "options": {key: _plain(value) for key, value in options.items()},
+                "exit_code": manifest.exit_code,
+                "error": message,
+                "started": started,
+                "elapsed_s": round(time.perf_counter() - start, 3),
+                "peak_memory_mb": peak_memory_mb(),
+                "device": manifest.device,
+                "versions": versions(),
+                "inputs": _hashed(manifest.inputs),
+                "outputs": _hashed(manifest.outputs),
+                **{key: _plain(value) for key, value in manifest.facts.items()},
+            },
+        )
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of what decides about results; read from package metadata, so nothing is imported."""
+    found = {"medk2n": medk2n.__version__, "python": platform.python_version(), "platform": platform.platform()}
+    for name in ("torch", "numpy", "scipy", "nibabel", "safetensors"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def peak_memory_mb() -> float | None:
+    """Largest resident memory of this process so far; None where the system does not tell (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes, but bytes on macOS
+    return round(peak / (1024**2 if sys.platform == "darwin" else 1024), 1)
+
+
+def _hashed(paths: Sequence[Path]) -> list[dict[str, str]]:
+    from medk2n.io.atomic import sha256_file
+
+    return [{"path": str(p), "sha256": sha256_file(p)} for p in dict.fromkeys(paths) if p.is_file()]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

@@ -1,0 +1,222 @@
+"""`medk2n evaluate`: a model and its reference rows on a data set, every input subset, every missing target."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from medk2n.cli.common import DeviceOption, ManifestOption, ModelOption, OverwriteOption, SeedOption
+
+if TYPE_CHECKING:
+    from medk2n.checkpoint import ModelConfig
+    from medk2n.data.subject import Subject
+    from medk2n.data.working import WorkingStudy
+    from medk2n.evaluation.evaluate import Record
+    from medk2n.inference.predictor import Predictor
+
+_MANY = 5  # modalities: 30 input subsets a subject; more deserves a warning
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is compared: `methods` are the table's columns, also of methods that are not there."""
+
+    predictors: "Sequence[Predictor]"
+    methods: Sequence[str]
+    subjects: "Sequence[Subject]"
+    modalities: Sequence[str]
+    spacing_mm: float | None
+
+
+def evaluate(
+    data: Annotated[Path, typer.Option("--data", help="BIDS data set, study folders, or a folder of .npz arrays.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for tables and figures.")],
+    model: ModelOption = "default",
+    modalities: Annotated[
+        list[str] | None, typer.Option("--modalities", help="Those under test: t1n,t1c,... (all that the model knows).")
+    ] = None,
+    subjects: Annotated[list[str] | None, typer.Option("--subjects", help="Ids to keep: a comma list.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option("--exclude", help="Ids to leave out: a comma list.")] = None,
+    device: DeviceOption = "auto",
+    seed: SeedOption = 0,
+    overwrite: OverwriteOption = False,
+    manifest: ManifestOption = None,
+) -> None:
+    """Measure a model on scans whose truth is known.
+
+    For every non-empty subset of the modalities and every one missing from it: PSNR, SSIM and MAE inside one
+    foreground mask per study and over the whole image, beside two reference rows, `copy` and `unet`.
+    """
+    from medk2n.checkpoint import find_model, read_config
+    from medk2n.cli.common import modality_names, resolve_device, run_manifest, split_names
+    from medk2n.data.discover import discover
+    from medk2n.io.atomic import check_writable, refuse_existing
+
+    options = {"model": model, "data": data, "out": out, "modalities": modalities, "subjects": subjects}
+    options |= {"exclude": exclude, "device": device, "seed": seed, "overwrite": overwrite}
+    with run_manifest(manifest, "evaluate", options, overwrite=overwrite) as run:
+        folder = find_model(model)
+        config = read_config(folder)
+        found = discover(data, subjects=split_names(subjects) or None, exclude=split_names(exclude))
+        tested = _modalities_under_test(modality_names(modalities, "--modalities"), config.modalities, found, data)
+        usable = [s for s in found if len(set(tested) & set(s.modalities)) > 1]
+        refuse_existing([out], overwrite)
+        check_writable(out if out.exists() else out.parent)
+        run.device = resolve_device(device)
+        predictors, methods = _predictors(folder, config, run.device)
+        task = _Task(predictors, methods, usable, tested, config.spacing_mm)
+        records, failed = _measure(task)
+        facts = {
+            "model": {"folder": str(folder), "sha256": config.sha256, "modalities": list(config.modalities)},
+            "data": {"folder": str(data), "modalities": tested, "subjects": [s.id for s in usable], "failed": failed},
+            "spacing_mm": config.spacing_mm,
+            "seed": seed,
+        }
+        with _new_folder(out) as temporary:
+            table = _write(temporary, records, methods, {**facts, "hardware": _hardware(run.device)})
+            _draw(temporary, records, task, failed)
+        run.outputs += sorted(path for path in out.iterdir() if path.is_file())
+        run.facts |= facts
+        typer.echo(table)
+        typer.echo(f"Tables and figures: {out}; read table.md first, then psnr.png and picture.png")
+        if failed:
+            raise typer.Exit(3)
+
+
+def _modalities_under_test(
+    wanted: Sequence[str], known: Sequence[str], subjects: "Sequence[Subject]", data: Path
+) -> list[str]:
+    """Those asked for, else all that the model knows in the vocabulary's order, as far as the data has them."""
+    from medk2n.errors import DatasetError, UnknownNameError
+    from medk2n.vocabulary import MODALITIES
+
+    if unknown := [m for m in wanted if m not in known]:
+        raise UnknownNameError(
+            f"--modalities {','.join(unknown)}: the model does not know them; it knows {', '.join(known)}"
+        )
+    acquired = {m for subject in subjects for m in subject.modalities}
+    tested = [m for m in wanted or MODALITIES if m in known and m in acquired]
+    if not any(len(set(tested) & set(subject.modalities)) > 1 for subject in subjects):
+        raise DatasetError(
+            f"{data}: no subject has two of {', '.join(wanted or known)} (found: {', '.join(sorted(acquired))}); "
+            "an evaluation needs an input and a reference: choose other data or --modalities"
+        )
+    if missing := [m for m in wanted if m not in acquired]:
+        typer.echo(f"medk2n: no subject has {', '.join(missing)}: left out", err=True)
+    if len(tested) > _MANY:
+        typer.echo(
+            f"medk2n: {len(tested)} modalities make {2 ** len(tested) - 2} input subsets a subject; "
+            "--modalities takes fewer",
+            err=True,
+        )
+    return tested
+
+
+def _predictors(folder: Path, config: "ModelConfig", device: str) -> "tuple[list[Predictor], list[str]]":
+    """The model, the U-Net trained beside it if there is one, the copy row; and the columns of the table."""
+    from medk2n.checkpoint import CONFIG, REFERENCE_UNET
+    from medk2n.evaluation.copy import CopyPredictor
+    from medk2n.inference.predictor import load_predictor
+
+    predictors: list[Predictor] = [load_predictor(folder, device)]
+    reference = folder / REFERENCE_UNET
+    if predictors[0].name != "unet":
+        if (reference / CONFIG).is_file():
+            predictors.append(load_predictor(reference, device))
+        else:
+            typer.echo(
+                f"medk2n: {folder} has no {REFERENCE_UNET}, so the unet column says n/a; "
+                "train with the reference U-Net on to get it",
+                err=True,
+            )
+    predictors.append(CopyPredictor(config))
+    return predictors, list(dict.fromkeys([predictors[0].name, "unet", "copy"]))
+
+
+def _measure(task: _Task) -> "tuple[list[Record], dict[str, str]]":
+    """Records, and the complaint of each subject that could not be read (the others go on)."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from medk2n.data.working import load_working
+    from medk2n.errors import DatasetError, Medk2nError
+    from medk2n.evaluation.evaluate import evaluate as measure
+
+    failed: dict[str, str] = {}
+
+    def studies() -> "Iterator[WorkingStudy]":
+        for subject in task.subjects:
+            try:
+                yield load_working(subject, task.spacing_mm)
+            except Medk2nError as error:
+                failed[subject.id] = str(error)
+                typer.echo(f"medk2n: subject {subject.id} failed: {error}", err=True)
+
+    position = {subject.id: index for index, subject in enumerate(task.subjects)}
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        line = bar.add_task("evaluate", total=len(task.subjects))
+
+        def advance(subject: str, done: int, total: int) -> None:
+            bar.update(line, completed=position[subject] + done / total, description=f"evaluate {subject}")
+
+        records = measure(task.predictors, studies(), modalities=task.modalities, progress=advance)
+    if not records:
+        raise DatasetError(f"all {len(failed)} subjects failed; the first: {next(iter(failed.values()))}")
+    return records, failed
+
+
+def _write(folder: Path, records: "Sequence[Record]", methods: Sequence[str], facts: dict[str, Any]) -> str:
+    import sys
+
+    import numpy as np
+
+    from medk2n.cli.common import versions
+    from medk2n.evaluation.summary import summarise
+    from medk2n.evaluation.table import write_tables
+
+    summary = summarise(records, method=methods[0], references=methods[1:], rng=np.random.default_rng(facts["seed"]))
+    facts = {**facts, "versions": versions(), "command": ["medk2n", *sys.argv[1:]]}
+    return write_tables(folder, records, summary, methods=methods, facts=facts)
+
+
+def _hardware(device: str) -> dict[str, Any]:
+    import os
+    import platform
+
+    return {"device": device, "machine": platform.machine(), "cpus": os.cpu_count()}
+
+
+def _draw(folder: Path, records: "Sequence[Record]", task: _Task, failed: dict[str, str]) -> None:
+    """All values, and the first subject (read again: studies are not kept) with half of its modalities given."""
+    from medk2n.data.working import load_working
+    from medk2n.evaluation.evaluate import predict_row
+    from medk2n.evaluation.figure import picture, psnr_figure
+    from medk2n.evaluation.rows import rows
+
+    psnr_figure(records, folder / "psnr.png", methods=task.methods)
+    study = load_working(next(s for s in task.subjects if s.id not in failed), task.spacing_mm)
+    row = next(r for r in rows(task.modalities, study.images) if len(r.sources) >= len(r.targets))
+    outputs = {predictor.name: predict_row(predictor, study, row) for predictor in task.predictors}
+    picture(study, row, outputs, folder / "picture.png")
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out` that becomes `out`; in one that is there, files of the same name are replaced."""
+    import shutil
+    import tempfile
+
+    temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{out.name}-", dir=out.parent))
+    try:
+        yield temporary
+        if out.exists():
+            for path in temporary.iterdir():
+                path.replace(out / path.name)
+        else:
+            temporary.chmod(0o755)  # mkdtemp's is private
+            temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

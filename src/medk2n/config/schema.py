@@ -1,0 +1,202 @@
+"""The training configuration: validated data, never code.
+
+Order of precedence: default in this file < preset or YAML file < `--set key=value`.
+"""
+
+import json
+import re
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from medk2n.errors import ConfigError, UnknownNameError
+from medk2n.registry import names
+from medk2n.vocabulary import modality
+
+PRESETS = Path(__file__).parent / "presets"
+
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelChoice(_Strict):
+    """A component of `medk2n.models` and its sizes (defaults of its own where left out)."""
+
+    name: str
+    params: dict[str, Any] = {}
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in names("models"):
+            raise ValueError(f"unknown model {name!r}; known: {', '.join(names('models'))}")
+        return name
+
+
+class Optimiser(_Strict):
+    """AdamW with warm-up and cosine; `ema` is the decay of the averaged weights that are saved."""
+
+    learning_rate: Positive = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    warm_up: Share = 0.03
+    ema: Share = 0.998
+    clip: Positive = 1.0
+
+
+class Budget(_Strict):
+    """How long each model learns: wall minutes, or steps (then runs repeat exactly); one of them."""
+
+    minutes: Positive | None = None
+    steps: Count | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> "Budget":
+        if (self.minutes is None) == (self.steps is None):
+            raise ValueError("give minutes or steps, one of them (the other null)")
+        return self
+
+
+class BatchShape(_Strict):
+    """`size` crops of `crop` pixels; each serves `draws` input subsets with `targets` outputs each."""
+
+    size: Count = 6
+    crop: Annotated[int, Field(ge=16, multiple_of=16)] = 96
+    draws: Count = 2
+    targets: Count = 2
+    most_sources: Count = 4
+
+
+class LossWeights(_Strict):
+    """Relative weights; `remade` is that of a target that is also an input (a missing one has 1)."""
+
+    log_mse: float = 1.0
+    edges: float = 2.0
+    likelihood: float = 0.1
+    remade: float = 0.25
+    weights: float = 1.0
+    gates: float = 0.002
+    memory: float = 0.01
+    quality: float = 0.1
+
+
+class TrainConfig(_Strict):
+    """Everything a run depends on; saved with it.
+
+    Attributes:
+        data: folders, each with its share of the crops after a colon ("DIR:0.5"; 1 where left out).
+        validation: folder whose loss is watched; never learned from.
+        subjects, exclude: ids to keep or to leave out, over all folders.
+        modalities: what the model will know.
+        spacing_mm: in-plane spacing of the working grid.
+        models: the first is the model, the others are references trained interleaved with it.
+        gain_every: steps between two measurements of a source's gain.
+        soft_gates: share of the budget before the gates turn hard.
+        threads: of torch while training; null leaves torch's own.
+    """
+
+    data: list[str] = []
+    validation: str | None = None
+    subjects: list[str] = []
+    exclude: list[str] = []
+    modalities: list[str]
+    spacing_mm: Positive = 1.5
+    models: Annotated[list[ModelChoice], Field(min_length=1)]
+    optimiser: Optimiser = Optimiser()
+    budget: Budget = Budget(minutes=30)
+    batch: BatchShape = BatchShape()
+    losses: LossWeights = LossWeights()
+    gain_every: Count = 8
+    soft_gates: Share = 0.3
+    threads: Count | None = None
+    licence: str = "Apache-2.0"
+    seed: int = 0
+
+    @field_validator("modalities")
+    @classmethod
+    def _canonical(cls, given: list[str]) -> list[str]:
+        try:
+            short = sorted({modality(name).name for name in given})
+        except UnknownNameError as error:
+            raise ValueError(str(error)) from error
+        if len(short) < 2:
+            raise ValueError("a model needs at least two modalities")
+        return short
+
+
+def load_config(preset_or_file: str | Path, overrides: list[str] | None = None) -> TrainConfig:
+    """A preset's name or a YAML file, with dotted overrides ("optimiser.ema=0.99") on top.
+
+    Raises:
+        ConfigError: unknown preset, unreadable file, unknown key (with the nearest name) or bad value.
+    """
+    path = PRESETS / f"{preset_or_file}.yaml"
+    if not path.is_file():
+        path = Path(preset_or_file)
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
+        raise ConfigError(f"no preset or file {str(preset_or_file)!r}; presets: {known}")
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Yaml12)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings")
+    for override in overrides or []:
+        _override(tree, override)
+    try:
+        return TrainConfig.model_validate_json(json.dumps(tree))
+    except ValidationError as error:
+        raise ConfigError("; ".join(_complaint(e) for e in error.errors())) from error
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {override!r}: expected key=value, for example --set batch.size=4")
+    *parents, leaf = key.split(".")
+    branch = tree
+    for parent in parents:
+        branch = branch.setdefault(parent, {})
+        if not isinstance(branch, dict):
+            raise ConfigError(f"--set {override!r}: {parent!r} holds no further settings")
+    branch[leaf] = yaml.load(value, Loader=_Yaml12)  # noqa: S506 - a SafeLoader
+
+
+def _complaint(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] != "extra_forbidden":
+        return f"{where}: {error['msg']}"
+    fields = _all_fields(TrainConfig)
+    near = get_close_matches(str(error["loc"][-1]), fields, n=1)
+    return f"{where}: unknown setting" + (f", did you mean {near[0]!r}?" if near else "")
+
+
+def _all_fields(model: type[BaseModel]) -> set[str]:
+    found = set(model.model_fields)
+    for part in (Optimiser, Budget, BatchShape, LossWeights, ModelChoice):
+        found |= set(part.model_fields)
+    return found
+
+
+class _Yaml12(yaml.SafeLoader):
+    """SafeLoader without YAML 1.1's guesses: 1e-4 is a number, `no` and `on` are words."""
+
+
+_Yaml12.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"}]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Yaml12.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false|True|False)$"), list("tfTF"))
+_Yaml12.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$"),
+    list("-+0123456789."),
+)

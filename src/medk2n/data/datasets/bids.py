@@ -1,0 +1,50 @@
+"""BIDS: `sub-*/[ses-*/]{anat,dwi,ct,pet}/*`, masks from `derivatives/`."""
+
+from pathlib import Path
+
+from medk2n.data.datasets._files import image_files, subject_of
+from medk2n.data.subject import Subject
+
+DATATYPES = ("anat", "ct", "dwi", "pet")
+_TRUTH = "truth"  # our phantom's derivative; its masks count before another pipeline's
+
+
+class Bids:
+    """Every session is a subject: `sub-01`, or `sub-01_ses-02` where there are sessions."""
+
+    name = "bids"
+    expects = "sub-*/anat/*.nii.gz (BIDS)"
+
+    def matches(self, root: Path) -> bool:
+        """At least one `sub-*` folder holds a datatype folder."""
+        return any(_datatype_folders(session) for subject in _subjects(root) for session in _sessions(subject))
+
+    def index(self, root: Path) -> list[Subject]:
+        """Subjects with at least one recognised image; reads no voxels."""
+        pipelines = sorted((root / "derivatives").glob("*/"), key=lambda p: (p.name != _TRUTH, p.name))
+        found = []
+        for folder in _subjects(root):
+            for session in _sessions(folder):
+                place = session.relative_to(root)
+                masks = [f for pipeline in pipelines for f in _files(pipeline / place)]
+                found.append(subject_of("_".join(place.parts), _files(session), masks))
+        return [subject for subject in found if subject.readers or subject.inputs_only]
+
+
+def _subjects(root: Path) -> list[Path]:
+    return sorted(p for p in root.glob("sub-*") if p.is_dir())
+
+
+def _sessions(subject: Path) -> list[Path]:
+    return sorted(p for p in subject.glob("ses-*") if p.is_dir()) or [subject]
+
+
+def _datatype_folders(session: Path) -> list[Path]:
+    return [session / name for name in DATATYPES if (session / name).is_dir()]
+
+
+def _files(session: Path) -> list[Path]:
+    return [file for folder in _datatype_folders(session) for file in image_files(folder)]
+
+
+COMPONENT = Bids()

@@ -1,0 +1,40 @@
+"""Study folders, as BraTS and ISLES hand them out: one folder a study, modalities told by the file names."""
+
+from pathlib import Path
+
+from medk2n.data.datasets._files import image_files, subject_of
+from medk2n.data.datasets.bids import DATATYPES
+from medk2n.data.subject import Subject
+from medk2n.io.names import recognise
+
+
+class Studies:
+    """A folder of study folders, or one study folder."""
+
+    name = "studies"
+    expects = "STUDY/*t1n*.nii.gz (study folders)"
+
+    def matches(self, root: Path) -> bool:
+        """`root` or a folder in it holds recognised images."""
+        return any(recognise(file) for folder in _studies(root) for file in study_files(folder))
+
+    def index(self, root: Path) -> list[Subject]:
+        """Studies with at least one recognised image; reads no voxels."""
+        found = (subject_of(folder.resolve().name, study_files(folder)) for folder in _studies(root))
+        return [subject for subject in found if subject.readers]
+
+
+def _studies(root: Path) -> list[Path]:
+    """`root` itself if it is a study, else the folders in it (`sub-*` ones are the BIDS reader's)."""
+    if any(recognise(file) for file in study_files(root)):
+        return [root]
+    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith((".", "sub-")))
+
+
+def study_files(folder: Path) -> list[Path]:
+    """Images in a study folder, and in its BIDS datatype folders (so that one `sub-01` is a study too)."""
+    places = [folder, *(folder / name for name in DATATYPES if (folder / name).is_dir())]
+    return [file for place in places for file in image_files(place)]
+
+
+COMPONENT = Studies()

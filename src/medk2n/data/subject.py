@@ -1,0 +1,33 @@
+"""A subject: what was acquired of one patient in one session, read when asked for."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from medk2n.io.volume import LabelMap, Volume
+
+Reader = Callable[[], Volume]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One subject (or session) of a data set.
+
+    Attributes:
+        id: unique in its data set.
+        readers: modality -> function that reads it; all volumes of a subject cover one scanner space.
+        inputs_only: modality -> other acquisitions of it (other protocols) that serve as training
+            inputs but never as a target or a reference.
+        masks: "brain", "lesion", ... -> function that reads a mask (non-zero is inside).
+        provenance: modality -> path as text, for reports.
+    """
+
+    id: str
+    readers: Mapping[str, Reader]
+    inputs_only: Mapping[str, tuple[Reader, ...]] = field(default_factory=dict)
+    masks: Mapping[str, Callable[[], LabelMap]] = field(default_factory=dict)
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Short names of what was acquired, in name order."""
+        return tuple(sorted(self.readers))

@@ -1,0 +1,136 @@
+"""From a study to what a model sees: common reference grid, scaled intensities, a stack of slices; and back."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from medk2n.data.foreground import foreground, is_stripped
+from medk2n.data.intensity import Scaling, fit_scaling
+from medk2n.data.subject import Subject
+from medk2n.errors import GeometryError
+from medk2n.geometry.grid import Grid
+from medk2n.geometry.resample import WorkingGrid, check_overlap, resample, working_grid
+from medk2n.io.volume import LabelMap, Volume
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The way from a study's reference grid to a stack of working slices, and back.
+
+    Attributes:
+        reference: the grid that outputs have.
+        working: RAS grid at the model's in-plane spacing, and its slice axis.
+    """
+
+    reference: Grid
+    working: WorkingGrid
+
+    @classmethod
+    def of(cls, reference: Grid, spacing_mm: float | None) -> "Workspace":
+        """`spacing_mm` None keeps the reference's own spacing (array data sets of unknown spacing)."""
+        return cls(reference, working_grid(reference, spacing_mm))
+
+    def stack(self, array: np.ndarray, *, order: int = 1) -> np.ndarray:
+        """(x, y, z) on the reference grid -> (s, h, w) float32 working slices."""
+        moved = resample(array, self.reference, self.working.grid, order=order)
+        return np.ascontiguousarray(np.moveaxis(moved, self.working.slice_axis, 0))
+
+    def unstack(self, slices: np.ndarray) -> np.ndarray:
+        """(s, h, w) working slices -> (x, y, z) float32 on the reference grid."""
+        array = np.moveaxis(slices, 0, self.working.slice_axis)
+        return resample(np.ascontiguousarray(array), self.working.grid, self.reference)
+
+
+@dataclass(frozen=True)
+class WorkingStudy:
+    """One subject on its working grid, ready for a model.
+
+    Attributes:
+        id: of the subject.
+        images: modality -> (s, h, w) float32 in [0, 1], scaled by its own `Scaling`, 0 outside its foreground.
+        foreground: (s, h, w) bool, the union over ALL acquired modalities: one per study, the same for every row.
+        scalings: modality -> how to undo the scaling.
+        brain: (s, h, w) bool if the data set gives a brain mask.
+        lesion: (s, h, w) bool if the data set gives a lesion mask or segmentation.
+        inputs_only: modality -> further acquisitions that serve as inputs alone.
+    """
+
+    id: str
+    images: dict[str, np.ndarray]
+    foreground: np.ndarray
+    scalings: dict[str, Scaling]
+    brain: np.ndarray | None = None
+    lesion: np.ndarray | None = None
+    inputs_only: dict[str, list[np.ndarray]] = field(default_factory=dict)
+
+
+def scaled(array: np.ndarray, modality: str) -> tuple[np.ndarray, np.ndarray, Scaling]:
+    """One volume -> (scaled to [0, 1] and 0 outside, foreground, scaling)."""
+    inside = foreground(array)
+    scaling = fit_scaling(array, inside, modality)
+    return np.where(inside, np.clip(scaling.apply(array), 0.0, 1.0), 0.0).astype(np.float32), inside, scaling
+
+
+def align(volumes: Mapping[str, Volume], reference: Grid, reference_name: str) -> dict[str, Volume]:
+    """All volumes on one grid of the same scanner space; outside a volume's field of view is its background.
+
+    Raises:
+        GeometryError: if a volume does not overlap the reference.
+    """
+    aligned = {}
+    for name, volume in volumes.items():
+        if not volume.grid.same_as(reference):
+            check_overlap(reference, volume.grid, reference_name, volume.provenance.get("path", name))
+            outside = float(volume.array.min())
+            array = resample(volume.array, volume.grid, reference, fill=outside)
+            volume = Volume(array, reference, volume.modality, volume.provenance)
+        aligned[name] = volume
+    return aligned
+
+
+def skull_stripped(volumes: Mapping[str, Volume]) -> bool:
+    """Whether every volume has an exactly constant background."""
+    return all(is_stripped(volume.array) for volume in volumes.values())
+
+
+def load_working(subject: Subject, spacing_mm: float | None) -> WorkingStudy:
+    """Read, align, scale and slice one subject.
+
+    Args:
+        spacing_mm: in-plane spacing of the working grid; ignored where the data set's spacing is unknown.
+    """
+    volumes = {name: subject.readers[name]() for name in subject.modalities}
+    first = next(iter(volumes))
+    reference = volumes[first].grid
+    known = volumes[first].provenance.get("spacing") != "unknown"
+    space = Workspace.of(reference, spacing_mm if known else None)
+    images, scalings, inside = {}, {}, np.zeros(reference.shape, dtype=bool)
+    for name, volume in align(volumes, reference, first).items():
+        values, mask, scalings[name] = scaled(volume.array, name)
+        images[name] = space.stack(values)
+        inside |= mask
+    further: dict[str, list[np.ndarray]] = {}
+    for name, readers in subject.inputs_only.items():
+        for read in readers:
+            other = align({name: read()}, reference, first)[name]
+            further.setdefault(name, []).append(space.stack(scaled(other.array, name)[0]))
+    masks = {kind: _mask(read(), space, subject.id) for kind, read in subject.masks.items()}
+    return WorkingStudy(
+        id=subject.id,
+        images=images,
+        foreground=space.stack(inside, order=0) > 0,
+        scalings=scalings,
+        brain=masks.get("brain"),
+        lesion=masks.get("lesion"),
+        inputs_only=further,
+    )
+
+
+def _mask(label: LabelMap, space: Workspace, subject: str) -> np.ndarray:
+    array = label.array
+    if not label.grid.same_as(space.reference):
+        array = resample(array, label.grid, space.reference, order=0)
+    if array.shape != space.reference.shape:
+        raise GeometryError(f"{subject}: mask {array.shape} and images {space.reference.shape} differ in shape")
+    return space.stack(array, order=0) > 0

@@ -1,0 +1,60 @@
+"""The exception family: what a caller can cure, and what only we can.
+
+Every error carries an `exit_code` that the command line returns: 2 for what the caller can
+cure with another command, 1 for the rest. A message says what was being done and to which
+file, what was expected, what was found and what to do next, in one line.
+"""
+
+
+class Medk2nError(Exception):
+    """Base of all errors raised on purpose by this package."""
+
+    exit_code = 2
+
+
+class UsageError(Medk2nError, ValueError):
+    """An option or argument that cannot be what the caller meant."""
+
+
+class ConfigError(Medk2nError, ValueError):
+    """A configuration value that does not validate."""
+
+
+class UnknownNameError(Medk2nError, LookupError):
+    """A name (modality, component, model) that is not known; the message suggests near ones."""
+
+
+class VolumeReadError(Medk2nError, OSError):
+    """A file that is not a readable, finite, three-dimensional image."""
+
+
+class GeometryError(Medk2nError, ValueError):
+    """Grids that are singular, do not overlap, or do not fit."""
+
+
+class DatasetError(Medk2nError, ValueError):
+    """A folder in which no usable subject was found, or subjects that contradict each other."""
+
+
+class OutputExistsError(Medk2nError, FileExistsError):
+    """An output that is already there; refused without `--overwrite`."""
+
+
+class OutputPermissionError(Medk2nError, PermissionError):
+    """An output folder that may not be written to."""
+
+
+class CheckpointError(Medk2nError, ValueError):
+    """A model folder that is incomplete, altered, or of another kind."""
+
+
+class SystemLimitError(Medk2nError, OSError):
+    """The machine's limit, not the caller's mistake: disk full, out of memory."""
+
+    exit_code = 1
+
+
+class InternalError(Medk2nError, RuntimeError):
+    """A broken promise of our own."""
+
+    exit_code = 1

@@ -1,0 +1,137 @@
+"""Ask every predictor the same questions and measure the answers in the same places.
+
+Everything is measured on the working grid in the scaled unit, [0, 1] with data range 1.
+
+    records = evaluate([predictor, CopyPredictor(config)], studies, modalities=("t1n", "t2w"))
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from medk2n.errors import InternalError, UnknownNameError
+from medk2n.evaluation.background import inside_inputs
+from medk2n.evaluation.rows import Row, rows
+from medk2n.metrics._metric import Metric
+from medk2n.registry import names, resolve
+
+if TYPE_CHECKING:
+    from medk2n.data.working import WorkingStudy
+    from medk2n.inference.predictor import Predictor
+
+DATA_RANGE = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One measured value.
+
+    Attributes:
+        sources: the inputs as text, e.g. "t1n+t2w".
+        region: "foreground", "whole", and where the data set gives them "brain" and "lesion".
+        value: NaN where the region is empty (or, for SSIM, too small).
+    """
+
+    subject: str
+    method: str
+    sources: str
+    target: str
+    metric: str
+    region: str
+    value: float
+
+
+def evaluate(
+    predictors: "Sequence[Predictor]",
+    studies: "Iterable[WorkingStudy]",
+    *,
+    modalities: Sequence[str],
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[Record]:
+    """All metrics of all predictors for every row of every study.
+
+    Args:
+        predictors: the methods, with different names.
+        studies: read one at a time; pass a generator and memory stays flat.
+        modalities: those under test, in the order of the table.
+        progress: called after each row with (subject, rows done, rows of this subject).
+
+    Raises:
+        UnknownNameError: if a predictor does not know one of the modalities.
+        InternalError: if a prediction is missing, misshapen or not finite.
+    """
+    for predictor in predictors:
+        _require_known(predictor, modalities)
+    metrics = [resolve("metrics", name) for name in names("metrics")]
+    records: list[Record] = []
+    for study in studies:
+        asked = rows(modalities, study.images)
+        regions = _regions(study)
+        for done, row in enumerate(asked, start=1):
+            for predictor in predictors:
+                predicted = predict_row(predictor, study, row)
+                records.extend(_measure(predictor.name, study, row, predicted, regions, metrics))
+            if progress:
+                progress(study.id, done, len(asked))
+    return records
+
+
+def predict_row(predictor: "Predictor", study: "WorkingStudy", row: Row) -> dict[str, np.ndarray]:
+    """One predictor's answers to one row, clipped to [0, 1], zero outside what the inputs show.
+
+    The predictor receives copies of the sources and nothing else of the study.
+    """
+    images = {source: study.images[source].copy() for source in row.sources}
+    predicted = predictor.predict(images, row.targets)
+    inside = inside_inputs({source: study.images[source] for source in row.sources})
+    for target in row.targets:
+        _require_sound(predictor.name, study.id, row, target, predicted.get(target), inside.shape)
+    return {target: np.where(inside, np.clip(predicted[target], 0, 1), 0) for target in row.targets}
+
+
+def _measure(
+    method: str,
+    study: "WorkingStudy",
+    row: Row,
+    predicted: Mapping[str, np.ndarray],
+    regions: Mapping[str, np.ndarray | None],
+    metrics: Sequence[Metric],
+) -> Iterator[Record]:
+    for target in row.targets:
+        for metric in metrics:
+            values = metric.map(predicted[target], study.images[target], data_range=DATA_RANGE)
+            for region, mask in regions.items():
+                yield Record(study.id, method, row.label, target, metric.name, region, metric.pooled(values, mask))
+
+
+def _regions(study: "WorkingStudy") -> dict[str, np.ndarray | None]:
+    """Masks by name, one set per study whatever the row; None is the whole image."""
+    regions: dict[str, np.ndarray | None] = {"foreground": study.foreground, "whole": None}
+    if study.brain is not None:
+        regions["brain"] = study.brain
+    if study.lesion is not None and study.lesion.any():
+        regions["lesion"] = study.lesion > 0
+    return regions
+
+
+def _require_known(predictor: "Predictor", modalities: Sequence[str]) -> None:
+    unknown = [m for m in modalities if m not in predictor.modalities]
+    if unknown:
+        raise UnknownNameError(
+            f"method {predictor.name} does not know {', '.join(unknown)}: it knows {', '.join(predictor.modalities)}; "
+            "choose among them with --modalities"
+        )
+
+
+def _require_sound(
+    method: str, subject: str, row: Row, target: str, image: np.ndarray | None, shape: tuple[int, ...]
+) -> None:
+    place = f"{method}, subject {subject}, {row.label} -> {target}"
+    if image is None:
+        raise InternalError(f"{place}: the prediction is missing")
+    if image.shape != shape:
+        raise InternalError(f"{place}: expected a prediction of shape {shape}, got {image.shape}")
+    if not np.isfinite(image).all():
+        raise InternalError(f"{place}: the prediction is not finite everywhere")

@@ -1,0 +1,136 @@
+"""From records to statements: means over subjects, and paired differences between methods."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from medk2n.evaluation.evaluate import Record
+
+MEAN_ROW = "mean of rows"
+RESAMPLES = 2000
+FEWEST_FOR_A_TEST = 6  # below, the smallest two-sided Wilcoxon p is above 0.05 whatever the data
+
+Place = tuple[str, str, str]  # region, metric, sources (or MEAN_ROW)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One method in one row. `sd` is between subjects (NaN for one subject)."""
+
+    region: str
+    metric: str
+    sources: str
+    method: str
+    n: int
+    mean: float
+    sd: float
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """`method` minus `reference`, paired by subject.
+
+    `low` and `high` bound the mean's 95 % bootstrap interval (NaN for fewer than two subjects);
+    `p` is Wilcoxon's, two-sided, not corrected for the number of rows (NaN for fewer than six).
+    """
+
+    region: str
+    metric: str
+    sources: str
+    method: str
+    reference: str
+    n: int
+    mean: float
+    low: float
+    high: float
+    p: float
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """All cells and differences, in the order of the table."""
+
+    cells: tuple[Cell, ...]
+    differences: tuple[Difference, ...]
+
+
+def summarise(
+    records: Iterable[Record], *, method: str, references: Sequence[str], rng: np.random.Generator
+) -> Summary:
+    """Means and paired differences of every region, metric and row, and over all rows.
+
+    A subject's value in a row is its mean over targets; in the last row, its mean over rows.
+    Undefined values (NaN: an empty region) are left out and lower `n`.
+    """
+    values = per_subject(records)
+    cells, differences = [], []
+    for place, by_method in values.items():
+        for name, by_subject in by_method.items():
+            cells.append(_cell(place, name, list(by_subject.values())))
+        for reference in references:
+            if method in by_method and reference in by_method:
+                differences.append(_difference(place, method, reference, by_method, rng))
+    return Summary(tuple(cells), tuple(differences))
+
+
+def per_subject(records: Iterable[Record]) -> dict[Place, dict[str, dict[str, float]]]:
+    """Place -> method -> subject -> mean over targets (over rows in the last place of each metric)."""
+    by_target = _lists()
+    for record in records:
+        if not np.isnan(record.value):
+            place = (record.region, record.metric, record.sources)
+            by_target[place][record.method][record.subject].append(record.value)
+    by_row = {place: _averaged(methods) for place, methods in by_target.items()}
+    over_rows = _lists()
+    for (region, metric, _), methods in by_row.items():
+        for method, subjects in methods.items():
+            for subject, value in subjects.items():
+                over_rows[region, metric, MEAN_ROW][method][subject].append(value)
+    return by_row | {place: _averaged(methods) for place, methods in over_rows.items()}
+
+
+def _lists() -> dict[Place, dict[str, dict[str, list[float]]]]:
+    return defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+
+
+def _averaged(methods: Mapping[str, Mapping[str, list[float]]]) -> dict[str, dict[str, float]]:
+    return {
+        method: {subject: float(np.mean(values)) for subject, values in subjects.items()}
+        for method, subjects in methods.items()
+    }
+
+
+def _cell(place: Place, method: str, values: list[float]) -> Cell:
+    spread = np.std(values, ddof=1) if len(values) > 1 and np.isfinite(values).all() else np.nan
+    return Cell(*place, method, len(values), float(np.mean(values)), float(spread))
+
+
+def _difference(
+    place: Place, method: str, reference: str, values: Mapping[str, Mapping[str, float]], rng: np.random.Generator
+) -> Difference:
+    paired = [(values[method][s], values[reference][s]) for s in values[method] if s in values[reference]]
+    # An exact prediction has infinite PSNR: no difference can be stated for that subject.
+    deltas = np.array([ours - theirs for ours, theirs in paired if np.isfinite(ours) and np.isfinite(theirs)])
+    mean = float(deltas.mean()) if deltas.size else np.nan
+    low, high = _bootstrap_interval(deltas, rng)
+    return Difference(*place, method, reference, deltas.size, mean, low, high, _wilcoxon_p(deltas))
+
+
+def _bootstrap_interval(deltas: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
+    if deltas.size < 2:
+        return np.nan, np.nan
+    means = deltas[rng.integers(deltas.size, size=(RESAMPLES, deltas.size))].mean(axis=1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _wilcoxon_p(deltas: np.ndarray) -> float:
+    if deltas.size < FEWEST_FOR_A_TEST:
+        return np.nan
+    if not deltas.any():
+        return 1.0
+    from scipy.stats import wilcoxon
+
+    return float(wilcoxon(deltas).pvalue)

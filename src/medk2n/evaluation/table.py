@@ -1,0 +1,132 @@
+"""The tables of an evaluation: CSV to compute with, JSON to keep, Markdown to read."""
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from medk2n.evaluation.evaluate import DATA_RANGE, Record
+from medk2n.evaluation.summary import MEAN_ROW, Cell, Difference, Summary
+from medk2n.metrics._metric import Metric
+from medk2n.registry import resolve
+
+_REGIONS = {
+    "foreground": "Inside the foreground mask (one per subject, the same for every row and method)",
+    "brain": "Inside the data set's brain mask",
+    "lesion": "Inside the lesion",
+    "whole": "Whole image, background included (flatters every method: compare with the foreground)",
+}
+
+
+def write_tables(
+    folder: Path, records: Sequence[Record], summary: Summary, *, methods: Sequence[str], facts: Mapping[str, Any]
+) -> str:
+    """Write records.csv, table.csv, differences.csv, table.json and table.md; return the Markdown.
+
+    Args:
+        methods: columns, in order; one without values reads "n/a".
+        facts: plain data about the run (model, data, seed, ...), kept in the JSON.
+    """
+    _write_csv(folder / "records.csv", Record, records)
+    _write_csv(folder / "table.csv", Cell, summary.cells)
+    _write_csv(folder / "differences.csv", Difference, summary.differences)
+    content = {
+        **facts,
+        "data_range": DATA_RANGE,
+        "methods": list(methods),
+        "cells": [_plain(cell) for cell in summary.cells],
+        "differences": [_plain(difference) for difference in summary.differences],
+    }
+    (folder / "table.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    text = markdown(summary, methods)
+    (folder / "table.md").write_text(text, encoding="utf-8")
+    return text
+
+
+def markdown(summary: Summary, methods: Sequence[str]) -> str:
+    """One section a region, one table a metric: rows are inputs, columns methods and paired differences."""
+    lines = [
+        f"All values in the scaled unit: each image scaled to [0, 1] on its own, data range {DATA_RANGE:g}.",
+        "Mean ± standard deviation over n subjects, each averaged over its targets; best mean in bold.",
+        "Differences are paired by subject: mean [95 % bootstrap interval], Wilcoxon p where n >= 6.",
+    ]
+    present = {cell.region for cell in summary.cells}
+    for region in (r for r in _REGIONS if r in present):
+        lines += ["", f"## {_REGIONS[region]}"]
+        for name in ("psnr", *sorted({c.metric for c in summary.cells} - {"psnr"})):
+            lines += ["", *_metric_table(summary, region, resolve("metrics", name), methods)]
+    return "\n".join(lines) + "\n"
+
+
+def _metric_table(summary: Summary, region: str, metric: Metric, methods: Sequence[str]) -> list[str]:
+    cells = {(c.sources, c.method): c for c in summary.cells if (c.region, c.metric) == (region, metric.name)}
+    found = [d for d in summary.differences if (d.region, d.metric) == (region, metric.name)]
+    differences = {(d.sources, d.method, d.reference): d for d in found}
+    pairs = list(dict.fromkeys((d.method, d.reference) for d in found))
+    header = ["inputs", "n", *methods, *(f"{ours} - {theirs}" for ours, theirs in pairs)]
+    lines = [
+        f"**{metric.label}** ({metric.unit}, {metric.better} is better)",
+        "",
+        "| " + " | ".join(header) + " |",
+        "|---" * len(header) + "|",
+    ]
+    for row in ordered_rows(sources for sources, _ in cells):
+        in_row = [cells.get((row, method)) for method in methods]
+        best = _best([cell for cell in in_row if cell], metric)
+        words = [_cell_text(cell, metric, bold=cell is not None and cell.mean == best) for cell in in_row]
+        words += [_difference_text(differences.get((row, *pair)), metric) for pair in pairs]
+        count = max(cell.n for cell in in_row if cell)
+        lines.append("| " + " | ".join([row, str(count), *words]) + " |")
+    return lines
+
+
+def ordered_rows(labels: Iterable[str]) -> list[str]:
+    """Each label once: fewest inputs first, otherwise as they came; the mean of all rows last."""
+    unique = dict.fromkeys(labels)
+    return sorted(unique, key=lambda label: math.inf if label == MEAN_ROW else label.count("+"))
+
+
+def _best(cells: Sequence[Cell], metric: Metric) -> float:
+    means = [cell.mean for cell in cells]
+    return max(means) if metric.better == "higher" else min(means)
+
+
+def _cell_text(cell: Cell | None, metric: Metric, *, bold: bool) -> str:
+    if cell is None:
+        return "n/a"
+    mean = f"{cell.mean:.{metric.decimals}f}"
+    spread = "" if math.isnan(cell.sd) else f" ± {cell.sd:.{metric.decimals}f}"
+    return (f"**{mean}**" if bold else mean) + spread
+
+
+def _difference_text(difference: Difference | None, metric: Metric) -> str:
+    if difference is None or math.isnan(difference.mean):
+        return "n/a"
+    digits = metric.decimals
+    text = f"{difference.mean:+.{digits}f}"
+    if not math.isnan(difference.low):
+        text += f" [{difference.low:+.{digits}f}, {difference.high:+.{digits}f}]"
+    if not math.isnan(difference.p):
+        text += f", p = {difference.p:.2g}"
+    return text
+
+
+def _write_csv(path: Path, kind: type, rows: Iterable[Any]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(kind)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+
+
+def _plain(row: Any) -> dict[str, Any]:
+    """As JSON knows it: NaN becomes null, infinity the text "inf"."""
+    return {key: _json_number(value) for key, value in asdict(row).items()}
+
+
+def _json_number(value: Any) -> Any:
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return None if math.isnan(value) else str(value)

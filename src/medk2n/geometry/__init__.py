@@ -1,0 +1,1 @@
+"""Where voxels are: grids, orientations, resampling. numpy and scipy only."""

@@ -1,0 +1,39 @@
+"""A grid: shape and affine of a volume."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from medk2n.errors import GeometryError
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Where the voxels of a 3-D array are.
+
+    Attributes:
+        shape: (x, y, z) voxels.
+        affine: (4, 4) float64, voxel index -> scanner millimetres (RAS+, as NIfTI means it).
+    """
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+
+    def __post_init__(self) -> None:
+        affine = np.array(self.affine, dtype=np.float64)
+        if affine.shape != (4, 4) or not np.isfinite(affine).all():
+            raise GeometryError(f"affine is not a finite 4 x 4 matrix: {affine.tolist()}")
+        if abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+            raise GeometryError("affine is singular (a voxel has no volume); mend the header before synthesis")
+        affine.flags.writeable = False
+        object.__setattr__(self, "affine", affine)
+        object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
+
+    @property
+    def spacing_mm(self) -> np.ndarray:
+        """(3,) edge lengths of a voxel."""
+        return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+    def same_as(self, other: "Grid") -> bool:
+        """Same shape, and the affines differ by less than a thousandth of a millimetre."""
+        return self.shape == other.shape and bool(np.allclose(self.affine, other.affine, atol=1e-3))

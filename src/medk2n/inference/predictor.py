@@ -1,0 +1,203 @@
+"""A trained model over the slices of one study, in scaled units.
+
+Every decision of the fusion is taken once per study from features pooled over some of its
+slices, then all slices follow that plan in chunks, so memory does not grow with the volume.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from medk2n.checkpoint import ModelConfig, load
+from medk2n.data.batches import neighbours
+from medk2n.errors import UsageError
+from medk2n.models._spec import Prediction, Query
+from medk2n.models.parts.sequence import Plan
+
+_DECIDING_SLICES = 16
+_CHUNK_PIXELS = 400_000  # of all frames and targets of a chunk: about half a gigabyte of activations
+_MARGIN = 8
+
+Progress = Callable[[int, int], None]
+
+
+class Predictor(Protocol):
+    """What evaluation asks of any method."""
+
+    name: str
+    modalities: tuple[str, ...]
+
+    def predict(self, images: Mapping[str, np.ndarray], targets: Sequence[str]) -> dict[str, np.ndarray]:
+        """Scaled inputs (s, h, w), 0 outside the foreground -> scaled targets (s, h, w) in [0, 1]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Inference:
+    """What a model says of a study, scaled; (s, h, w) each, 0 (and variance 0) outside the computed box.
+
+    Attributes:
+        means: target -> image in [0, 1].
+        variances: target -> predicted squared error; empty if the model gives none.
+        plan: target -> steps of the fusion, or None for models without one.
+        effective: target -> source -> mean W_eff inside the study; empty without a plan.
+    """
+
+    means: dict[str, np.ndarray]
+    variances: dict[str, np.ndarray]
+    plan: Plan | None
+    effective: dict[str, dict[str, float]]
+
+
+class SlicePredictor:
+    """A checkpoint in evaluation mode; loads its weights once."""
+
+    def __init__(self, module: nn.Module, config: ModelConfig, device: str = "cpu") -> None:
+        self.module, self.config, self.device = module, config, device
+        self.name = config.model
+        self.modalities = config.modalities
+
+    def predict(self, images: Mapping[str, np.ndarray], targets: Sequence[str]) -> dict[str, np.ndarray]:
+        """See `Predictor`."""
+        return self.infer(images, targets).means
+
+    @torch.inference_mode()
+    def infer(
+        self, images: Mapping[str, np.ndarray], targets: Sequence[str], progress: Progress | None = None
+    ) -> Inference:
+        """All targets of one study in one call.
+
+        Args:
+            images: source -> (s, h, w) in [0, 1], all of one shape.
+            targets: short names; one that is also an input is re-made.
+            progress: called with (slices done, slices in all).
+
+        Raises:
+            UsageError: a modality that the model does not know, or no input.
+        """
+        sources = self.indices(images)
+        wanted = self.indices(targets)
+        shape = next(iter(images.values())).shape
+        box, depth_range = bounding_box(images)
+        means = {name: np.zeros(shape, np.float32) for name in targets}
+        variances: dict[str, np.ndarray] = {}
+        effective = {j: np.zeros(len(self.modalities)) for j in wanted}
+        plan = None
+        if hasattr(self.module, "decide"):
+            at = deciding_slices(depth_range)
+            plan = self.module.decide(self.stack(images, box, at), self.query(len(at), sources, wanted))
+        size = (box[0].stop - box[0].start) * (box[1].stop - box[1].start)
+        chunk = max(1, _CHUNK_PIXELS // (size * (len(sources) + len(wanted))))
+        for start in range(0, len(depth_range), chunk):
+            at = depth_range[start : start + chunk]
+            prediction = self._run(self.stack(images, box, at), self.query(len(at), sources, wanted), plan)
+            # queries run over slices first, then targets
+            for t, name in enumerate(targets):
+                rows = slice(t * len(at), (t + 1) * len(at))
+                means[name][(np.array(at)[:, None, None], *_open(box))] = (
+                    prediction.mean[rows].clamp(0, 1).float().cpu().numpy()
+                )
+                if prediction.log_variance is not None:
+                    variances.setdefault(name, np.zeros(shape, np.float32))
+                    variances[name][(np.array(at)[:, None, None], *_open(box))] = (
+                        prediction.log_variance[rows].exp().float().cpu().numpy()
+                    )
+            self._count(prediction, effective, len(at), wanted, len(depth_range))
+            if progress:
+                progress(min(start + chunk, len(depth_range)), len(depth_range))
+        named = {
+            self.modalities[j]: {self.modalities[i]: float(v) for i, v in enumerate(values) if v or i in sources}
+            for j, values in effective.items()
+        }
+        return Inference(means, variances, plan, named if plan else {})
+
+    def indices(self, names: Mapping[str, object] | Sequence[str]) -> list[int]:
+        """Indices in the checkpoint's list, in its order; for targets in the caller's order."""
+        unknown = [name for name in names if name not in self.modalities]
+        if unknown:
+            raise UsageError(
+                f"the model does not know {', '.join(unknown)}; it knows {', '.join(self.modalities)}"
+            )
+        if not names:
+            raise UsageError("no modality given; at least one input and one target are needed")
+        found = [self.modalities.index(name) for name in names]
+        return sorted(found) if isinstance(names, Mapping) else found
+
+    def stack(self, images: Mapping[str, np.ndarray], box: tuple[slice, slice], at: Sequence[int]) -> torch.Tensor:
+        """Slices with their neighbours, cut to the box: (len(at), m, s, h, w); absent channels hold NaN."""
+        slices = self.config.params["slices"]
+        depth = len(next(iter(images.values())))
+        around = np.stack([neighbours(z, depth, slices) for z in at])
+        h, w = box[0].stop - box[0].start, box[1].stop - box[1].start
+        out = torch.full((len(at), len(self.modalities), slices, h, w), torch.nan)
+        for name, array in images.items():
+            out[:, self.modalities.index(name)] = torch.from_numpy(np.ascontiguousarray(array[around][..., *box]))
+        return out.to(self.device)
+
+    def query(self, slices: int, sources: Sequence[int], targets: Sequence[int]) -> Query:
+        """Every target on every slice from the same sources."""
+        mask = torch.zeros(len(self.modalities), dtype=torch.bool)
+        mask[list(sources)] = True
+        n = len(targets)
+        return Query(
+            torch.arange(slices).repeat(n).to(self.device),
+            mask.expand(slices * n, -1).to(self.device),
+            torch.tensor(list(targets)).repeat_interleave(slices).to(self.device),
+        )
+
+    def _run(self, images: torch.Tensor, query: Query, plan: Plan | None) -> Prediction:
+        if plan is None:
+            return self.module(images, query)
+        h, w = images.shape[-2:]
+        needed = query.sources[:1].expand(len(images), -1)
+        prediction = self.module.decode(self.module.encode(images, needed), query, plan=plan)
+        return Prediction(prediction.mean[:, :h, :w], prediction.log_variance[:, :h, :w], prediction.extras)
+
+    def _count(
+        self, prediction: Prediction, effective: dict[int, np.ndarray], slices: int, targets: Sequence[int], total: int
+    ) -> None:
+        fused = prediction.extras.get("fused")
+        if fused is None:
+            return
+        for step in fused.steps:
+            for t, j in enumerate(targets):
+                rows = slice(t * slices, (t + 1) * slices)
+                source = int(step.source[rows][0])
+                if source >= 0:
+                    effective[j][source] += float(step.effective[rows].sum()) / total
+
+
+def load_predictor(folder: Path, device: str = "cpu") -> SlicePredictor:
+    """A checkpoint folder as a predictor."""
+    module, config = load(folder, device=device)
+    return SlicePredictor(module, config, device)
+
+
+def bounding_box(images: Mapping[str, np.ndarray]) -> tuple[tuple[slice, slice], list[int]]:
+    """In-plane box of everything that is not background, with a margin, and the slices that hold any."""
+    some = np.zeros(next(iter(images.values())).shape, dtype=bool)
+    for array in images.values():
+        some |= array > 0
+    if not some.any():
+        return (slice(0, some.shape[1]), slice(0, some.shape[2])), list(range(some.shape[0]))
+    box = []
+    for axis in (1, 2):
+        line = np.flatnonzero(some.any(axis=tuple(a for a in range(3) if a != axis)))
+        box.append(slice(max(0, line[0] - _MARGIN), min(some.shape[axis], line[-1] + 1 + _MARGIN)))
+    return (box[0], box[1]), np.flatnonzero(some.any(axis=(1, 2))).tolist()
+
+
+def deciding_slices(depth_range: Sequence[int], most: int = _DECIDING_SLICES) -> list[int]:
+    """Evenly spread slices on which a study's decisions are taken."""
+    picks = np.linspace(0, len(depth_range) - 1, min(most, len(depth_range)) + 2)[1:-1].round().astype(int)
+    return [depth_range[k] for k in sorted(set(picks.tolist()))]
+
+
+def _open(box: tuple[slice, slice]) -> tuple[np.ndarray, np.ndarray]:
+    rows, columns = np.arange(box[0].start, box[0].stop), np.arange(box[1].start, box[1].stop)
+    return rows[None, :, None], columns[None, None, :]

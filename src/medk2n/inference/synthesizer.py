@@ -1,0 +1,287 @@
+"""The public face: some of a patient's scans in, the missing ones out, on the patient's own grid.
+
+    from medk2n import Synthesizer
+
+    synthesizer = Synthesizer.from_pretrained("default")
+    result = synthesizer.synth({"t1n": "T1.nii.gz", "t2w": "T2.nii.gz"}, targets=["t2f"])
+    result["t2f"].save("flair.nii.gz")
+"""
+
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import torch
+
+import medk2n
+from medk2n.checkpoint import ModelConfig, find_model
+from medk2n.data.discover import discover_study
+from medk2n.data.intensity import Scaling
+from medk2n.data.subject import Subject
+from medk2n.data.working import Workspace, align, scaled, skull_stripped
+from medk2n.errors import UsageError
+from medk2n.geometry.grid import Grid
+from medk2n.inference.contribution import contributions
+from medk2n.inference.predictor import Inference, Progress, SlicePredictor, load_predictor
+from medk2n.io.atomic import sha256_array
+from medk2n.io.nifti import from_nibabel, read_volume
+from medk2n.io.volume import Volume
+from medk2n.vocabulary import modality
+
+Image = str | Path | Volume | nibabel.spatialimages.SpatialImage | tuple[np.ndarray, np.ndarray]
+Study = str | Path | Subject | Mapping[str, Image]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One frame of a target's sequence, as the networks saw it.
+
+    Attributes:
+        source: modality of the frame.
+        weight: W_ij, predicted share of the remaining error that it removes (for the key frame: of the whole error).
+        threshold: tau_ij that the weight had to pass; 0 for the key frame.
+        gate: 1 open, 0 closed (the frame was skipped).
+        effective_weight: mean of the per-voxel map W_eff; 1 for the key frame.
+    """
+
+    source: str
+    weight: float
+    threshold: float
+    gate: float
+    effective_weight: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a target looks as it does.
+
+    Attributes:
+        key: the key frame.
+        steps: the frames in the order they were added, key frame first.
+        contribution_db: source -> what it added to the predicted PSNR, in dB.
+        contribution_method: "shapley" (exact) or "leave-one-out" (more than four inputs).
+        predicted_psnr_db: of the target inside the foreground, from the predicted error per voxel.
+    """
+
+    key: str
+    steps: tuple[Step, ...]
+    contribution_db: dict[str, float]
+    contribution_method: str
+    predicted_psnr_db: float
+
+
+@dataclass(frozen=True)
+class Synthesis(Mapping[str, Volume]):
+    """Target -> synthetic volume, float32 on the reference grid; and what goes with it.
+
+    Attributes:
+        volumes: the synthetic volumes.
+        inputs: the inputs on the reference grid, in their own intensities.
+        deviations: target -> predicted standard error per voxel, in the target volume's unit.
+        explanations: target -> why.
+        scalings: target -> the unit: value = low + scaled (high - low).
+        reference: modality whose grid was used.
+        record: what a sidecar needs: model, hashes, versions, seed, device, seconds.
+    """
+
+    volumes: dict[str, Volume]
+    inputs: dict[str, Volume]
+    deviations: dict[str, Volume]
+    explanations: dict[str, Explanation]
+    scalings: dict[str, Scaling]
+    reference: str
+    record: dict[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, target: str) -> Volume:
+        return self.volumes[target]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.volumes)
+
+    def __len__(self) -> int:
+        return len(self.volumes)
+
+
+class Synthesizer:
+    """A model, loaded once, that completes any number of studies."""
+
+    def __init__(self, predictor: SlicePredictor, name: str) -> None:
+        self._predictor = predictor
+        self.name = name
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder: str | Path = "default", *, device: str = "cpu") -> "Synthesizer":
+        """Load a bundled model ("default", "brain") or a folder written by `medk2n train`.
+
+        Raises:
+            UnknownNameError, CheckpointError: no such model, or altered weights.
+        """
+        folder = find_model(name_or_folder)
+        return cls(load_predictor(folder, device), folder.name)
+
+    @property
+    def config(self) -> ModelConfig:
+        """What the model knows."""
+        return self._predictor.config
+
+    def synth(
+        self,
+        study: Study,
+        targets: Sequence[str] | None = None,
+        *,
+        reference: str | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> Synthesis:
+        """Synthesize `targets` of one study.
+
+        Args:
+            study: a folder, a `Subject`, or modality -> path, nibabel image, `Volume` or (array, affine).
+            targets: modality names or aliases; None is everything the model knows and the study lacks.
+            reference: the input whose grid the outputs have; None is the first.
+            seed: written into the record; nothing in a synthesis is random.
+            progress: called with (slices done, slices in all).
+
+        Raises:
+            UsageError: unknown or doubled names, no inputs, nothing to do.
+            VolumeReadError, GeometryError: an input that cannot be used.
+        """
+        started = time.perf_counter()
+        given = as_volumes(study)
+        explicit = isinstance(study, Mapping)
+        ignored = [name for name in given if name not in self.config.modalities and not explicit]
+        inputs = {name: volume for name, volume in given.items() if name not in ignored}
+        wanted = self._targets(targets, given)
+        self._predictor.indices(inputs)
+        first = self._reference(reference, inputs)
+        grid = inputs[first].grid
+        inputs = align(inputs, grid, str(inputs[first].provenance.get("path", first)))
+        space = Workspace.of(grid, self.config.spacing_mm)
+        stacks, masks, own = {}, np.zeros(grid.shape, dtype=bool), {}
+        for name, volume in inputs.items():
+            values, inside, own[name] = scaled(volume.array, name)
+            stacks[name] = space.stack(values)
+            masks |= inside
+        inference = self._predictor.infer(stacks, wanted, progress)
+        scalings = {name: own.get(name) or self._typical(name) for name in wanted}
+        stripped = skull_stripped(inputs)
+        record = {
+            "model": self.name,
+            "model_sha256": self.config.sha256,
+            "model_licence": self.config.licence,
+            "versions": {"medk2n": medk2n.__version__, "torch": torch.__version__, "python": platform.python_version()},
+            "seed": seed,
+            "device": self._predictor.device,
+            "working_spacing_mm": self.config.spacing_mm,
+            "skull_stripped": stripped,
+            "ignored_inputs": ignored,
+            "sources": {name: dict(volume.provenance) for name, volume in inputs.items()},
+        }
+        volumes, deviations = {}, {}
+        for name in wanted:
+            scaling, air = scalings[name], modality(name).background
+            image = scaling.invert(np.clip(space.unstack(inference.means[name]), 0.0, 1.0))
+            provenance = {"synthetic": True, "model": self.name, "model_sha256": self.config.sha256}
+            volumes[name] = Volume(np.where(masks, image, air).astype(np.float32), grid, name, provenance)
+            width = scaling.high - scaling.low
+            error = np.sqrt(np.maximum(space.unstack(inference.variances[name]), 0.0)) * width
+            deviations[name] = Volume(np.where(masks, error, 0.0).astype(np.float32), grid, name, provenance)
+        explanations = self._explain(stacks, wanted, inference)
+        record["elapsed_s"] = round(time.perf_counter() - started, 2)
+        return Synthesis(volumes, inputs, deviations, explanations, scalings, first, record)
+
+    def _targets(self, targets: Sequence[str] | None, given: Mapping[str, Volume]) -> list[str]:
+        if targets is None:
+            wanted = [name for name in self.config.modalities if name not in given]
+            if not wanted:
+                raise UsageError(
+                    f"the study already has everything the model knows ({', '.join(self.config.modalities)}); "
+                    "name a target to re-make it"
+                )
+            return wanted
+        wanted = [modality(name).name for name in targets]
+        doubled = sorted({name for name in wanted if wanted.count(name) > 1})
+        if doubled:
+            raise UsageError(f"target given twice: {', '.join(doubled)}; name each target once")
+        if not wanted:
+            raise UsageError("no target given; name at least one, or leave targets out for all that is missing")
+        self._predictor.indices(wanted)
+        return wanted
+
+    @staticmethod
+    def _reference(reference: str | None, inputs: Mapping[str, Volume]) -> str:
+        if reference is None:
+            return next(iter(inputs))
+        name = modality(reference).name
+        if name not in inputs:
+            raise UsageError(f"reference {name} is not among the inputs ({', '.join(inputs)})")
+        return name
+
+    def _typical(self, name: str) -> Scaling:
+        """A target that was never acquired has no unit of its own: the training subjects' median."""
+        low, high = self.config.statistics.typical_scaling[name]
+        return Scaling(low, high, kind=modality(name).scaling)
+
+    def _explain(
+        self, stacks: Mapping[str, np.ndarray], wanted: Sequence[str], inference: Inference
+    ) -> dict[str, Explanation]:
+        inside = np.any([array > 0 for array in stacks.values()], axis=0)
+        shares = contributions(self._predictor, stacks, wanted)
+        names = self.config.modalities
+        explanations = {}
+        for target in wanted:
+            plan = inference.plan[names.index(target)]
+            steps = tuple(
+                Step(
+                    names[step.source],
+                    step.weight,
+                    step.threshold,
+                    step.gate,
+                    inference.effective[target][names[step.source]],
+                )
+                for step in plan
+            )
+            error = float(inference.variances[target][inside].mean())
+            explanations[target] = Explanation(
+                steps[0].source, steps, shares.decibels[target], shares.method, -10 * float(np.log10(error))
+            )
+        return explanations
+
+
+def as_volumes(study: Study) -> dict[str, Volume]:
+    """Read a study in whatever form it comes: modality -> volume.
+
+    Raises:
+        UsageError: no image, or a modality given twice under two names.
+    """
+    if isinstance(study, Subject):
+        return {name: study.readers[name]() for name in study.modalities}
+    if isinstance(study, str | Path):
+        return as_volumes(discover_study(study))
+    volumes: dict[str, Volume] = {}
+    for given, image in study.items():
+        name = modality(given).name
+        if name in volumes:
+            raise UsageError(f"modality {name} given twice (again as {given!r}); give each input once")
+        volumes[name] = _as_volume(image, name)
+    if not volumes:
+        raise UsageError("no input given; at least one image is needed")
+    return volumes
+
+
+def _as_volume(image: Image, name: str) -> Volume:
+    if isinstance(image, Volume):
+        return image
+    if isinstance(image, str | Path):
+        return read_volume(Path(image), name)
+    if isinstance(image, tuple):
+        array, affine = image
+        nifti = nibabel.Nifti1Image(np.asarray(array, dtype=np.float32), affine)
+        volume = from_nibabel(nifti, name)
+        return Volume(volume.array, Grid(volume.array.shape, affine), name, {"sha256": sha256_array(volume.array)})
+    return from_nibabel(image, name)

@@ -1,0 +1,1 @@
+"""Files to volumes and back: NIfTI, names, sidecars, atomic writes."""

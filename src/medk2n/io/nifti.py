@@ -1,0 +1,216 @@
+"""NIfTI in and out. What is no readable, finite 3-D image is refused in one line."""
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.imageglobals import LoggingOutputSuppressor
+
+from medk2n.errors import GeometryError, VolumeReadError
+from medk2n.geometry.grid import Grid
+from medk2n.io.atomic import atomic_write, sha256_file
+from medk2n.io.volume import LabelMap, Volume
+
+MAX_VOXELS = 1024**3
+_GZIP_MAGIC = b"\x1f\x8b"
+_GZIP_MOST = 1032  # deflate cannot shrink further than this
+_READ_ERRORS = (OSError, EOFError, zlib.error, ValueError, TypeError, MemoryError, nib.spatialimages.HeaderDataError,
+                nib.filebasedimages.ImageFileError)  # fmt: skip
+
+
+def read_volume(path: Path | str, modality: str) -> Volume:
+    """Read one 3-D image as float32, slope and intercept applied.
+
+    Returns:
+        Volume with provenance: path, sha256, dtype (as stored), and a `note` if the header states no orientation.
+
+    Raises:
+        VolumeReadError: missing, not NIfTI, damaged, not 3-D, non-finite or constant.
+        GeometryError: the affine is singular or not finite.
+    """
+    path = Path(path)
+    image = _open(path)
+    grid = _grid(image, str(path))
+    array = _voxels(image, str(path))
+    _check_gzip_sum(path)
+    provenance = {"path": str(path), "sha256": sha256_file(path)} | _header_facts(image)
+    return Volume(_checked(array, str(path)), grid, modality, provenance)
+
+
+def read_labels(path: Path | str) -> LabelMap:
+    """Read a mask or segmentation as int32 (rounded); raises as `read_volume`, but may be constant."""
+    path = Path(path)
+    image = _open(path)
+    grid = _grid(image, str(path))
+    array = _finite(_voxels(image, str(path)), str(path))
+    _check_gzip_sum(path)
+    return LabelMap(np.rint(array).astype(np.int32), grid)
+
+
+def from_nibabel(image: Any, modality: str) -> Volume:
+    """A Volume from a nibabel image in memory; the same checks as `read_volume`."""
+    name = image.get_filename() or "image in memory"
+    _check_header(image, name)
+    provenance = {"path": image.get_filename()} | _header_facts(image)
+    return Volume(_checked(_voxels(image, name), name), _grid(image, name), modality, provenance)
+
+
+def to_nibabel(volume: Volume, *, description: str = "") -> nib.Nifti1Image:
+    """A float32 NIfTI image whose `.affine` after saving and loading equals the volume's exactly.
+
+    NIfTI stores its affine in float32, as a matrix (sform), a quaternion (qform) or only spacings. The
+    first of them that gives this affine back bit for bit is used, so a grid read from any NIfTI survives.
+    An affine that no NIfTI could have held is rounded to float32.
+    """
+    affine = volume.grid.affine
+    image = nib.Nifti1Image(np.asarray(volume.array, dtype=np.float32), affine)
+    header = image.header
+    header.set_xyzt_units("mm")
+    header["descrip"] = description.encode("ascii", "replace")[:79]
+    header.set_zooms(volume.grid.spacing_mm)
+    for store in (_store_sform, _store_qform, _store_tidy_qform, _store_spacing):
+        store(header, affine)
+        if np.array_equal(header.get_best_affine(), affine):
+            break
+    else:
+        _store_sform(header, affine)
+    return nib.Nifti1Image(image.dataobj, header.get_best_affine(), header)
+
+
+def _store_sform(header: nib.Nifti1Header, affine: np.ndarray) -> None:
+    header.set_sform(affine, code=1)
+    header.set_qform(affine, code=1, strip_shears=True)
+    if not np.allclose(header.get_qform(), affine, atol=1e-4):  # sheared: no quaternion says it
+        header.set_qform(None, code=0)
+
+
+def _store_qform(header: nib.Nifti1Header, affine: np.ndarray) -> None:
+    header.set_sform(None, code=0)
+    header.set_qform(affine, code=1, strip_shears=True)
+
+
+def _store_tidy_qform(header: nib.Nifti1Header, affine: np.ndarray) -> None:
+    """As `_store_qform`, where the decomposition made a rounding error of what was zero."""
+    _store_qform(header, affine)
+    for name in ("quatern_b", "quatern_c", "quatern_d"):
+        if abs(header[name]) < 1e-6:
+            header[name] = 0.0
+
+
+def _store_spacing(header: nib.Nifti1Header, affine: np.ndarray) -> None:
+    header.set_sform(None, code=0)
+    header.set_qform(None, code=0)
+
+
+def write_volume(volume: Volume, path: Path | str, *, description: str = "SYNTHETIC image, not acquired") -> None:
+    """Write float32 NIfTI atomically; `description` goes into the header's text field (79 characters)."""
+    image = to_nibabel(volume, description=description)
+    atomic_write(path, lambda temporary: nib.save(image, temporary))
+
+
+def _open(path: Path) -> Any:
+    """Header only. All that can be known to be wrong before the voxels are read is refused here."""
+    if not path.exists():
+        raise VolumeReadError(f"{path}: no such file; expected a NIfTI image (.nii or .nii.gz); check the path")
+    if path.is_dir():
+        raise VolumeReadError(f"{path}: is a folder; expected one NIfTI file; name the file in it")
+    with _reading(str(path)):
+        size = path.stat().st_size
+        with path.open("rb") as handle:
+            head = handle.read(2)
+    if size == 0:
+        raise VolumeReadError(f"{path}: the file is empty; expected a NIfTI image; copy it again")
+    named_gz = path.name.lower().endswith(".gz")
+    if named_gz != (head == _GZIP_MAGIC):
+        found, cure = ("not gzip-compressed", "drop .gz from") if named_gz else ("gzip-compressed", "add .gz to")
+        raise VolumeReadError(f"{path}: {found} although its name says otherwise; {cure} its name, or copy it again")
+    with _reading(str(path)), LoggingOutputSuppressor():
+        image: Any = nib.load(path, mmap=False)
+    _check_header(image, str(path))
+    promised = int(np.prod(image.shape)) * image.header.get_data_dtype().itemsize
+    has_image_beside = path.suffix.lower() == ".hdr"
+    if not has_image_beside and promised > size * (_GZIP_MOST if named_gz else 1):
+        raise VolumeReadError(
+            f"{path}: its header promises {promised} bytes of voxels, more than the file ({size} bytes) can hold; "
+            "it is cut off or damaged; copy it again"
+        )
+    return image
+
+
+def _check_gzip_sum(path: Path) -> None:
+    """Read a .gz to its end, where its checksum is: nibabel stops before, and altered voxels would pass."""
+    if path.name.lower().endswith(".gz"):
+        with _reading(str(path)), gzip.open(path) as stream:
+            while stream.read(1 << 22):
+                pass
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Whatever a damaged file makes nibabel, gzip or numpy raise becomes one line."""
+    try:
+        yield
+    except _READ_ERRORS as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise VolumeReadError(f"{name}: cannot be read as NIfTI ({reason}); convert or copy it again") from error
+
+
+def _check_header(image: Any, name: str) -> None:
+    if not isinstance(image, nib.Nifti1Pair):
+        raise VolumeReadError(f"{name}: is {type(image).__name__}, not NIfTI; convert it to .nii.gz")
+    shape = tuple(image.shape)
+    if any(n < 1 for n in shape):
+        raise VolumeReadError(f"{name}: its header states the shape {shape}; the header is damaged; copy it again")
+    if len(shape) < 3 or any(n > 1 for n in shape[3:]):
+        raise VolumeReadError(
+            f"{name}: has shape {shape} ({len(shape)}-D), expected one 3-D volume; "
+            "split the series or extract the volume wanted"
+        )
+    if int(np.prod(shape, dtype=object)) > MAX_VOXELS:
+        raise VolumeReadError(
+            f"{name}: its header states {shape}, more than {MAX_VOXELS} voxels; the header is damaged, or crop it"
+        )
+    dtype = image.get_data_dtype()
+    if dtype.kind not in "iuf":
+        raise VolumeReadError(f"{name}: voxels are {dtype} (colour or complex), expected one real number a voxel")
+
+
+def _header_facts(image: Any) -> dict[str, Any]:
+    header = image.header
+    facts: dict[str, Any] = {"dtype": str(header.get_data_dtype())}
+    if not int(header["sform_code"]) and not int(header["qform_code"]):
+        facts["note"] = "header states no orientation (sform and qform code 0); taken from the spacing alone"
+    return facts
+
+
+def _grid(image: Any, name: str) -> Grid:
+    try:
+        return Grid(image.shape[:3], image.affine)
+    except GeometryError as error:
+        raise GeometryError(f"{name}: {error}") from error
+
+
+def _voxels(image: Any, name: str) -> np.ndarray:
+    with _reading(name), np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged")).reshape(image.shape[:3])
+
+
+def _finite(array: np.ndarray, name: str) -> np.ndarray:
+    bad = array.size - int(np.count_nonzero(np.isfinite(array)))
+    if bad:
+        raise VolumeReadError(f"{name}: {bad} voxels are NaN or infinite; expected finite values; set them to 0 first")
+    return array
+
+
+def _checked(array: np.ndarray, name: str) -> np.ndarray:
+    _finite(array, name)
+    if array.min() == array.max():
+        raise VolumeReadError(
+            f"{name}: every voxel is {array.flat[0]:g}; a constant volume shows nothing; leave it out"
+        )
+    return array

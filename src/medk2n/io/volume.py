@@ -1,0 +1,66 @@
+"""A volume: an array, where it is, what it is, and where it came from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medk2n.errors import GeometryError
+from medk2n.geometry.grid import Grid
+from medk2n.vocabulary import MODALITIES
+
+if TYPE_CHECKING:
+    import nibabel
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """One 3-D image of one modality.
+
+    Attributes:
+        array: (x, y, z) float32, in the modality's unit.
+        grid: shape and affine; `grid.shape == array.shape`.
+        modality: short name of the vocabulary.
+        provenance: plain data saying where it came from (file and hash, or model and inputs).
+    """
+
+    array: np.ndarray
+    grid: Grid
+    modality: str
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.array.shape != self.grid.shape:
+            raise GeometryError(f"array {self.array.shape} and grid {self.grid.shape} differ in shape")
+        if self.modality not in MODALITIES:
+            raise GeometryError(f"{self.modality!r} is not a short modality name")
+
+    def to_nibabel(self) -> "nibabel.Nifti1Image":
+        """As a float32 NIfTI image with exactly this affine."""
+        from medk2n.io.nifti import to_nibabel  # the file format knows volumes, not the other way round
+
+        return to_nibabel(self)
+
+    def save(self, path: Path | str, *, overwrite: bool = False) -> None:
+        """Write a NIfTI file, whole or not at all.
+
+        Raises:
+            OutputExistsError: it is there and `overwrite` is off.
+            OutputPermissionError, SystemLimitError: the folder may not be written to, or is full.
+        """
+        from medk2n.io.atomic import refuse_existing
+        from medk2n.io.nifti import write_volume
+
+        refuse_existing([path], overwrite)
+        described = "SYNTHETIC image, not acquired" if self.provenance.get("synthetic") else ""
+        write_volume(self, path, description=described)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelMap:
+    """A mask or segmentation: integer array and where it is."""
+
+    array: np.ndarray
+    grid: Grid

@@ -1,0 +1,49 @@
+"""What anchors the weighting networks: measured gains, a price for open gates, a memory that is used.
+
+A gain is the share of the mean squared error that a source removes: 1 - mse(with) / mse(without),
+clipped to [0, 1]. Against the empty state, "without" is the error of predicting the target's mean.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from medk2n.models.parts.sequence import Fused
+
+
+def key_weight_error(fused: Fused, sources: Tensor, mse: Tensor, variance: Tensor) -> Tensor:
+    """Regress the first-look weight on what the key frame alone achieved: only queries of one source tell."""
+    alone = sources.sum(dim=1) == 1
+    if not alone.any():
+        return mse.new_zeros(())
+    gain = (1 - mse.detach() / variance).clamp(0, 1)
+    return (fused.steps[0].weight[alone] - gain[alone]).square().mean()
+
+
+def added_weight_error(fused: Fused, dropped: Tensor, gain: Tensor) -> Tensor:
+    """Regress the weight of the step that added source `dropped` (q,) on its measured gain (q,); -1 is none."""
+    total, count = gain.new_zeros(()), 0
+    for step in fused.steps[1:]:
+        here = (step.source == dropped) & (dropped >= 0)
+        if here.any():
+            total = total + (step.weight[here] - gain[here].clamp(0, 1)).square().sum()
+            count += int(here.sum())
+    return total / max(count, 1)
+
+
+def open_gates(fused: Fused) -> Tensor:
+    """Mean gate over the steps taken: a small cost for staying open."""
+    taken = [step.gate[step.source >= 0] for step in fused.steps[1:]]
+    taken = [gate for gate in taken if len(gate)]
+    return torch.cat(taken).mean() if taken else fused.quality.new_zeros(())
+
+
+def memory_collapse(fused: Fused) -> Tensor:
+    """Log of the slots minus the entropy of their mean use: 0 when all slots are used alike."""
+    use = torch.cat([attention for attention, _ in fused.attention]).mean(dim=0)
+    return torch.log(torch.tensor(float(len(use)))) + (use * (use + 1e-9).log()).sum()
+
+
+def quality_error(fused: Fused, mse: Tensor) -> Tensor:
+    """The state's own estimate of its log error against what it turned out to be."""
+    return functional.smooth_l1_loss(fused.quality, (mse.detach() + 1e-4).log())

@@ -1,0 +1,32 @@
+"""Peak signal-to-noise ratio inside a mask: 10 log10(data_range^2 / mean squared error), in dB.
+
+Voxels outside the mask are ignored, not counted as correct: background would otherwise
+flatter every method. Infinite where prediction and reference agree exactly.
+"""
+
+import math
+
+import numpy as np
+
+from medk2n.metrics._metric import Metric, masked_mean
+
+
+def _squared_error(predicted: np.ndarray, reference: np.ndarray, data_range: float) -> np.ndarray:
+    return np.square((predicted - reference) / data_range)
+
+
+def _decibel(squared_error: np.ndarray, mask: np.ndarray | None) -> float:
+    mean = masked_mean(squared_error, mask)
+    return math.inf if mean == 0 else -10 * math.log10(mean)
+
+
+COMPONENT = Metric(
+    name="psnr",
+    label="PSNR",
+    unit="dB",
+    better="higher",
+    decimals=2,
+    voxelwise=_squared_error,
+    pooled=_decibel,
+)
+psnr = COMPONENT.function

@@ -1,0 +1,71 @@
+"""What every model has in common: how it is built, what it is asked, what it answers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What a batch is asked for: each row wants one target from a subset of one sample's modalities.
+
+    Shapes: q queries over b samples of m modalities.
+
+    Attributes:
+        sample: (q,) which sample of the batch.
+        sources: (q, m) bool, the input subset S; never empty, always acquired.
+        target: (q,) index of the target modality.
+    """
+
+    sample: Tensor
+    sources: Tensor
+    target: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One image per query, in the scaled unit (0 to 1 is the 0.5 to 99.5 percentile range).
+
+    Attributes:
+        mean: (q, h, w).
+        log_variance: (q, h, w) or None, if the model gives no error estimate.
+        extras: what only this model's own losses and reports read.
+    """
+
+    mean: Tensor
+    log_variance: Tensor | None = None
+    extras: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What the training subjects tell a model before any step, all in scaled units inside the foreground.
+
+    Attributes:
+        slope, intercept, residual: (m, m) of the best linear map from source i (row) to target j
+            (column) and its mean squared error; NaN-free: pairs never seen together hold 0, the
+            target's mean, and its variance.
+        variance: (m,) of each modality, the error of predicting its mean.
+    """
+
+    slope: Tensor
+    intercept: Tensor
+    residual: Tensor
+    variance: Tensor
+
+    @classmethod
+    def neutral(cls, m: int) -> "Statistics":
+        """The identity map with unit error: for tests and untrained models."""
+        return cls(torch.ones(m, m), torch.zeros(m, m), torch.full((m, m), 0.05), torch.full((m,), 0.05))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """How a model is built: `build(params, m, statistics)` for m modalities."""
+
+    name: str
+    params: type
+    build: Callable[[Any, int, Statistics], nn.Module]

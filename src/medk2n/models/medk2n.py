@@ -1,0 +1,99 @@
+"""Med-K2N: any K modalities of a study in, any N out (arXiv 2510.02815; docs/model.md for how it is built here).
+
+Every frame is encoded once and shared by all targets: K encodes, K N light fusions, N decodes.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from medk2n.models._spec import ModelSpec, Prediction, Query, Statistics
+from medk2n.models.parts.decoder import Decoder, TaskHeadNet
+from medk2n.models.parts.encoder import FUSED_STRIDES, ConvEncoder
+from medk2n.models.parts.sequence import Frames, Plan, ProgressiveFusion
+
+MULTIPLE = 16
+"""Frames are padded to multiples of the coarsest stride and cropped back."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Params:
+    """Sizes; every field travels with the checkpoint.
+
+    Attributes:
+        slices: neighbouring slices of a frame, odd.
+        widths: channels at strides 1, 2, 4, 8, 16; multiples of 8 from stride 4 on.
+        embedding: width of the modality embeddings.
+        memory_slots: slots L of the memory bank of each target.
+    """
+
+    slices: int = 3
+    widths: tuple[int, int, int, int, int] = (16, 32, 64, 96, 128)
+    embedding: int = 48
+    memory_slots: int = 8
+
+
+class MedK2N(nn.Module):
+    """Encoder, progressive fusion, decoder and heads; modalities are indices into the checkpoint's list."""
+
+    def __init__(self, params: Params, m: int, statistics: Statistics) -> None:
+        super().__init__()
+        channels = dict(zip((1, 2, 4, 8, 16), params.widths, strict=True))
+        self.params = params
+        self.embeddings = nn.Parameter(torch.randn(m, params.embedding) * 0.5)
+        self.encoder = ConvEncoder(params.slices, channels, params.embedding)
+        self.fusion = ProgressiveFusion(m, channels, params.embedding, params.memory_slots, statistics)
+        self.decoder = Decoder(channels, params.embedding)
+        self.heads = TaskHeadNet(channels, start_log_variance=-4.6)
+
+    def encode(self, images: Tensor, needed: Tensor) -> Frames:
+        """Encode the needed frames of images (b, m, s, h, w); needed (b, m) bool. Others are never read."""
+        row = torch.full(needed.shape, -1, dtype=torch.long, device=images.device)
+        row[needed] = torch.arange(int(needed.sum()), device=images.device)
+        modality = needed.nonzero()[:, 1]
+        frames = images[needed]
+        h, w = frames.shape[-2:]
+        frames = functional.pad(frames, (0, -w % MULTIPLE, 0, -h % MULTIPLE))
+        centre = frames[:, frames.shape[1] // 2]
+        mask = (centre > 0).to(frames.dtype)[:, None]
+        pyramid = self.encoder(frames.contiguous(memory_format=torch.channels_last), self.embeddings[modality])
+        inside = {s: functional.avg_pool2d(mask, s) for s in FUSED_STRIDES}
+        return Frames(pyramid, centre, inside, modality, row)
+
+    def decode(
+        self,
+        frames: Frames,
+        query: Query,
+        *,
+        plan: Plan | None = None,
+        study: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Prediction:
+        """Fuse and decode; the prediction is on the padded grid of the frames."""
+        fused = self.fusion(frames, query, self.embeddings, plan=plan, study=study, generator=generator)
+        full, half = self.decoder(fused.state, self.embeddings[query.target])
+        mean, log_variance = self.heads(full, half, fused.base)
+        return Prediction(mean, log_variance, {"fused": fused})
+
+    def forward(self, images: Tensor, query: Query, *, generator: torch.Generator | None = None) -> Prediction:
+        """images (b, m, s, h, w) scaled, 0 outside the foreground -> one image per query."""
+        h, w = images.shape[-2:]
+        needed = torch.zeros(images.shape[:2], dtype=torch.long, device=images.device)
+        needed = needed.index_add(0, query.sample, query.sources.long()) > 0
+        prediction = self.decode(self.encode(images, needed), query, generator=generator)
+        return Prediction(
+            prediction.mean[:, :h, :w], prediction.log_variance[:, :h, :w], prediction.extras
+        )
+
+    @torch.no_grad()
+    def decide(self, images: Tensor, query: Query) -> Plan:
+        """A study's plan from some of its slices: images (slices, m, s, h, w), every target on every slice."""
+        needed = torch.zeros(images.shape[:2], dtype=torch.long, device=images.device)
+        needed = needed.index_add(0, query.sample, query.sources.long()) > 0
+        fused = self.fusion(self.encode(images, needed), query, self.embeddings, study=True)
+        return self.fusion.plan(fused, query)
+
+
+COMPONENT = ModelSpec(name="medk2n", params=Params, build=MedK2N)

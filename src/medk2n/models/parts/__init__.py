@@ -1,0 +1,1 @@
+"""The parts of Med-K2N (design of the method: encoder, fusion networks, decoder, heads)."""

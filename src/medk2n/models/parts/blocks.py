@@ -1,0 +1,45 @@
+"""Small blocks used by two or more parts."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Film(nn.Module):
+    """Feature-wise linear modulation (Perez 2018): x (1 + scale(e)) + shift(e); the identity at the start."""
+
+    def __init__(self, embedding: int, channels: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(embedding, 2 * channels)
+        nn.init.zeros_(self.project.weight)
+        nn.init.zeros_(self.project.bias)
+
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        """x (f, c, h, w), e (f, embedding) -> (f, c, h, w)."""
+        scale, shift = self.project(e)[:, :, None, None].chunk(2, dim=1)
+        return x * (1 + scale) + shift
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions with group norm; FiLM between them says which modality is meant."""
+
+    def __init__(self, channels: int, embedding: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(8, channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.film = Film(embedding, channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        h = self.conv1(functional.gelu(self.norm1(x)))
+        return x + self.conv2(functional.gelu(self.film(h, e)))
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """(q, c, h, w) scaled to unit root mean square over channels, at every voxel."""
+    return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-6)
+
+
+def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """One hidden layer."""
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))

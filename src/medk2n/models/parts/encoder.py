@@ -1,0 +1,49 @@
+"""Modality as frame: one encoder turns every 2.5-D frame into a pyramid (design, section 3).
+
+The convolutional trunk is the CPU size; the trunk is a plug-in, so that Hiera can take its place:
+whatever has `channels` and maps frames to strides 1, 2, 4, 8, 16 fits.
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from medk2n.models.parts.blocks import Film, ResidualBlock
+
+STRIDES = (1, 2, 4, 8, 16)
+FUSED_STRIDES = (4, 8, 16)
+
+Pyramid = dict[int, Tensor]
+"""Stride -> (f, c, h / stride, w / stride)."""
+
+
+class ConvEncoder(nn.Module):
+    """A stem at strides 1 and 2 and residual stages at 4, 8, 16, all conditioned on the modality."""
+
+    def __init__(self, slices: int, channels: dict[int, int], embedding: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.stem1 = nn.Conv2d(slices, channels[1], 3, padding=1)
+        self.film1 = Film(embedding, channels[1])
+        self.stem2 = nn.Conv2d(channels[1], channels[2], 3, stride=2, padding=1)
+        self.film2 = Film(embedding, channels[2])
+        self.refine2 = nn.Conv2d(channels[2], channels[2], 3, padding=1)
+        self.down = nn.ModuleDict()
+        self.stage = nn.ModuleDict()
+        for stride in FUSED_STRIDES:
+            self.down[str(stride)] = nn.Conv2d(channels[stride // 2], channels[stride], 3, stride=2, padding=1)
+            blocks = 1 if stride == 4 else 2
+            self.stage[str(stride)] = nn.ModuleList(
+                ResidualBlock(channels[stride], embedding) for _ in range(blocks)
+            )
+
+    def forward(self, frames: Tensor, e: Tensor) -> Pyramid:
+        """frames (f, s, h, w) with h and w multiples of 16, e (f, embedding) -> the pyramid."""
+        pyramid = {1: functional.gelu(self.film1(self.stem1(frames), e))}
+        x = functional.gelu(self.film2(self.stem2(pyramid[1]), e))
+        pyramid[2] = functional.gelu(self.refine2(x)) + x
+        for stride in FUSED_STRIDES:
+            x = self.down[str(stride)](pyramid[stride // 2])
+            for block in self.stage[str(stride)]:
+                x = block(x, e)
+            pyramid[stride] = x
+        return pyramid

@@ -1,0 +1,349 @@
+"""Progressive fusion: a key frame, then the others one by one, each only as far as it helps (design, section 5).
+
+The order comes from the content: frames are ranked by their first-look weight, in modality
+order, rounded, ties by modality, so that permuting the inputs changes nothing. In inference
+every decision is taken once per study from features pooled over its slices (`study=True`) and
+kept in a `Plan`, so that slices do not flicker.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from medk2n.models._spec import Query, Statistics
+from medk2n.models.parts.blocks import mlp
+from medk2n.models.parts.encoder import FUSED_STRIDES, STRIDES, Pyramid
+from medk2n.models.parts.fusion import EffiWeightNet, PreWeightNet, Refinement, Step, ThresholdNet, straight_through_gate
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """The encoded frames of a batch; only frames that some query uses are among them.
+
+    Attributes:
+        pyramid: stride -> (f, c, h / stride, w / stride).
+        centre: (f, h, w) the middle slice, scaled.
+        inside: stride -> (f, 1, h / stride, w / stride) share of foreground.
+        modality: (f,) index.
+        row: (b, m) frame of a sample's modality, -1 where it was not encoded.
+    """
+
+    pyramid: Pyramid
+    centre: Tensor
+    inside: Pyramid
+    modality: Tensor
+    row: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStep:
+    """One step of a study's plan for one target: plain numbers and the memory's answer."""
+
+    source: int
+    weight: float
+    threshold: float
+    gate: float
+    memory: Tensor
+
+
+Plan = dict[int, tuple[PlannedStep, ...]]
+"""Target index -> its steps, key frame first."""
+
+
+@dataclass(slots=True)
+class Fused:
+    """The end state of every query.
+
+    Attributes:
+        state: pyramid of q rows.
+        base: (q, h, w) gated, precision-weighted mean of the affine maps of the sources.
+        steps: one `Step` per position in the sequence.
+        quality: (q,) log mean squared error that the state predicts for itself.
+        attention: memory attentions seen on the way, with their targets.
+    """
+
+    state: Pyramid
+    base: Tensor
+    steps: list[Step]
+    quality: Tensor
+    attention: list[tuple[Tensor, Tensor]]
+
+
+class ProgressiveFusion(nn.Module):
+    """Key frame, order, gates and maps for every query; see the module's docstring."""
+
+    def __init__(
+        self,
+        m: int,
+        channels: dict[int, int],
+        embedding: int,
+        slots: int,
+        statistics: Statistics,
+        thresholds: tuple[float, float] = (0.0, 0.1),
+        temperature: float = 0.02,
+    ) -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.hard_gates = True
+        self.pool = nn.Linear(sum(channels[s] for s in FUSED_STRIDES), embedding)
+        self.empty = nn.Parameter(torch.zeros(embedding))
+        self.pre_weight = PreWeightNet(m, embedding, embedding, slots)
+        self.threshold = ThresholdNet(embedding, *thresholds)
+        self.effi_weight = EffiWeightNet(channels, embedding, width=16)
+        self.refinement = Refinement(channels, embedding)
+        self.judge = mlp(2 * embedding, embedding, 1)
+        nn.init.constant_(self.judge[-1].bias, -4.6)  # log of 0.01, a usual mean squared error
+        self.register_buffer("history", torch.zeros(m, m))
+        for name in ("slope", "intercept", "residual"):
+            self.register_buffer(name, getattr(statistics, name).clone())
+
+    @torch.no_grad()
+    def observe(self, source: Tensor, target: Tensor, gain: Tensor, momentum: float = 0.98) -> None:
+        """Feed measured gains of the training stream into the history p_ij; evaluation never calls it."""
+        for i, j, g in zip(source.tolist(), target.tolist(), gain.tolist(), strict=True):
+            self.history[i, j] = momentum * self.history[i, j] + (1 - momentum) * g
+
+    def forward(
+        self,
+        frames: Frames,
+        query: Query,
+        embeddings: Tensor,
+        *,
+        plan: Plan | None = None,
+        study: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Fused:
+        """Fuse the frames of every query.
+
+        Args:
+            frames: encoded frames.
+            query: q queries.
+            embeddings: (m, d).
+            plan: decisions to follow instead of taking them.
+            study: all samples are slices of one study: pool over them before deciding.
+            generator: draw the key frame by Gumbel noise (training); None takes the largest weight.
+        """
+        order, count, first = self._order(frames, query, embeddings, plan, study, generator)
+        e_j = embeddings[query.target]
+        rows = torch.arange(len(query.target), device=order.device)
+        key = order[:, 0]
+        frame = frames.row[query.sample, key]
+        held = first.weight[rows, key]
+        # the forward value is 1; the backward one lets the choice of the key learn
+        drawn = (1 + first.share[rows, key] - first.share[rows, key].detach())[:, None, None, None]
+        state = {s: frames.pyramid[s][frame] * drawn for s in STRIDES}
+        inside = self._inside(frames, query)
+        evidence = 1 / self.residual[key, query.target]
+        mass = evidence[:, None, None].expand_as(frames.centre[frame]).clone()
+        total = self._mapped(frames, frame, key, query.target) * mass
+        ones = torch.ones_like(held)
+        steps = [Step(frame, key, held, torch.zeros_like(held), ones, first.memory[rows, key], ones)]
+        attention = [(first.attention, first.target)] if first.attention is not None else []
+        groups = query.target if study else None
+        shallow = self.refinement.shallow(frames.pyramid) if order.shape[1] > 1 else {}
+        for position in range(1, order.shape[1]):
+            active = (count > position).nonzero().squeeze(1)
+            source = order[active, position]
+            frame = frames.row[query.sample[active], source]
+            target = query.target[active]
+            pair = torch.cat([embeddings[source], e_j[active]], dim=1)
+            if plan is None:
+                group = None if groups is None else groups[active]
+                pooled = self._pooled({s: state[s][active] for s in FUSED_STRIDES}, inside, active, group)
+                pooled_frame = self._pooled_frames(frames, frame, source if study else None)
+                quality = self.judge(torch.cat([pooled, e_j[active]], dim=1)).squeeze(1).detach()
+                weight, memory, seen = self.pre_weight(
+                    pooled, pooled_frame, embeddings[source], e_j[active], quality / 5 + 1, target
+                )
+                attention.append((seen, target))
+                history = self.history[source, target]
+                tau = self.threshold(pooled, pooled_frame, embeddings[source], e_j[active], history)
+                gate = straight_through_gate(weight, tau, self.temperature, self.hard_gates)
+            else:
+                weight, tau, gate, memory = self._planned(plan, target, position, e_j)
+            work = torch.arange(len(active), device=order.device)
+            if not torch.is_grad_enabled():
+                work = (gate > 0).nonzero().squeeze(1)  # a closed gate's work is skipped too
+            facts = torch.cat([weight[:, None], tau[:, None], memory, pair], dim=1)
+            maps = self._advance(
+                state, frames, shallow, active[work], frame[work], facts[work], gate[work], pair[work]
+            )
+            effective = torch.zeros_like(weight)
+            if len(work):
+                effective = effective.index_add(0, work, maps[4].mean(dim=(1, 2, 3)))
+                precision = functional.interpolate(maps[4], scale_factor=4.0, mode="bilinear").squeeze(1)
+                precision = precision / self.residual[source, target][work][:, None, None]
+                mapped = self._mapped(frames, frame[work], source[work], target[work])
+                total = total.index_add(0, active[work], mapped * precision)
+                mass = mass.index_add(0, active[work], precision)
+            steps.append(_spread(len(query.target), active, frame, source, weight, tau, gate, memory, effective))
+        pooled = self._pooled(state, inside, rows, groups)
+        quality = self.judge(torch.cat([pooled.detach(), e_j.detach()], dim=1)).squeeze(1)
+        return Fused(state, total / mass, steps, quality, attention)
+
+    def plan(self, fused: Fused, query: Query) -> Plan:
+        """Read a study's decisions out of a pass with `study=True`."""
+        plan: Plan = {}
+        for j in query.target.unique().tolist():
+            q = int((query.target == j).nonzero()[0])
+            plan[j] = tuple(
+                PlannedStep(
+                    int(step.source[q]),
+                    float(step.weight[q]),
+                    float(step.threshold[q]),
+                    float(step.gate[q]),
+                    step.memory[q].clone(),
+                )
+                for step in fused.steps
+                if int(step.source[q]) >= 0
+            )
+        return plan
+
+    def _order(
+        self,
+        frames: Frames,
+        query: Query,
+        embeddings: Tensor,
+        plan: Plan | None,
+        study: bool,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, Tensor, "_FirstLook"]:
+        """Sources of every query in the order they are added: (q, k) indices, (q,) how many, first look."""
+        count = query.sources.sum(dim=1)
+        if plan is not None:
+            order = torch.zeros(len(count), int(count.max()), dtype=torch.long, device=count.device)
+            for q, j in enumerate(query.target.tolist()):
+                order[q, : len(plan[j])] = torch.tensor([step.source for step in plan[j]])
+            return order, count, _FirstLook.of_plan(plan, query, embeddings)
+        first = self._first_look(frames, query, embeddings, study, generator)
+        rank = (first.weight.detach() * 1e4).round().masked_fill(~query.sources, -1.0)
+        rank[torch.arange(len(count)), first.key] = 2e4
+        order = rank.argsort(dim=1, descending=True, stable=True)[:, : int(count.max())]
+        return order, count, first
+
+    def _first_look(
+        self, frames: Frames, query: Query, embeddings: Tensor, study: bool, generator: torch.Generator | None
+    ) -> "_FirstLook":
+        """Weigh every source of every query against an empty state and choose the key frame."""
+        q, i = query.sources.nonzero().unbind(dim=1)
+        frame = frames.row[query.sample[q], i]
+        pooled = self._pooled_frames(frames, frame, i if study else None)
+        target = query.target[q]
+        weight, memory, attention = self.pre_weight(
+            self.empty.expand(len(q), -1), pooled, embeddings[i], embeddings[target], torch.zeros_like(pooled[:, 0]),
+            target,
+        )
+        table = torch.zeros(query.sources.shape, dtype=weight.dtype, device=weight.device).index_put((q, i), weight)
+        memories = torch.zeros(*query.sources.shape, memory.shape[1], dtype=memory.dtype, device=memory.device)
+        memories = memories.index_put((q, i), memory)
+        logits = torch.logit(table, eps=1e-4)
+        choice = (table.detach() * 1e4).round()
+        if generator is not None:
+            uniform = torch.rand(logits.shape, generator=generator).to(logits.device)
+            noise = -(-uniform.clamp(1e-6, 1 - 1e-6).log()).log()
+            logits = (logits + 0.5 * noise) / 0.5
+            choice = logits.detach()
+        lowest = torch.finfo(logits.dtype).min
+        share = logits.masked_fill(~query.sources, lowest).softmax(dim=1)
+        key = choice.masked_fill(~query.sources, lowest).argmax(dim=1)
+        return _FirstLook(table, memories, share, key, attention, target)
+
+    def _pooled(self, state: Pyramid, inside: Pyramid, rows: Tensor, group: Tensor | None) -> Tensor:
+        """State of the given rows pooled over the foreground -> (rows, p)."""
+        parts = []
+        for s in FUSED_STRIDES:
+            mask = inside[s][rows]
+            parts.append(_mean((state[s] * mask).sum(dim=(2, 3)), mask.sum(dim=(2, 3)), group))
+        return self.pool(torch.cat(parts, dim=1))
+
+    def _pooled_frames(self, frames: Frames, frame: Tensor, group: Tensor | None) -> Tensor:
+        """Frames pooled over their foreground -> (rows, p)."""
+        return self._pooled({s: frames.pyramid[s][frame] for s in FUSED_STRIDES}, frames.inside, frame, group)
+
+    def _inside(self, frames: Frames, query: Query) -> Pyramid:
+        """Foreground of a query: the union over its sources."""
+        rows = frames.row[query.sample]  # (q, m)
+        masks = {}
+        for s in FUSED_STRIDES:
+            padded = torch.cat([frames.inside[s], torch.zeros_like(frames.inside[s][:1])])
+            masks[s] = torch.stack([
+                padded[torch.where(query.sources[:, i], rows[:, i], -1)] for i in range(rows.shape[1])
+            ]).amax(dim=0)
+        return masks
+
+    def _mapped(self, frames: Frames, frame: Tensor, source: Tensor, target: Tensor) -> Tensor:
+        """a_ij x_i + b_ij of the given frames -> (rows, h, w)."""
+        slope, intercept = self.slope[source, target], self.intercept[source, target]
+        return slope[:, None, None] * frames.centre[frame] + intercept[:, None, None]
+
+    def _advance(
+        self,
+        state: Pyramid,
+        frames: Frames,
+        shallow: Pyramid,
+        rows: Tensor,
+        frame: Tensor,
+        facts: Tensor,
+        gate: Tensor,
+        pair: Tensor,
+    ) -> Pyramid:
+        """f <- f + W_eff * R(F_i, f) at every stride; replaces the tensors in `state`, returns the maps."""
+        if not len(rows):
+            return {}
+        here = {s: state[s][rows] for s in FUSED_STRIDES}
+        there = {s: frames.pyramid[s][frame] for s in FUSED_STRIDES}
+        maps = self.effi_weight(here, there, facts, gate)
+        for s in STRIDES:
+            if s in maps:
+                step = maps[s] * self.refinement(here[s], there[s], s, pair)
+            else:
+                spread = functional.interpolate(maps[4], scale_factor=4.0 / s, mode="nearest")
+                step = spread * self.refinement.channel_gain(s, pair) * shallow[s][frame]
+            state[s] = state[s].index_add(0, rows, step)
+        return maps
+
+    @staticmethod
+    def _planned(plan: Plan, target: Tensor, position: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        steps = [plan[j][position] for j in target.tolist()]
+        facts = like.new_tensor([[step.weight, step.threshold, step.gate] for step in steps])
+        return facts[:, 0], facts[:, 1], facts[:, 2], torch.stack([step.memory for step in steps])
+
+
+@dataclass(frozen=True, slots=True)
+class _FirstLook:
+    """Weights (q, m) and memories (q, m, d) against an empty state, the shares and the key frame (q,)."""
+
+    weight: Tensor
+    memory: Tensor
+    share: Tensor
+    key: Tensor
+    attention: Tensor | None
+    target: Tensor
+
+    @classmethod
+    def of_plan(cls, plan: Plan, query: Query, embeddings: Tensor) -> "_FirstLook":
+        weight = embeddings.new_zeros(query.sources.shape)
+        memory = embeddings.new_zeros(*query.sources.shape, embeddings.shape[1])
+        key = torch.zeros_like(query.target)
+        for q, j in enumerate(query.target.tolist()):
+            head = plan[j][0]
+            weight[q, head.source], memory[q, head.source], key[q] = head.weight, head.memory, head.source
+        return cls(weight, memory, torch.ones_like(weight), key, None, query.target)
+
+
+def _mean(total: Tensor, mass: Tensor, group: Tensor | None) -> Tensor:
+    """total / mass, both summed over rows of one group first where groups are given."""
+    if group is not None:
+        size = int(group.max()) + 1
+        total = total.new_zeros(size, total.shape[1]).index_add(0, group, total)[group]
+        mass = mass.new_zeros(size, mass.shape[1]).index_add(0, group, mass)[group]
+    return total / mass.clamp_min(1e-3)
+
+
+def _spread(q: int, active: Tensor, frame: Tensor, source: Tensor, *values: Tensor) -> Step:
+    """A `Step` for all queries from the values of the active ones."""
+    absent = torch.full((q,), -1, dtype=torch.long, device=active.device)
+    wide = [v.new_zeros(q, *v.shape[1:]).index_put((active,), v) for v in values]
+    return Step(absent.index_put((active,), frame), absent.index_put((active,), source), *wide)

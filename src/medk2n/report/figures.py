@@ -1,0 +1,128 @@
+"""Pictures for reports: three planes of a volume as one small PNG.
+
+Radiological display: the patient's right is on the left of axial and coronal panels. A picture of a
+synthetic volume says SYNTHETIC in the image itself, so that it stays said when the image is copied.
+"""
+
+import base64
+import io
+from dataclasses import dataclass
+
+import numpy as np
+
+from medk2n.data.foreground import foreground
+from medk2n.geometry.orient import to_canonical
+from medk2n.io.volume import Volume
+from medk2n.vocabulary import MODALITIES
+
+PLANES = ("axial", "coronal", "sagittal")
+_EDGES = {"axial": ("R", "L", "A", "P"), "coronal": ("R", "L", "S", "I"), "sagittal": ("A", "P", "S", "I")}
+_PANEL_INCHES = 2.2
+_INK = "#e8eef2"
+_WARNING = "#ffb454"
+
+
+@dataclass(frozen=True)
+class View:
+    """Where every volume of one report is cut, in millimetres of the scanner, so that panels match.
+
+    Attributes:
+        centre_mm: (3,) point that all three planes pass through.
+    """
+
+    centre_mm: np.ndarray
+
+    @classmethod
+    def through(cls, volume: Volume) -> "View":
+        """Through the centre of mass of the foreground of `volume` (of its grid, if nothing stands out)."""
+        inside = np.argwhere(foreground(volume.array))
+        centre = inside.mean(axis=0) if inside.size else (np.array(volume.grid.shape) - 1) / 2
+        return cls(volume.grid.affine[:3, :3] @ centre + volume.grid.affine[:3, 3])
+
+
+def planes(volume: Volume, view: View) -> dict[str, tuple[np.ndarray, float]]:
+    """plane -> (image, aspect): rows run downwards as displayed, aspect is pixel height over width in mm."""
+    array, grid = to_canonical(volume.array, volume.grid)
+    index = np.linalg.solve(grid.affine, np.append(view.centre_mm, 1.0))[:3]
+    x, y, z = np.clip(np.rint(index).astype(int), 0, np.array(array.shape) - 1)
+    dx, dy, dz = grid.spacing_mm
+    return {
+        "axial": (array[::-1, ::-1, z].T, dy / dx),
+        "coronal": (array[::-1, y, ::-1].T, dz / dx),
+        "sagittal": (array[x, ::-1, ::-1].T, dz / dy),
+    }
+
+
+def display_range(volume: Volume) -> tuple[float, float]:
+    """Values shown black and white: 0.5 and 99.5 percentiles of the foreground; CT keeps soft tissue apart."""
+    row = MODALITIES[volume.modality]
+    if row.name == "ct" and volume.array.min() < -200:
+        return -160.0, 240.0
+    values = volume.array[foreground(volume.array)]
+    if values.size == 0:
+        return float(volume.array.min()), float(volume.array.max())
+    low, high = np.percentile(values, [0.5, 99.5])
+    return float(min(low, row.background)) if row.scaling == "robust" else float(low), float(high)
+
+
+def strip_png(
+    volume: Volume,
+    view: View,
+    limits: tuple[float, float],
+    *,
+    synthetic: bool,
+    colours: str = "gray",
+    vertical: bool = True,
+    dpi: int = 110,
+) -> str:
+    """The three planes as a `data:image/png;base64,` address.
+
+    Args:
+        limits: values shown as the first and last colour of the map `colours`.
+        synthetic: burn SYNTHETIC into every panel.
+        vertical: panels under each other, else side by side.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    cuts = planes(volume, view)
+    extents = {p: (image.shape[1], image.shape[0] * aspect) for p, (image, aspect) in cuts.items()}
+    if vertical:
+        sizes = [_PANEL_INCHES * height / width for width, height in extents.values()]
+        figure = Figure(figsize=(_PANEL_INCHES, sum(sizes)), facecolor="black")
+        grid = figure.add_gridspec(3, 1, height_ratios=sizes, left=0, right=1, top=1, bottom=0, hspace=0.01)
+    else:
+        sizes = [_PANEL_INCHES * width / height for width, height in extents.values()]
+        figure = Figure(figsize=(sum(sizes), _PANEL_INCHES), facecolor="black")
+        grid = figure.add_gridspec(1, 3, width_ratios=sizes, left=0, right=1, top=1, bottom=0, wspace=0.01)
+    FigureCanvasAgg(figure)
+    for cell, (plane, (image, aspect)) in zip(grid, cuts.items(), strict=True):
+        axes = figure.add_subplot(cell)
+        axes.imshow(image, cmap=colours, vmin=limits[0], vmax=max(limits[1], limits[0] + 1e-6), aspect=aspect,
+                    interpolation="bilinear")  # fmt: skip
+        axes.axis("off")
+        _label(axes, plane, synthetic=synthetic)
+    return _encoded(figure, dpi)
+
+
+def _label(axes, plane: str, *, synthetic: bool) -> None:
+    left, right, top, bottom = _EDGES[plane]
+    places = [(0.03, 0.5, left, "left", "center"), (0.97, 0.5, right, "right", "center"),
+              (0.5, 0.98, top, "center", "top"), (0.5, 0.02, bottom, "center", "bottom")]  # fmt: skip
+    for x, y, text, horizontal, vertical in places:
+        axes.text(x, y, text, transform=axes.transAxes, color=_INK, alpha=0.75, fontsize=6, ha=horizontal, va=vertical)
+    if synthetic:
+        axes.text(0.03, 0.97, "SYNTHETIC", transform=axes.transAxes, color=_WARNING, fontsize=6.5, weight="bold",
+                  ha="left", va="top")  # fmt: skip
+
+
+def _encoded(figure, dpi: int) -> str:
+    from PIL import Image
+
+    figure.canvas.draw()
+    figure.set_dpi(dpi)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, facecolor="black")
+    small = io.BytesIO()
+    Image.open(buffer).convert("RGB").quantize(256).save(small, format="png", optimize=True)  # a third of the bytes
+    return "data:image/png;base64," + base64.b64encode(small.getvalue()).decode("ascii")

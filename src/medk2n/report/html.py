@@ -1,0 +1,138 @@
+"""One self-contained HTML file about one synthesis: opens from disk, needs no network and no script."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import medk2n
+from medk2n.data.foreground import foreground
+from medk2n.io.volume import Volume
+from medk2n.report.figures import View, display_range, strip_png
+from medk2n.report.words import quality_words, scaling_words
+from medk2n.vocabulary import MODALITIES
+
+if TYPE_CHECKING:
+    from medk2n.inference.synthesizer import Synthesis
+
+MOST_BYTES = 10_000_000
+_RESOLUTIONS_DPI = (120, 90, 60, 40)  # the first that keeps the file under MOST_BYTES
+
+
+def render_report(synthesis: "Synthesis", study_id: str) -> str:
+    """The report as HTML text, at most `MOST_BYTES` long."""
+    html = ""
+    for dpi in _RESOLUTIONS_DPI:
+        html = _template().render(**_context(synthesis, study_id, dpi))
+        if len(html.encode()) <= MOST_BYTES:
+            break
+    return html
+
+
+def _template() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,  # file names and study ids come from outside
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["db"] = lambda value: "n/a" if value is None or math.isnan(value) else f"{value:.1f} dB"
+    environment.filters["number"] = lambda value: "n/a" if value is None or math.isnan(value) else f"{value:.2f}"
+    return environment.get_template("synthesis.html.j2")
+
+
+def _context(synthesis: "Synthesis", study_id: str, dpi: int) -> dict[str, Any]:
+    from medk2n.report.outputs import sources
+
+    reference = synthesis.inputs[synthesis.reference]
+    view = View.through(reference)
+    return {
+        "study": study_id,
+        "version": medk2n.__version__,
+        "inputs": [_column(volume, view, dpi, synthetic=False) for volume in synthesis.inputs.values()],
+        "outputs": [_column(volume, view, dpi, synthetic=True) for volume in synthesis.volumes.values()],
+        "targets": [_target(synthesis, name, view, dpi) for name in synthesis.volumes],
+        "sources": sources(synthesis),
+        "reference": synthesis.reference,
+        "grid": {
+            "shape": " x ".join(map(str, reference.grid.shape)),
+            "spacing": " x ".join(f"{edge:.3g}" for edge in reference.grid.spacing_mm),
+        },
+        "record": flat(synthesis.record),
+        "model": str(synthesis.record.get("model", "unnamed model")),
+        "methods": methods_text(synthesis),
+    }
+
+
+def _column(volume: Volume, view: View, dpi: int, *, synthetic: bool) -> dict[str, Any]:
+    return {
+        "name": volume.modality,
+        "label": MODALITIES[volume.modality].label,
+        "image": strip_png(volume, view, display_range(volume), synthetic=synthetic, dpi=dpi),
+    }
+
+
+def _target(synthesis: "Synthesis", name: str, view: View, dpi: int) -> dict[str, Any]:
+    volume, explanation = synthesis.volumes[name], synthesis.explanations[name]
+    word, sentence = quality_words(explanation.predicted_psnr_db)
+    scaling = volume.provenance.get("scaling")
+    return {
+        "name": name,
+        "label": MODALITIES[name].label,
+        "unit": MODALITIES[name].unit,
+        "key": explanation.key,
+        "image": strip_png(volume, view, display_range(volume), synthetic=True, vertical=False, dpi=dpi),
+        "deviation": _deviation(synthesis, name, view, dpi),
+        "remade": name in synthesis.inputs,
+        "predicted_psnr_db": explanation.predicted_psnr_db,
+        "quality_word": word,
+        "quality_sentence": sentence,
+        "bars": bars(explanation.contribution_db),
+        "steps": explanation.steps,
+        "scaling": {**scaling, "formula": scaling_words(scaling)} if scaling else None,
+    }
+
+
+def _deviation(synthesis: "Synthesis", name: str, view: View, dpi: int) -> dict[str, Any] | None:
+    volume = synthesis.deviations.get(name)
+    if volume is None:
+        return None
+    inside = volume.array[foreground(synthesis.inputs[synthesis.reference].array)]
+    most = float(np.percentile(inside, 99)) if inside.size else float(volume.array.max())
+    image = strip_png(volume, view, (0.0, most), synthetic=True, colours="magma", vertical=False, dpi=dpi)
+    return {"image": image, "most": f"{most:.3g}"}
+
+
+def bars(contribution_db: dict[str, float]) -> list[dict[str, Any]]:
+    """One bar per input, largest first; width in percent of the largest magnitude."""
+    largest = max((abs(value) for value in contribution_db.values()), default=0.0) or 1.0
+    rows = sorted(contribution_db.items(), key=lambda item: -item[1])
+    return [
+        {"source": source, "db": value, "width": 100 * abs(value) / largest, "helps": value >= 0} for source, value in rows
+    ]
+
+
+def flat(record: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """A nested record as rows of a table: {"a": {"b": 1}} -> [("a b", "1")]."""
+    rows: list[tuple[str, str]] = []
+    for key, value in dict(record).items():
+        name = f"{prefix} {key}".strip().replace("_", " ")
+        rows += flat(value, name) if isinstance(value, dict) else [(name, str(value))]
+    return rows
+
+
+def methods_text(synthesis: "Synthesis") -> str:
+    """A paragraph for the methods section of a paper."""
+    targets = ", ".join(MODALITIES[name].label for name in synthesis.volumes)
+    inputs = ", ".join(MODALITIES[name].label for name in synthesis.inputs)
+    model = synthesis.record.get("model", "unnamed")
+    digest = str(synthesis.record.get("model_sha256", ""))[:12] or "unknown"
+    return (
+        f"Synthetic images ({targets}) were predicted from acquired images ({inputs}) with medk2n {medk2n.__version__}, "
+        f"an implementation of the Med-K2N method (arXiv 2510.02815), model {model} (SHA-256 {digest}...), on the voxel "
+        f"grid of the {MODALITIES[synthesis.reference].label} image. Synthetic images were not used for diagnosis."
+    )

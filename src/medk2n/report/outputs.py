@@ -1,0 +1,151 @@
+"""What a synthesis leaves on disk: images, sidecars, error maps and the report; all of them or none."""
+
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import medk2n
+from medk2n.data.foreground import is_stripped
+from medk2n.io.atomic import check_writable, refuse_existing, write_json, write_text
+from medk2n.io.names import synth_name
+from medk2n.io.nifti import write_volume
+from medk2n.vocabulary import MODALITIES
+
+if TYPE_CHECKING:
+    from medk2n.inference.synthesizer import Synthesis
+
+REPORT = "report.html"
+DATASET = "dataset_description.json"
+
+
+def planned_outputs(out: Path, study_id: str, targets: Iterable[str]) -> list[Path]:
+    """Every file that `write_synthesis` will make for these targets, known before anything is computed."""
+    names = [REPORT]
+    for target in targets:
+        image, deviation = image_name(study_id, target), deviation_name(study_id, target)
+        names += [image, _sidecar(image), deviation, _sidecar(deviation)]
+    return [out / name for name in names]
+
+
+def image_name(study_id: str, target: str) -> str:
+    """`<study>_desc-synth_T2w.nii.gz`."""
+    return synth_name(study_id, target)
+
+
+def deviation_name(study_id: str, target: str) -> str:
+    """`<study>_desc-synthstd_T2w.nii.gz`: predicted standard error of every voxel."""
+    return synth_name(study_id, target).replace("_desc-synth_", "_desc-synthstd_")
+
+
+def write_synthesis(
+    synthesis: "Synthesis", out: Path, study_id: str, *, overwrite: bool = False, dataset: Path | None = None
+) -> list[Path]:
+    """Write everything of one study to `out`; returns the files, images first, the report last.
+
+    The files are made in a temporary folder inside `out` and moved when all of them are there.
+
+    Args:
+        dataset: where `dataset_description.json` belongs if `out` is one study's folder of several.
+
+    Raises:
+        OutputExistsError, OutputPermissionError, SystemLimitError.
+    """
+    from medk2n.report.html import render_report
+
+    targets = list(synthesis.volumes)
+    refuse_existing(planned_outputs(out, study_id, targets), overwrite)
+    check_writable(out)
+    write_dataset_description(dataset or out)
+    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=out) as folder:
+        made = Path(folder)
+        for target in targets:
+            image, deviation = image_name(study_id, target), deviation_name(study_id, target)
+            write_volume(synthesis.volumes[target], made / image)
+            write_json(made / _sidecar(image), image_sidecar(synthesis, target))
+            if target in synthesis.deviations:
+                description = "predicted standard error of a SYNTHETIC image"
+                write_volume(synthesis.deviations[target], made / deviation, description=description)
+                write_json(made / _sidecar(deviation), _deviation_sidecar(synthesis, target, image))
+        write_text(made / REPORT, render_report(synthesis, study_id))
+        names = [path.name for path in planned_outputs(made, study_id, targets) if path.exists()]
+        for name in names:
+            shutil.move(made / name, out / name)
+    return [out / name for name in sorted(names, key=lambda name: (name == REPORT, "synthstd" in name, ".json" in name))]
+
+
+def write_dataset_description(folder: Path) -> None:
+    """What makes a folder of outputs a BIDS derivative; written anew each time, since it is always the same."""
+    check_writable(folder)
+    write_json(
+        folder / DATASET,
+        {
+            "Name": "Synthetic images made by medk2n",
+            "BIDSVersion": "1.11.0",
+            "DatasetType": "derivative",
+            "GeneratedBy": [generated_by()],
+        },
+    )
+
+
+def generated_by() -> dict[str, str]:
+    return {"Name": "medk2n", "Version": medk2n.__version__, "Description": "SYNTHETIC images; research use only"}
+
+
+def image_sidecar(synthesis: "Synthesis", target: str) -> dict[str, Any]:
+    """Everything that a reader of one synthetic image should be able to find out without this package."""
+    volume, explanation = synthesis.volumes[target], synthesis.explanations[target]
+    record = dict(synthesis.record)
+    return {
+        "Description": f"SYNTHETIC {MODALITIES[target].label} image, predicted from "
+        f"{', '.join(synthesis.inputs)} by medk2n; not acquired; research use only",
+        "Synthetic": True,
+        "Modality": target,
+        "Sources": [str(source["path"] or f"{source['modality']} in memory") for source in sources(synthesis)],
+        "SourceDetails": sources(synthesis),
+        "SkullStripped": is_stripped(synthesis.inputs[synthesis.reference].array),
+        "SpatialReference": sources(synthesis, [synthesis.reference])[0]["path"] or "orig",
+        "Units": MODALITIES[target].unit,
+        "Scaling": volume.provenance.get("scaling"),
+        "KeyFrame": explanation.key,
+        "ContributionDb": dict(explanation.contribution_db),
+        "Steps": [
+            {
+                "source": step.source,
+                "weight": step.weight,
+                "threshold": step.threshold,
+                "gate": step.gate,
+                "effective_weight": step.effective_weight,
+            }
+            for step in explanation.steps
+        ],
+        "PredictedQuality": {"psnr_db": explanation.predicted_psnr_db, "region": "foreground"},
+        "GeneratedBy": [generated_by()],
+        "Run": record,
+    }
+
+
+def sources(synthesis: "Synthesis", names: Iterable[str] | None = None) -> list[dict[str, Any]]:
+    """modality, path, sha256 and stored type of every input; path is None for one given in memory."""
+    rows = []
+    for name in names or synthesis.inputs:
+        provenance = synthesis.inputs[name].provenance
+        rows.append({"modality": name} | {key: provenance.get(key) for key in ("path", "sha256", "dtype", "note")})
+    return rows
+
+
+def _deviation_sidecar(synthesis: "Synthesis", target: str, image: str) -> dict[str, Any]:
+    return {
+        "Description": f"Predicted standard error of every voxel of {image}, in the unit of that image",
+        "Synthetic": True,
+        "Modality": target,
+        "Sources": [image],
+        "SkullStripped": is_stripped(synthesis.inputs[synthesis.reference].array),
+        "Units": MODALITIES[target].unit,
+        "GeneratedBy": [generated_by()],
+    }
+
+
+def _sidecar(name: str) -> str:
+    return name.removesuffix(".nii.gz") + ".json"

@@ -1,0 +1,142 @@
+"""One model in a run: its module, optimiser, averaged weights and what it has cost so far."""
+
+import copy
+import math
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medk2n.config.schema import ModelChoice, TrainConfig
+from medk2n.data.batches import Batch
+from medk2n.data.statistics import CohortStatistics
+from medk2n.losses.reconstruction import mean_squared_error
+from medk2n.models._spec import Query, Statistics
+from medk2n.registry import resolve
+from medk2n.training.objectives import objective
+from medk2n.training.queries import as_query, draw_sources, draw_targets, every_target, without_one
+
+
+@dataclass
+class Contender:
+    """A model that learns; `seconds`, `steps` and `samples` are its cost, `averaged` is what gets saved."""
+
+    choice: ModelChoice
+    config: TrainConfig
+    module: nn.Module
+    params: object
+    variance: Tensor
+    averaged: nn.Module = field(init=False)
+    optimiser: torch.optim.Optimizer = field(init=False)
+    seconds: float = 0.0
+    steps: int = 0
+    samples: int = 0
+    flops_per_step: float = math.nan
+
+    def __post_init__(self) -> None:
+        self.averaged = copy.deepcopy(self.module).requires_grad_(False).eval()
+        optimiser = self.config.optimiser
+        decayed = [p for p in self.module.parameters() if p.ndim > 1]
+        others = [p for p in self.module.parameters() if p.ndim <= 1]
+        self.optimiser = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": optimiser.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            lr=optimiser.learning_rate,
+            betas=(0.9, 0.98),
+        )
+
+    @classmethod
+    def of(cls, choice: ModelChoice, config: TrainConfig, statistics: CohortStatistics, device: str) -> "Contender":
+        """Build a fresh model; the caller has seeded torch."""
+        spec = resolve("models", choice.name)
+        params = spec.params(**{k: tuple(v) if isinstance(v, list) else v for k, v in choice.params.items()})
+        tensors = [
+            torch.from_numpy(np.array(getattr(statistics, name), dtype=np.float32))
+            for name in ("slope", "intercept", "residual", "variance")
+        ]
+        module = spec.build(params, len(config.modalities), Statistics(*tensors))
+        return cls(choice, config, module.to(device, memory_format=torch.channels_last), params, tensors[3].to(device))
+
+    @property
+    def name(self) -> str:
+        """Component name."""
+        return self.choice.name
+
+    @property
+    def progress(self) -> float:
+        """Share of the budget spent, 0 to 1."""
+        budget = self.config.budget
+        spent = self.steps / budget.steps if budget.steps else self.seconds / 60 / (budget.minutes or 1.0)
+        return min(1.0, spent)
+
+    def step(self, batch: Batch, seed: int) -> dict[str, float]:
+        """One optimiser step on a batch; what is drawn depends on `seed` alone."""
+        started = time.perf_counter()
+        query = self.ask(batch, np.random.default_rng(seed))
+        generator = torch.Generator().manual_seed(seed)
+        fusion = getattr(self.module, "fusion", None)
+        if fusion is not None:
+            fusion.hard_gates = self.progress >= self.config.soft_gates
+        prediction = self.module(batch.images, query, generator=generator)
+        loss, mse, parts = objective(prediction, batch, query, self.config.losses, self.variance)
+        if fusion is not None and self.steps % self.config.gain_every == 0:
+            added = self._measure_gain(prediction.extras["fused"], batch, query, mse, seed)
+            loss = loss + self.config.losses.weights * added
+        if not torch.isfinite(loss):
+            parts["loss"] = math.nan
+            return parts
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.config.optimiser.learning_rate * self._schedule()
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.module.parameters(), self.config.optimiser.clip)
+        self.optimiser.step()
+        self._average()
+        self.steps += 1
+        self.samples += len(batch.images)
+        self.seconds += time.perf_counter() - started
+        return parts | {"loss": float(loss.detach())}
+
+    def ask(self, batch: Batch, rng: np.random.Generator) -> Query:
+        """Draw the step's queries: Med-K2N decodes what is asked, a U-Net gives everything in one pass."""
+        acquired, shape = batch.acquired.numpy(), self.config.batch
+        samples, subsets = draw_sources(acquired, rng, draws=shape.draws, most=shape.most_sources)
+        if self.name == "unet":
+            return as_query(*every_target(acquired, samples, subsets))
+        return as_query(*draw_targets(acquired, samples, subsets, rng, targets=shape.targets))
+
+    def _measure_gain(self, fused, batch: Batch, query: Query, mse: Tensor, seed: int) -> Tensor:  # noqa: ANN001
+        """What one random source removed of the error: anchors W and feeds the history p_ij."""
+        from medk2n.losses.fusion import added_weight_error
+
+        reduced, dropped = without_one(query, fused.steps[0].source, np.random.default_rng(seed + 1))
+        told = dropped >= 0
+        if not told.any():
+            return mse.new_zeros(())
+        rows = told.nonzero().squeeze(1)
+        fewer = Query(query.sample[rows], reduced.sources[rows], query.target[rows])
+        with torch.no_grad():
+            mean = self.module(batch.images, fewer).mean
+        target = batch.targets[fewer.sample, fewer.target]
+        without = mean_squared_error(mean, target, batch.foreground[fewer.sample])
+        gain = torch.full_like(mse, 0.0)
+        gain[rows] = 1 - mse[rows] / (without + 1e-6)
+        missing = ~query.sources.gather(1, query.target[:, None]).squeeze(1)
+        new = told & missing
+        self.module.fusion.observe(dropped[new], query.target[new], gain[new].clamp(-1, 1))
+        return added_weight_error(fused, torch.where(missing, dropped, -1), gain)
+
+    def _schedule(self) -> float:
+        warm = self.config.optimiser.warm_up
+        if self.progress < warm:
+            return max(self.progress, 1e-3) / warm
+        return 0.5 * (1 + math.cos(math.pi * (self.progress - warm) / (1 - warm))) * 0.98 + 0.02
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        decay = min(self.config.optimiser.ema, (1 + self.steps) / (10 + self.steps))
+        for mean, new in zip(self.averaged.parameters(), self.module.parameters(), strict=True):
+            mean.lerp_(new, 1 - decay)
+        for mean, new in zip(self.averaged.buffers(), self.module.buffers(), strict=True):
+            mean.copy_(new)

@@ -1,0 +1,68 @@
+"""What a batch is asked for: input subsets and targets drawn among what each sample has."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medk2n.models._spec import Query
+
+
+def draw_sources(acquired: np.ndarray, rng: np.random.Generator, *, draws: int, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw input subsets for every sample: (b draws,) sample index, (b draws, m) bool.
+
+    The size is uniform over 1 .. min(most, acquired - 1), so that something is missing.
+    """
+    samples, subsets = [], []
+    for b, has in enumerate(acquired):
+        here = np.flatnonzero(has)
+        for _ in range(draws):
+            size = rng.integers(1, max(2, min(most, len(here) - 1) + 1))
+            subset = np.zeros(len(has), dtype=bool)
+            subset[rng.choice(here, size=min(size, len(here)), replace=False)] = True
+            samples.append(b)
+            subsets.append(subset)
+    return np.array(samples), np.array(subsets)
+
+
+def draw_targets(
+    acquired: np.ndarray, samples: np.ndarray, subsets: np.ndarray, rng: np.random.Generator, *, targets: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Per subset `targets` different targets, missing ones first; one in ten is a re-made input.
+
+    Returns samples, subsets and targets with one row per query.
+    """
+    out: tuple[list[int], list[np.ndarray], list[int]] = ([], [], [])
+    for b, subset in zip(samples, subsets, strict=True):
+        missing = rng.permutation(np.flatnonzero(acquired[b] & ~subset))
+        remade = rng.permutation(np.flatnonzero(subset))
+        pool = np.concatenate([remade[:1], missing, remade[1:]]) if rng.random() < 0.1 else np.concatenate([missing, remade])
+        for j in pool[: min(targets, max(1, len(missing)))]:
+            out[0].append(int(b))
+            out[1].append(subset)
+            out[2].append(int(j))
+    return np.array(out[0]), np.array(out[1]), np.array(out[2])
+
+
+def every_target(acquired: np.ndarray, samples: np.ndarray, subsets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One query per subset and acquired modality: for models that give all of them in one pass anyway."""
+    row, target = np.nonzero(acquired[samples])
+    return samples[row], subsets[row], target
+
+
+def as_query(samples: np.ndarray, subsets: np.ndarray, targets: np.ndarray) -> Query:
+    """numpy -> tensors."""
+    return Query(torch.from_numpy(samples), torch.from_numpy(subsets), torch.from_numpy(targets))
+
+
+def without_one(query: Query, key: Tensor, rng: np.random.Generator) -> tuple[Query, Tensor]:
+    """Drop one random source that is not the key frame from every query that has more than one.
+
+    Returns the reduced query and the dropped source per query (-1 where none was).
+    """
+    sources, dropped = query.sources.clone(), torch.full_like(query.target, -1)
+    for q in range(len(dropped)):
+        others = [i for i in query.sources[q].nonzero().squeeze(1).tolist() if i != int(key[q])]
+        if others:
+            dropped[q] = others[int(rng.integers(len(others)))]
+            sources[q, dropped[q]] = False
+    return Query(query.sample, sources, query.target), dropped

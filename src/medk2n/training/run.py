@@ -1,0 +1,274 @@
+"""A training run: read the data once, let the models learn side by side, save them.
+
+The models of a run see the same batches' distribution and take turns so that each has spent the same wall time
+(or the same number of steps): the one that has spent least goes next. So a comparison within
+a run is fair on any machine, however busy.
+"""
+
+import csv
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import medk2n
+from medk2n import checkpoint
+from medk2n.config.schema import TrainConfig
+from medk2n.data.batches import Augmentation, Batch, Store, draw_batch, whole_slices
+from medk2n.data.discover import discover
+from medk2n.data.statistics import CohortStatistics, StatisticsBuilder
+from medk2n.data.working import WorkingStudy, load_working
+from medk2n.errors import ConfigError, DatasetError, InternalError
+from medk2n.io.atomic import check_writable, refuse_existing, write_json, write_text
+from medk2n.training.contender import Contender
+from medk2n.training.objectives import objective
+from medk2n.training.queries import as_query, draw_sources, every_target
+
+Report = Callable[[str, float, dict[str, float]], None]
+"""Called with a stage ("reading", "training"), the share done and the latest numbers."""
+
+_SAVE_EVERY_S = 300.0
+_LOG_EVERY = 20
+_VALIDATE_AT = 8
+_VALIDATION_SLICES = 48
+
+
+def train(config: TrainConfig, out: Path, *, device: str = "cpu", overwrite: bool = False, report: Report | None = None) -> Path:
+    """Train the models of `config` and write the first to `out`, the others to `out/reference/<name>`.
+
+    Besides the model folders: train.json (the resolved configuration), metrics.csv.
+
+    Raises:
+        ConfigError: no data, or a modality that no training subject has.
+        DatasetError: nothing to learn from.
+    """
+    report = report or (lambda stage, share, numbers: None)
+    refuse_existing([out / checkpoint.CONFIG], overwrite)
+    check_writable(out)
+    if not config.data:
+        raise ConfigError("no training data: give --data DIR")
+    before = torch.get_num_threads()
+    torch.set_num_threads(config.threads or before)
+    try:
+        return _train(config, out, device, report)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _train(config: TrainConfig, out: Path, device: str, report: Report) -> Path:
+    data = _read(config, report)
+    write_json(out / "train.json", config.model_dump())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        contenders = [Contender.of(choice, config, data.statistics, device) for choice in config.models]
+    log = _Log(out / "metrics.csv")
+    saved_at, validated = time.monotonic(), 0
+    while (runner := min(contenders, key=lambda c: (c.progress, c.steps))).progress < 1:
+        seed = int(np.random.SeedSequence([config.seed, runner.steps]).generate_state(1)[0])
+        batch = _to(data.batch(config, np.random.default_rng(seed), runner), device)
+        if runner.steps == 1:
+            with FlopCounterMode(display=False) as counter:
+                numbers = runner.step(batch, seed)
+            runner.flops_per_step = float(counter.get_total_flops())
+        else:
+            numbers = runner.step(batch, seed)
+        if not math.isfinite(numbers["loss"]):
+            _save(contenders, config, data, out, finished=False)
+            raise InternalError(
+                f"{runner.name}: the loss is not finite at step {runner.steps} (batch seed {seed}); the last good "
+                f"weights are in {out}; lower optimiser.learning_rate"
+            )
+        share = min(c.progress for c in contenders)
+        log.count(runner, numbers)
+        report("training", share, {"steps": float(contenders[0].steps), "loss": numbers["loss"]})
+        if share * _VALIDATE_AT >= validated + 1 and data.validation:
+            validated = int(share * _VALIDATE_AT)
+            for contender in contenders:
+                log.write(contender, {"validation_psnr_db": validate(contender, data.validation)})
+        if time.monotonic() - saved_at > _SAVE_EVERY_S:
+            _save(contenders, config, data, out, finished=False)
+            saved_at = time.monotonic()
+    _save(contenders, config, data, out, finished=True)
+    return out
+
+
+class _Data:
+    """Stores and statistics of the training subjects, and fixed slices of the validation subjects."""
+
+    def __init__(
+        self, stores: list[Store], shares: list[float], statistics: CohortStatistics, validation: list[Batch],
+        subjects: dict[str, list[str]],
+    ) -> None:
+        self.stores, self.shares, self.statistics = stores, shares, statistics
+        self.validation, self.subjects = validation, subjects
+
+    def batch(self, config: TrainConfig, rng: np.random.Generator, runner: Contender) -> Batch:
+        return draw_batch(
+            self.stores, self.shares, rng, batch_size=config.batch.size, crop=config.batch.crop,
+            slices=runner.params.slices, augmentation=Augmentation(),
+        )
+
+
+def _read(config: TrainConfig, report: Report) -> _Data:
+    builder = StatisticsBuilder(config.modalities)
+    stores, shares, subjects = [], [], {}
+    for entry in config.data:
+        root, _, share = entry.rpartition(":") if _has_share(entry) else (entry, "", "1")
+        studies = _studies(root, config, report, f"reading {Path(root).name}")
+        for study in studies:
+            builder.add(study)
+        store = Store(studies, config.modalities)
+        if not len(store):
+            raise DatasetError(f"{root}: no slice with a patient in it; nothing to learn from")
+        stores.append(store)
+        shares.append(float(share))
+        subjects[root] = [study.id for study in studies]
+    statistics = builder.finish()
+    unseen = [name for name in config.modalities if name not in statistics.typical_scaling]
+    if unseen:
+        raise ConfigError(
+            f"no training subject has {', '.join(unseen)}; leave out what cannot be learned: "
+            f"--set modalities=[{', '.join(n for n in config.modalities if n not in unseen)}]"
+        )
+    validation = []
+    if config.validation:
+        watched = _studies(config.validation, config, report, "reading validation")
+        each = max(1, _VALIDATION_SLICES // max(1, len(watched)))
+        for study in watched:
+            inside = np.flatnonzero(study.foreground.mean(axis=(1, 2)) > 0.03)
+            at = inside[np.linspace(0, len(inside) - 1, min(each, len(inside))).round().astype(int)]
+            validation.append(whole_slices(study, config.modalities, at.tolist(), 3))
+    return _Data(stores, shares, statistics, validation, subjects)
+
+
+def _has_share(entry: str) -> bool:
+    try:
+        return float(entry.rpartition(":")[2]) > 0
+    except ValueError:
+        return False
+
+
+def _studies(root: str, config: TrainConfig, report: Report, stage: str) -> list[WorkingStudy]:
+    ids = {s.id for s in discover(root)}
+    found = discover(
+        root, subjects=[i for i in config.subjects if i in ids] or None, exclude=[i for i in config.exclude if i in ids]
+    )
+    studies = []
+    for k, subject in enumerate(found):
+        report(stage, k / len(found), {})
+        wanted = {name: read for name, read in subject.readers.items() if name in config.modalities}
+        if wanted:
+            studies.append(load_working(_only(subject, wanted), config.spacing_mm))
+    return studies
+
+
+def _only(subject, wanted):  # noqa: ANN001, ANN202
+    """The subject with just the wanted modalities."""
+    from dataclasses import replace
+
+    further = {name: readers for name, readers in subject.inputs_only.items() if name in wanted}
+    return replace(subject, readers=wanted, inputs_only=further)
+
+
+@torch.no_grad()
+def validate(contender: Contender, batches: Sequence[Batch]) -> float:
+    """Mean PSNR in dB inside the foreground over fixed slices, random subsets (seeded) and all missing targets."""
+    values = []
+    for k, batch in enumerate(batches):
+        rng = np.random.default_rng(k)
+        samples, subsets = draw_sources(batch.acquired.numpy(), rng, draws=1, most=contender.config.batch.most_sources)
+        query = as_query(*every_target(batch.acquired.numpy(), samples, subsets))
+        missing = ~query.sources.gather(1, query.target[:, None]).squeeze(1)
+        query = type(query)(query.sample[missing], query.sources[missing], query.target[missing])
+        device = contender.variance.device
+        prediction = contender.averaged(_to(batch, device).images, query)
+        _, mse, _ = objective(prediction, _to(batch, device), query, contender.config.losses, contender.variance)
+        values.append(-10 * torch.log10(mse + 1e-6))
+    return float(torch.cat(values).mean())
+
+
+def _to(batch: Batch, device: str | torch.device) -> Batch:
+    if str(device) == "cpu":
+        return batch
+    return Batch(
+        batch.images.to(device), batch.acquired, batch.targets.to(device), batch.foreground.to(device)
+    )
+
+
+def _save(contenders: list[Contender], config: TrainConfig, data: _Data, out: Path, *, finished: bool) -> None:
+    statistics = data.statistics
+    names = statistics.modalities
+    maps = {
+        target: {
+            source: (float(statistics.slope[i, j]), float(statistics.intercept[i, j]), float(statistics.residual[i, j]))
+            for i, source in enumerate(names)
+        }
+        for j, target in enumerate(names)
+    }
+    saved = checkpoint.Statistics(
+        affine_maps=maps,
+        variance={name: float(v) for name, v in zip(names, statistics.variance, strict=True)},
+        typical_scaling=statistics.typical_scaling,
+    )
+    for k, contender in enumerate(contenders):
+        folder = out if k == 0 else out / "reference" / contender.name
+        params = {name: getattr(contender.params, name) for name in contender.params.__dataclass_fields__}
+        model = checkpoint.ModelConfig(
+            model=contender.name,
+            modalities=names,
+            spacing_mm=config.spacing_mm,
+            params=params,
+            statistics=saved,
+            licence=config.licence,
+            training=_cost(contender, config, data, finished),
+        )
+        checkpoint.save(folder, contender.averaged, model)
+
+
+def _cost(contender: Contender, config: TrainConfig, data: _Data, finished: bool) -> dict[str, object]:
+    return {
+        "finished": finished,
+        "seed": config.seed,
+        "subjects": {Path(root).name: len(ids) for root, ids in data.subjects.items()},
+        "subject_ids": {Path(root).name: ids for root, ids in data.subjects.items()},
+        "steps": contender.steps,
+        "crops": contender.samples,
+        "wall_minutes": round(contender.seconds / 60, 2),
+        "flops_per_step": contender.flops_per_step,
+        "parameters": sum(p.numel() for p in contender.module.parameters()),
+        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads",
+        "torch": torch.__version__,
+        "medk2n": medk2n.__version__,
+    }
+
+
+class _Log:
+    """metrics.csv: one row per model and interval, written at once so that a cut run keeps its history."""
+
+    COLUMNS = ("model", "step", "seconds", "progress", "name", "value")
+
+    def __init__(self, path: Path) -> None:
+        write_text(path, ",".join(self.COLUMNS) + "\n")
+        self.path = path
+        self._sums: dict[str, dict[str, float]] = {}
+
+    def count(self, contender: Contender, numbers: dict[str, float]) -> None:
+        sums = self._sums.setdefault(contender.name, {})
+        for name, value in numbers.items():
+            sums[name] = sums.get(name, 0.0) + value / _LOG_EVERY
+        if contender.steps % _LOG_EVERY == 0:
+            self.write(contender, self._sums.pop(contender.name))
+
+    def write(self, contender: Contender, numbers: dict[str, float]) -> None:
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            for name, value in numbers.items():
+                csv.writer(file).writerow([
+                    contender.name, contender.steps, round(contender.seconds, 1), round(contender.progress, 4), name,
+                    round(value, 5),
+                ])

@@ -1,0 +1,198 @@
+"""Every reader of data sets keeps the same promises, on a generated tree of its layout."""
+
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from medk2n import registry
+from medk2n.data.discover import discover, discover_study
+from medk2n.data.subject import Subject
+from medk2n.errors import DatasetError, UnknownNameError, VolumeReadError
+from medk2n.vocabulary import MODALITIES
+
+SHAPE = (6, 7, 5)
+
+
+def put(path, *, mask=False):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(len(path.name))
+    array = rng.integers(0, 2 if mask else 900, SHAPE).astype(np.uint8 if mask else np.int16)
+    nib.save(nib.Nifti1Image(array, np.diag([-1.0, 1, 2, 1])), path)
+
+
+def bids(root):
+    (root / "dataset_description.json").write_text("{}")
+    for name in ("sub-01/anat/sub-01_T1w", "sub-01/anat/sub-01_ce-gadolinium_T1w", "sub-01/dwi/sub-01_dwi",
+                 "sub-01/anat/sub-01_acq-random_T1w", "sub-01/anat/sub-01_desc-synth_T2w",
+                 "sub-02/ses-01/anat/sub-02_ses-01_FLAIR", "sub-02/ses-02/anat/sub-02_ses-02_FLAIR"):  # fmt: skip
+        put(root / f"{name}.nii.gz")
+    put(root / "derivatives/truth/sub-01/anat/sub-01_desc-brain_mask.nii.gz", mask=True)
+    put(root / "derivatives/truth/sub-01/anat/sub-01_desc-lesion_mask.nii.gz", mask=True)
+    put(root / "derivatives/truth/sub-01/anat/sub-01_desc-noisefree_T1w.nii.gz")
+    return {"sub-01": ("dwi", "t1c", "t1n"), "sub-02_ses-01": ("t2f",), "sub-02_ses-02": ("t2f",)}
+
+
+def studies(root):
+    for name in ("BraTS-GLI-00000-000", "BraTS-GLI-00002-000"):
+        for suffix in ("t1n", "t1c", "t2f"):
+            put(root / name / f"{name}-{suffix}.nii.gz")
+        put(root / name / f"{name}-seg.nii.gz", mask=True)
+    put(root / "ISLES" / "dwi.nii.gz")
+    (root / "notes").mkdir()
+    return {name: ("t1c", "t1n", "t2f") for name in ("BraTS-GLI-00000-000", "BraTS-GLI-00002-000")} | {
+        "ISLES": ("dwi",)
+    }
+
+
+def arrays(root):
+    rng = np.random.default_rng(0)
+    stack = {key: rng.integers(0, 255, (4, 7, 6)).astype(np.uint8) for key in ("t1n", "t2f")}
+    (root / "train").mkdir()
+    np.savez(root / "train" / "p1.npz", **stack, seg=stack["t1n"] > 99, valid=np.array([True, False, True, True]))
+    np.savez(root / "p2.npz", **stack, spacing=[0.5, 0.5, 5.0])
+    slices = {f"{key}_{plane}": rng.integers(0, 255, (6, 7)).astype(np.uint8)
+              for key in ("mr", "ct", "mask") for plane in ("axial", "coronal")}  # fmt: skip
+    np.savez(root / "p3.npz", **slices)
+    return {"p1": ("t1n", "t2f"), "p2": ("t1n", "t2f"), "p3": ("ct", "mr")}
+
+
+LAYOUTS = {"arrays": arrays, "bids": bids, "studies": studies}
+
+
+def test_every_reader_has_a_layout_here():
+    assert set(registry.names("data/datasets")) == set(LAYOUTS)
+
+
+@pytest.mark.parametrize("name", registry.names("data/datasets"))
+def test_a_reader_keeps_its_promises(tmp_path, name):
+    expected = LAYOUTS[name](tmp_path)
+    reader = registry.resolve("data/datasets", name)
+    assert reader.name == name
+    assert reader.matches(tmp_path)
+    others = [registry.resolve("data/datasets", other) for other in LAYOUTS if other != name]
+    assert not any(other.matches(tmp_path) for other in others)
+    found = discover(tmp_path)
+    assert {subject.id: subject.modalities for subject in found} == expected
+    for subject in found:
+        assert isinstance(subject, Subject)
+        for modality, read in subject.readers.items():
+            volume = read()
+            assert modality in MODALITIES
+            assert volume.modality == modality
+            assert volume.array.dtype == np.float32
+            assert Path(subject.provenance[modality].split(".npz:")[0]).name in os.fspath(subject.provenance[modality])
+        for read in subject.masks.values():
+            assert read().array.shape == volume.array.shape
+            assert read().array.max() > 0
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_indexing_reads_no_voxels(tmp_path, monkeypatch, name):
+    LAYOUTS[name](tmp_path)
+    for module in ("_files.read_volume", "_files.read_labels", "arrays._load"):
+        monkeypatch.setattr(f"medk2n.data.datasets.{module}", lambda *a: pytest.fail("voxels were read"))
+    assert len(discover(tmp_path)) == 3
+
+
+def test_bids_keeps_random_protocols_for_inputs_and_finds_the_truth(tmp_path):
+    bids(tmp_path)
+    first = discover(tmp_path)[0]
+    assert set(first.inputs_only) == {"t1n"}
+    assert first.inputs_only["t1n"][0]().provenance["path"].endswith("acq-random_T1w.nii.gz")
+    assert first.readers["t1n"]().provenance["path"].endswith("sub-01_T1w.nii.gz")
+    assert set(first.masks) == {"brain", "lesion"}
+
+
+def test_arrays_are_turned_to_ras_and_keep_valid_slices_only(tmp_path):
+    arrays(tmp_path)
+    first, second, third = discover(tmp_path)
+    stored = np.load(tmp_path / "train" / "p1.npz")["t1n"]
+    volume = first.readers["t1n"]()
+    assert volume.array.shape == (6, 7, 3)
+    np.testing.assert_array_equal(volume.array[:, ::-1, 1].T, stored[2])
+    assert volume.provenance["spacing"] == "unknown"
+    np.testing.assert_array_equal(first.masks["lesion"]().array, volume.array > 99)
+    np.testing.assert_array_equal(second.readers["t1n"]().grid.spacing_mm, [0.5, 0.5, 5.0])
+    assert third.readers["mr"]().array.shape == (6, 7, 1)
+    assert set(third.masks) == {"head"}
+
+
+def test_one_study_folder_is_a_data_set_of_one(tmp_path):
+    studies(tmp_path)
+    (only,) = discover(tmp_path / "BraTS-GLI-00000-000")
+    assert only.id == "BraTS-GLI-00000-000"
+    assert set(only.masks) == {"lesion"}
+
+
+def test_subjects_are_chosen_and_excluded_by_id(tmp_path):
+    studies(tmp_path)
+    assert [s.id for s in discover(tmp_path, exclude=["ISLES"])] == ["BraTS-GLI-00000-000", "BraTS-GLI-00002-000"]
+    assert [s.id for s in discover(tmp_path, subjects=["ISLES"])] == ["ISLES"]
+    with pytest.raises(UnknownNameError, match=r"no subject 'ISLE' .*did you mean ISLES"):
+        discover(tmp_path, subjects=["ISLE"])
+    with pytest.raises(UnknownNameError, match="no subject 'zzz'"):
+        discover(tmp_path, exclude=["zzz"])
+    with pytest.raises(DatasetError, match="no subject is left of 3"):
+        discover(tmp_path, subjects=["ISLES"], exclude=["ISLES"])
+
+
+def test_folders_without_scans_say_what_was_looked_for(tmp_path):
+    with pytest.raises(DatasetError, match=r"no scans found; looked for \*\.npz .*BIDS.*study folders"):
+        discover(tmp_path)
+    with pytest.raises(DatasetError, match="no such folder"):
+        discover(tmp_path / "gone")
+    bids(tmp_path)
+    arrays(tmp_path)
+    with pytest.raises(DatasetError, match="expected one layout"):
+        discover(tmp_path)
+
+
+def test_one_modality_twice_names_both_files(tmp_path):
+    put(tmp_path / "a" / "x_t1.nii.gz")
+    put(tmp_path / "a" / "y_T1w.nii.gz")
+    for search in (discover, lambda root: discover_study(root / "a")):
+        with pytest.raises(DatasetError, match=r"both .*x_t1\.nii\.gz and .*y_T1w\.nii\.gz are t1n"):
+            search(tmp_path)
+
+
+def test_a_damaged_npz_is_one_line(tmp_path):
+    (tmp_path / "a.npz").write_bytes(b"PK\x03\x04 not really")
+    with pytest.raises(VolumeReadError, match=r"a\.npz: cannot be read as \.npz"):
+        discover(tmp_path)
+    np.savez(tmp_path / "a.npz", t1n=np.array([{"an": "object"}], dtype=object))
+    with pytest.raises(VolumeReadError, match=r"a\.npz"):
+        discover(tmp_path)[0].readers["t1n"]()
+
+
+def test_a_study_comes_as_folder_files_or_mapping(tmp_path):
+    studies(tmp_path)
+    folder = tmp_path / "BraTS-GLI-00000-000"
+    files = sorted(folder.glob("*-t*.nii.gz"))
+    for source in (folder, files, {"T1CE": files[0], "t1n": files[1], "flair": files[2]}):
+        study = discover_study(source)
+        assert study.id == "BraTS-GLI-00000-000"
+        assert study.modalities == ("t1c", "t1n", "t2f")
+    assert discover_study(files[0]).modalities == ("t1c",)
+    bids(tmp_path / "ISLES")
+    assert discover_study(tmp_path / "ISLES" / "sub-01").modalities == ("dwi", "t1c", "t1n")
+
+
+def test_a_study_that_tells_nothing_is_refused(tmp_path):
+    put(tmp_path / "scan.nii.gz")
+    with pytest.raises(DatasetError, match="no image whose name tells its modality"):
+        discover_study(tmp_path)
+    with pytest.raises(UnknownNameError, match="unknown modality 'x9'"):
+        discover_study({"x9": tmp_path / "scan.nii.gz"})
+    with pytest.raises(DatasetError, match="both given as t1n"):
+        discover_study({"t1": tmp_path / "scan.nii.gz", "t1n": tmp_path / "other.nii.gz"})
+
+
+@pytest.mark.skipif("MEDK2N_REAL_DATA" not in os.environ, reason="MEDK2N_REAL_DATA names no folder of real scans")
+@pytest.mark.parametrize(("folder", "n"), [("volumes", 3), ("lgg128", 94), ("four128", 12), ("synthrad_slices", 153)])
+def test_real_scans_are_found(folder, n):
+    found = discover(Path(os.environ["MEDK2N_REAL_DATA"]) / folder)
+    assert len(found) == n
+    assert all(np.isfinite(read().array).all() for read in found[0].readers.values())

@@ -1,0 +1,167 @@
+"""Metrics: oracles, identities, and what must not count."""
+
+import math
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from medk2n.errors import UsageError
+from medk2n.metrics.mae import mae
+from medk2n.metrics.psnr import psnr
+from medk2n.metrics.ssim import ssim
+from medk2n.registry import names, resolve
+
+SHAPE = (3, 17, 23)
+ALL = {name: resolve("metrics", name) for name in names("metrics")}
+
+
+def pair(seed=0, noise=0.1, shape=SHAPE, dtype=np.float32):
+    rng = np.random.default_rng(seed)
+    reference = rng.random(shape)
+    predicted = np.clip(reference + noise * rng.standard_normal(shape), 0, 1)
+    return predicted.astype(dtype), reference.astype(dtype)
+
+
+def block(shape=SHAPE):
+    mask = np.zeros(shape, bool)
+    mask[1:, 4:9, 6:15] = True
+    return mask
+
+
+def skimage_map(predicted, reference, data_range):
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": data_range}
+    return [structural_similarity(r, p, full=True, **options) for p, r in zip(predicted, reference, strict=True)]
+
+
+def test_the_registry_lists_the_three_metrics_and_not_their_helper():
+    assert set(ALL) == {"psnr", "ssim", "mae"}
+    assert all(metric.name == name for name, metric in ALL.items())
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("data_range", [1.0, 0.37])
+def test_whole_image_agrees_with_scikit_image(dtype, data_range):
+    predicted, reference = pair(dtype=dtype)
+    expected = np.mean([score for score, _ in skimage_map(predicted, reference, data_range)])
+    assert ssim(predicted, reference, data_range=data_range) == pytest.approx(expected, abs=1e-6)
+    expected = peak_signal_noise_ratio(reference, predicted, data_range=data_range)
+    assert psnr(predicted, reference, data_range=data_range) == pytest.approx(expected, abs=1e-6)
+
+
+def test_ssim_agrees_with_scikit_image_where_single_precision_cancels():
+    predicted, reference = pair(noise=0.01)
+    predicted, reference = 0.9 + 0.02 * predicted, 0.9 + 0.02 * reference
+    expected = np.mean([score for score, _ in skimage_map(predicted.astype(float), reference.astype(float), 1.0)])
+    assert ssim(predicted, reference, data_range=1.0) == pytest.approx(expected, abs=1e-6)
+
+
+def test_masked_values_are_means_of_scikit_images_map_and_of_plain_formulas():
+    predicted, reference = pair()
+    mask = block()
+    maps = [m for _, m in skimage_map(predicted, reference, 1.0)]
+    expected = np.mean([maps[i][mask[i]].mean() for i in (1, 2)])
+    assert ssim(predicted, reference, mask, data_range=1.0) == pytest.approx(expected, abs=1e-6)
+    error = (predicted - reference)[mask].astype(float)
+    assert psnr(predicted, reference, mask, data_range=1.0) == pytest.approx(
+        -10 * np.log10(np.mean(error**2)), abs=1e-6
+    )
+    assert mae(predicted, reference, mask, data_range=1.0) == pytest.approx(np.mean(np.abs(error)), abs=1e-7)
+
+
+def test_slices_weigh_alike_in_ssim():
+    predicted, reference = pair(noise=0)
+    predicted[2] = 1 - predicted[2]
+    mask = block()
+    mask[2, 5:] = False  # 9 voxels of a bad slice against 45 of a perfect one
+    bad = ssim(predicted[2:], reference[2:], mask[2:], data_range=1.0)
+    assert ssim(predicted, reference, mask, data_range=1.0) == pytest.approx((1 + bad) / 2, abs=1e-6)
+
+
+def test_identical_images_are_perfect():
+    _, reference = pair()
+    assert psnr(reference, reference, block(), data_range=1.0) == math.inf
+    assert mae(reference, reference, block(), data_range=1.0) == 0
+    assert ssim(reference, reference, block(), data_range=1.0) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_empty_mask_has_no_value(name):
+    assert math.isnan(ALL[name].function(*pair(), np.zeros(SHAPE, bool), data_range=1.0))
+
+
+@pytest.mark.parametrize("name", ["psnr", "mae"])
+def test_voxels_outside_the_mask_do_not_count_even_if_not_finite(name):
+    predicted, reference = pair()
+    value = ALL[name].function(predicted, reference, block(), data_range=1.0)
+    predicted[~block()] = np.nan
+    assert ALL[name].function(predicted, reference, block(), data_range=1.0) == value
+
+
+def test_slices_without_mask_voxels_do_not_count_in_ssim():
+    predicted, reference = pair()
+    value = ssim(predicted, reference, block(), data_range=1.0)
+    predicted[0] = 0
+    assert ssim(predicted, reference, block(), data_range=1.0) == value
+
+
+def test_slices_smaller_than_the_window_have_no_whole_image_ssim():
+    assert math.isnan(ssim(*pair(shape=(2, 10, 30)), data_range=1.0))
+
+
+@settings(deadline=None, max_examples=25, derandomize=True)
+@given(seed=st.integers(0, 10**6), low=st.floats(0.02, 0.2), factor=st.floats(1.5, 4))
+def test_more_noise_is_never_better(seed, low, factor):
+    noise = np.random.default_rng(seed).standard_normal(SHAPE)
+    _, reference = pair(seed)
+    for metric in ALL.values():
+        little = metric.function(reference + low * noise, reference, block(), data_range=1.0)
+        much = metric.function(reference + factor * low * noise, reference, block(), data_range=1.0)
+        assert little > much if metric.better == "higher" else little < much
+
+
+@settings(deadline=None, max_examples=25, derandomize=True)
+@given(seed=st.integers(0, 10**6), scale=st.floats(0.1, 1000))
+def test_values_do_not_depend_on_the_unit_and_are_symmetric(seed, scale):
+    predicted, reference = pair(seed, dtype=np.float64)
+    for metric in ALL.values():
+        value = metric.function(predicted, reference, block(), data_range=1.0)
+        assert metric.function(scale * predicted, scale * reference, block(), data_range=scale) == pytest.approx(value)
+        assert metric.function(reference, predicted, block(), data_range=1.0) == pytest.approx(value)
+
+
+def test_unsigned_integers_do_not_wrap_around():
+    dark, bright = np.zeros(SHAPE, np.uint8), np.full(SHAPE, 51, np.uint8)
+    assert mae(dark, bright, data_range=255) == pytest.approx(0.2)
+    assert psnr(dark, bright, data_range=255) == pytest.approx(20 * math.log10(5))
+
+
+@pytest.mark.parametrize(
+    ("shape", "mask", "data_range", "match"),
+    [
+        ((3, 17, 22), None, 1.0, "one shape"),
+        (SHAPE, np.ones((1, 17, 23), bool), 1.0, "bool mask of shape"),
+        (SHAPE, np.ones(SHAPE), 1.0, "bool mask"),
+        (SHAPE, None, 0.0, "positive data range"),
+        (SHAPE, None, math.nan, "positive data range"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(shape, mask, data_range, match):
+    for metric in ALL.values():
+        with pytest.raises(UsageError, match=match):
+            metric.function(np.zeros(shape), np.zeros(SHAPE), mask, data_range=data_range)
+
+
+def test_a_typical_study_is_quick():
+    predicted, reference = pair(shape=(70, 128, 128))
+    mask = reference > 0.3
+    best = math.inf
+    for _ in range(3):  # the machine may be busy
+        start = time.perf_counter()
+        for metric in ALL.values():
+            metric.function(predicted, reference, mask, data_range=1.0)
+        best = min(best, time.perf_counter() - start)
+    assert best < 2.0  # about 0.2 s when alone
