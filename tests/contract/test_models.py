@@ -1,0 +1,217 @@
+"""What every registered model promises, and what Med-K2N alone does."""
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+
+from medk2n import checkpoint, registry
+from medk2n.models._spec import Query, Statistics
+
+M = 4
+SMALL = {
+    "medk2n": {"widths": (8, 8, 16, 16, 16), "embedding": 16, "memory_slots": 4},
+    "unet": {"widths": (8, 8, 16, 16, 16)},
+}
+
+
+def build(name: str, seed: int = 0) -> torch.nn.Module:
+    """A small model whose zero-initialised layers are stirred, so that every path matters."""
+    spec = registry.resolve("models", name)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module = spec.build(spec.params(**SMALL[name]), M, Statistics.neutral(M))
+        for parameter in module.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    return module
+
+
+def images(h: int = 32, w: int = 48, b: int = 2) -> torch.Tensor:
+    return torch.rand(b, M, 3, h, w, generator=torch.Generator().manual_seed(1)) * 0.9 + 0.05
+
+
+def query(*rows: tuple[int, tuple[int, ...], int]) -> Query:
+    """(sample, sources, target) per row."""
+    mask = torch.zeros(len(rows), M, dtype=torch.bool)
+    for q, (_, sources, _) in enumerate(rows):
+        mask[q, list(sources)] = True
+    return Query(torch.tensor([r[0] for r in rows]), mask, torch.tensor([r[2] for r in rows]))
+
+
+@pytest.fixture(params=registry.names("models"))
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.mark.parametrize("size", [(32, 48), (17, 33), (16, 16), (1, 40)])
+def test_output_has_the_size_of_the_input_for_every_subset(name: str, size: tuple[int, int]) -> None:
+    module = build(name).eval()
+    rows = [(0, (i for i in range(M) if bits >> i & 1), t) for bits in range(1, 2**M) for t in (0, M - 1)]
+    with torch.no_grad():
+        out = module(images(*size), query(*[(b, tuple(s), t) for b, s, t in rows]))
+    assert out.mean.shape == (len(rows), *size)
+    assert torch.isfinite(out.mean).all()
+    if out.log_variance is not None:
+        assert torch.isfinite(out.log_variance).all()
+
+
+def test_content_of_an_absent_channel_never_reaches_the_output(name: str) -> None:
+    module, asked = build(name).eval(), query((0, (0, 2), 1), (1, (3,), 1))
+    clean, dirty = images(), images()
+    dirty[0, [1, 3]] = torch.randn(2, 3, 32, 48)
+    dirty[1, :3] = torch.nan
+    with torch.no_grad():
+        a, b = module(clean, asked), module(dirty, asked)
+    assert torch.equal(a.mean, b.mean)
+    dirty[0, 2] += 0.1
+    with torch.no_grad():
+        assert not torch.equal(a.mean, module(dirty, asked).mean)
+
+
+def test_every_parameter_gets_a_gradient_within_three_steps(name: str) -> None:
+    spec = registry.resolve("models", name)
+    torch.manual_seed(0)
+    module = spec.build(spec.params(**SMALL[name]), M, Statistics.neutral(M))
+    optimiser = torch.optim.Adam(module.parameters(), lr=1e-2)
+    seen = {key: False for key, _ in module.named_parameters()}
+    rows = [(b, s, t) for b in (0, 1) for s in [(0,), (1, 2), (0, 1, 3), (0, 1, 2, 3)] for t in range(M)]
+    for step in range(3):
+        out = module(images(), query(*rows), generator=torch.Generator().manual_seed(step))
+        loss = (out.mean - 0.3).square().mean()
+        if out.log_variance is not None:
+            fused = out.extras["fused"]
+            loss = loss + out.log_variance.square().mean() + fused.quality.square().mean()
+            loss = loss + sum(step.weight.square().mean() for step in fused.steps)
+        optimiser.zero_grad()
+        loss.backward()
+        for key, parameter in module.named_parameters():
+            seen[key] |= parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
+        optimiser.step()
+    assert [key for key, reached in seen.items() if not reached] == []
+
+
+def test_targets_and_batching_do_not_matter(name: str) -> None:
+    module = build(name).eval()
+    rows = [(0, (0, 2), 1), (0, (0, 2), 3), (1, (1, 2, 3), 0), (1, (3,), 2)]
+    with torch.no_grad():
+        together = module(images(), query(*rows)).mean
+        alone = torch.cat([module(images(), query(row)).mean for row in rows])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_save_and_load(name: str, half: bool, tmp_path) -> None:
+    module = build(name).eval()
+    config = checkpoint.ModelConfig(
+        model=name,
+        modalities=("a", "b", "c", "d"),
+        spacing_mm=1.5,
+        params=SMALL[name],
+        statistics=checkpoint.Statistics(affine_maps={}, variance={}, typical_scaling={}),
+    )
+    before = torch.get_rng_state()
+    checkpoint.save(tmp_path / "m", module, config, half=half)
+    loaded, read = checkpoint.load(tmp_path / "m")
+    assert torch.equal(before, torch.get_rng_state())
+    assert read.sha256 == checkpoint.read_config(tmp_path / "m").sha256 != ""
+    asked = query((0, (0, 2, 3), 1))
+    with torch.no_grad():
+        a, b = module(images(), asked).mean, loaded(images(), asked).mean
+    if half:
+        torch.testing.assert_close(a, b, atol=2e-2, rtol=0)
+    else:
+        assert torch.equal(a, b)
+
+
+def test_altered_weights_are_refused(tmp_path) -> None:
+    test_save_and_load("unet", False, tmp_path)
+    path = tmp_path / "m" / checkpoint.WEIGHTS
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(checkpoint.CheckpointError, match="SHA-256 differs"):
+        checkpoint.load(tmp_path / "m")
+
+
+
+
+@pytest.mark.parametrize("k", [2, 3, 4])
+def test_permuting_the_inputs_changes_nothing(k: int) -> None:
+    """Through the public path: a mapping of named inputs in all k! orders."""
+    from medk2n.inference.predictor import SlicePredictor
+
+    names = ("a", "b", "c", "d")
+    config = checkpoint.ModelConfig(
+        model="medk2n",
+        modalities=names,
+        spacing_mm=1.5,
+        params=SMALL["medk2n"] | {"slices": 3},
+        statistics=checkpoint.Statistics(affine_maps={}, variance={}, typical_scaling={}),
+    )
+    predictor = SlicePredictor(build("medk2n").eval(), config)
+    stack = np.random.default_rng(0).random((3, 32, 32), dtype=np.float32)
+    inputs = {n: np.roll(stack, 3 * i, axis=1) for i, n in enumerate(names[:k])}
+    first = predictor.predict(inputs, ["a", "d"])
+    for order in permutations(names[:k]):
+        again = predictor.predict({n: inputs[n] for n in order}, ["d", "a"])
+        for target in ("a", "d"):
+            np.testing.assert_allclose(again[target], first[target], atol=1e-5)
+
+
+def test_forced_closed_gates_give_the_key_frame_alone() -> None:
+    module = build("medk2n").eval()
+    module.fusion.threshold.lowest = module.fusion.threshold.highest = 2.0  # no weight reaches it
+    with torch.no_grad():
+        frames = module.encode(images(), torch.ones(2, M, dtype=torch.bool))
+        closed = module.decode(frames, query((0, (0, 1, 2), 3)))
+        key = int(closed.extras["fused"].steps[0].source)
+        alone = module.decode(frames, query((0, (key,), 3)))
+        module.fusion.threshold.lowest = module.fusion.threshold.highest = -1.0
+        open_ = module.decode(frames, query((0, (0, 1, 2), 3)))
+    assert torch.equal(closed.mean, alone.mean)
+    assert not torch.equal(open_.mean, alone.mean)
+
+
+def test_weights_thresholds_and_maps_stay_within_their_bounds() -> None:
+    module = build("medk2n").eval()
+    with torch.no_grad():
+        steps = module(images(), query((0, (0, 1, 2, 3), 1), (1, (0, 1), 2))).extras["fused"].steps
+    for step in steps:
+        taken = step.source >= 0
+        assert ((step.weight >= 0) & (step.weight <= 1)).all()
+        assert ((step.effective >= 0) & (step.effective <= 1)).all()
+    for step in steps[1:]:
+        tau = step.threshold[step.source >= 0]
+        assert ((tau >= module.fusion.threshold.lowest) & (tau <= module.fusion.threshold.highest)).all()
+    assert not taken.all(), "the second query has fewer steps"
+
+
+def test_each_frame_is_encoded_once_whatever_is_asked() -> None:
+    module = build("medk2n").eval()
+    encoded = []
+    module.encoder.register_forward_hook(lambda m, inputs, out: encoded.append(len(inputs[0])))
+    with torch.no_grad():
+        module(images(), query(*[(0, (0, 2, 3), t) for t in range(M)]))
+    assert encoded == [3]
+
+
+def test_evaluation_leaves_every_buffer_alone() -> None:
+    module = build("medk2n").eval()
+    before = {name: b.clone() for name, b in module.named_buffers()}
+    with torch.no_grad():
+        module(images(), query((0, (0, 1, 2), 3)))
+    assert all(torch.equal(before[name], b) for name, b in module.named_buffers())
+    module.fusion.observe(torch.tensor([0]), torch.tensor([1]), torch.tensor([0.5]))
+    assert module.fusion.history[0, 1] == pytest.approx(0.01)
+
+
+def test_key_frame_is_the_source_with_the_largest_first_weight() -> None:
+    module = build("medk2n").eval()
+    with torch.no_grad():
+        alone = {
+            i: float(module(images(), query((0, (i,), 3))).extras["fused"].steps[0].weight[0]) for i in range(3)
+        }
+        fused = module(images(), query((0, (0, 1, 2), 3))).extras["fused"]
+    order = [int(step.source[0]) for step in fused.steps]
+    assert order == sorted(alone, key=lambda i: -round(alone[i], 4))
