@@ -158,6 +158,14 @@ def test_one_modality_twice_names_both_files(tmp_path):
             search(tmp_path)
 
 
+def test_one_name_twice_is_refused(tmp_path):
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+        np.savez(tmp_path / part / "p1.npz", t1n=np.arange(24).reshape(2, 3, 4))
+    with pytest.raises(DatasetError, match="two subjects are called p1"):
+        discover(tmp_path)
+
+
 def test_a_damaged_npz_is_one_line(tmp_path):
     (tmp_path / "a.npz").write_bytes(b"PK\x03\x04 not really")
     with pytest.raises(VolumeReadError, match=r"a\.npz: cannot be read as \.npz"):

@@ -76,8 +76,16 @@ def test_dark_tissue_beside_bright_belongs_to_the_head(rng):
 def test_ct_in_air_and_an_air_level_in_mid_range(rng):
     ct = np.where(ball(), 40.0, -1000.0) + rng.normal(0, 15, SHAPE)
     assert dice(foreground(ct), ball()) > 0.95
-    signed = np.where(ball(), np.where(ball(radius=0.5), 20.0, 180.0), 80.0) + rng.normal(0, 3, SHAPE)
+    left = np.arange(SHAPE[0])[:, None, None] < SHAPE[0] // 2
+    signed = np.where(ball(), np.where(left, 20.0, 180.0), 80.0) + rng.normal(0, 3, SHAPE)
     assert dice(foreground(signed), ball()) > 0.9
+
+
+def test_a_sprinkle_around_the_content_is_no_constant_background(rng):
+    array, inside = brain(rng, 0.0)
+    assert is_stripped(array)
+    sprinkled = ~inside & (rng.uniform(size=SHAPE) < 0.15)
+    assert not is_stripped(np.where(sprinkled, 60, array))
 
 
 def test_a_blank_frame_around_noisy_air_is_not_a_stripped_image(rng):
@@ -135,7 +143,8 @@ def test_no_foreground_no_contrast_and_no_such_modality():
 
 
 def test_a_scalp_far_brighter_than_the_brain_does_not_hide_the_brain(rng):
-    signal = np.where(ball(radius=0.62), 45.0, np.where(ball(), 190.0, 0.0))
-    signal[:, 24:28] = np.where(ball(), 45.0, 0.0)[:, 24:28]  # the bright ring is open
+    head = ball(radius=0.95)
+    signal = np.where(ball(radius=0.85), 40.0, np.where(head, 300.0, 0.0))
+    signal[:, 22:26] = np.where(head, 40.0, 0.0)[:, 22:26]  # the bright ring is open
     array = np.abs(signal + rng.normal(0, 3, SHAPE))
-    assert dice(foreground(array), ball()) > 0.95
+    assert dice(foreground(array), head) > 0.95

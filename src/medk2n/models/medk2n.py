@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medk2n.models._spec import ModelSpec, Prediction, Query, Statistics
+from medk2n.models.parts.blocks import scale_for_gelu
 from medk2n.models.parts.decoder import Decoder, TaskHeadNet
 from medk2n.models.parts.encoder import FUSED_STRIDES, ConvEncoder
 from medk2n.models.parts.sequence import Frames, Plan, ProgressiveFusion
@@ -46,6 +47,7 @@ class MedK2N(nn.Module):
         self.encoder = ConvEncoder(params.slices, channels, params.embedding)
         self.fusion = ProgressiveFusion(m, channels, params.embedding, params.memory_slots, statistics)
         self.decoder = Decoder(channels, params.embedding)
+        scale_for_gelu(self)  # before the heads, which start at zero
         self.heads = TaskHeadNet(channels, start_log_variance=-4.6)
 
     def encode(self, images: Tensor, needed: Tensor) -> Frames:

@@ -18,38 +18,47 @@ from medk2n.vocabulary import MODALITIES
 PLANES = ("axial", "coronal", "sagittal")
 _EDGES = {"axial": ("R", "L", "A", "P"), "coronal": ("R", "L", "S", "I"), "sagittal": ("A", "P", "S", "I")}
 _PANEL_INCHES = 2.2
+_MARGIN = 0.03  # of the image edge, shown around the patient
 _INK = "#e8eef2"
 _WARNING = "#ffb454"
 
 
 @dataclass(frozen=True)
 class View:
-    """Where every volume of one report is cut, in millimetres of the scanner, so that panels match.
+    """Where every volume on one grid is cut, so that the panels of a report match. Voxel indices in RAS order.
 
     Attributes:
-        centre_mm: (3,) point that all three planes pass through.
+        centre: (3,) voxel that all three planes pass through.
+        low, high: (3,) each, the box that is shown; `high` is not part of it.
     """
 
-    centre_mm: np.ndarray
+    centre: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
 
     @classmethod
-    def through(cls, volume: Volume) -> "View":
-        """Through the centre of mass of the foreground of `volume` (of its grid, if nothing stands out)."""
-        inside = np.argwhere(foreground(volume.array))
-        centre = inside.mean(axis=0) if inside.size else (np.array(volume.grid.shape) - 1) / 2
-        return cls(volume.grid.affine[:3, :3] @ centre + volume.grid.affine[:3, 3])
+    def around(cls, volume: Volume) -> "View":
+        """Through the centre of mass of the foreground of `volume`, and as wide as it is (all, if nothing stands out)."""
+        array, _ = to_canonical(volume.array, volume.grid)
+        inside = np.argwhere(foreground(array))
+        if not inside.size:
+            inside = np.argwhere(np.ones(array.shape, dtype=bool))
+        margin = np.ceil(_MARGIN * np.array(array.shape)).astype(int)
+        low = np.maximum(inside.min(axis=0) - margin, 0)
+        high = np.minimum(inside.max(axis=0) + 1 + margin, array.shape)
+        return cls(np.rint(inside.mean(axis=0)).astype(int), low, high)
 
 
 def planes(volume: Volume, view: View) -> dict[str, tuple[np.ndarray, float]]:
     """plane -> (image, aspect): rows run downwards as displayed, aspect is pixel height over width in mm."""
     array, grid = to_canonical(volume.array, volume.grid)
-    index = np.linalg.solve(grid.affine, np.append(view.centre_mm, 1.0))[:3]
-    x, y, z = np.clip(np.rint(index).astype(int), 0, np.array(array.shape) - 1)
+    box = array[tuple(slice(a, b) for a, b in zip(view.low, view.high, strict=True))]
+    x, y, z = view.centre - view.low
     dx, dy, dz = grid.spacing_mm
     return {
-        "axial": (array[::-1, ::-1, z].T, dy / dx),
-        "coronal": (array[::-1, y, ::-1].T, dz / dx),
-        "sagittal": (array[x, ::-1, ::-1].T, dz / dy),
+        "axial": (box[::-1, ::-1, z].T, dy / dx),
+        "coronal": (box[::-1, y, ::-1].T, dz / dx),
+        "sagittal": (box[x, ::-1, ::-1].T, dz / dy),
     }
 
 

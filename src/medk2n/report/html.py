@@ -10,7 +10,8 @@ import medk2n
 from medk2n.data.foreground import foreground
 from medk2n.io.volume import Volume
 from medk2n.report.figures import View, display_range, strip_png
-from medk2n.report.words import quality_words, scaling_words
+from medk2n.report.outputs import run_facts, scaling_facts, sources
+from medk2n.report.words import quality_words
 from medk2n.vocabulary import MODALITIES
 
 if TYPE_CHECKING:
@@ -46,10 +47,8 @@ def _template() -> Any:
 
 
 def _context(synthesis: "Synthesis", study_id: str, dpi: int) -> dict[str, Any]:
-    from medk2n.report.outputs import sources
-
     reference = synthesis.inputs[synthesis.reference]
-    view = View.through(reference)
+    view = View.around(reference)
     return {
         "study": study_id,
         "version": medk2n.__version__,
@@ -62,7 +61,7 @@ def _context(synthesis: "Synthesis", study_id: str, dpi: int) -> dict[str, Any]:
             "shape": " x ".join(map(str, reference.grid.shape)),
             "spacing": " x ".join(f"{edge:.3g}" for edge in reference.grid.spacing_mm),
         },
-        "record": flat(synthesis.record),
+        "record": flat(run_facts(synthesis)),
         "model": str(synthesis.record.get("model", "unnamed model")),
         "methods": methods_text(synthesis),
     }
@@ -79,7 +78,6 @@ def _column(volume: Volume, view: View, dpi: int, *, synthetic: bool) -> dict[st
 def _target(synthesis: "Synthesis", name: str, view: View, dpi: int) -> dict[str, Any]:
     volume, explanation = synthesis.volumes[name], synthesis.explanations[name]
     word, sentence = quality_words(explanation.predicted_psnr_db)
-    scaling = volume.provenance.get("scaling")
     return {
         "name": name,
         "label": MODALITIES[name].label,
@@ -93,7 +91,8 @@ def _target(synthesis: "Synthesis", name: str, view: View, dpi: int) -> dict[str
         "quality_sentence": sentence,
         "bars": bars(explanation.contribution_db),
         "steps": explanation.steps,
-        "scaling": {**scaling, "formula": scaling_words(scaling)} if scaling else None,
+        "method": explanation.contribution_method,
+        "scaling": scaling_facts(synthesis, name),
     }
 
 

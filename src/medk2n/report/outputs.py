@@ -3,11 +3,11 @@
 import shutil
 import tempfile
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import medk2n
-from medk2n.data.foreground import is_stripped
 from medk2n.io.atomic import check_writable, refuse_existing, write_json, write_text
 from medk2n.io.names import synth_name
 from medk2n.io.nifti import write_volume
@@ -95,8 +95,7 @@ def generated_by() -> dict[str, str]:
 
 def image_sidecar(synthesis: "Synthesis", target: str) -> dict[str, Any]:
     """Everything that a reader of one synthetic image should be able to find out without this package."""
-    volume, explanation = synthesis.volumes[target], synthesis.explanations[target]
-    record = dict(synthesis.record)
+    explanation = synthesis.explanations[target]
     return {
         "Description": f"SYNTHETIC {MODALITIES[target].label} image, predicted from "
         f"{', '.join(synthesis.inputs)} by medk2n; not acquired; research use only",
@@ -104,25 +103,16 @@ def image_sidecar(synthesis: "Synthesis", target: str) -> dict[str, Any]:
         "Modality": target,
         "Sources": [str(source["path"] or f"{source['modality']} in memory") for source in sources(synthesis)],
         "SourceDetails": sources(synthesis),
-        "SkullStripped": is_stripped(synthesis.inputs[synthesis.reference].array),
+        "SkullStripped": synthesis.record["skull_stripped"],
         "SpatialReference": sources(synthesis, [synthesis.reference])[0]["path"] or "orig",
         "Units": MODALITIES[target].unit,
-        "Scaling": volume.provenance.get("scaling"),
+        "Scaling": scaling_facts(synthesis, target),
         "KeyFrame": explanation.key,
-        "ContributionDb": dict(explanation.contribution_db),
-        "Steps": [
-            {
-                "source": step.source,
-                "weight": step.weight,
-                "threshold": step.threshold,
-                "gate": step.gate,
-                "effective_weight": step.effective_weight,
-            }
-            for step in explanation.steps
-        ],
+        "Contribution": {"method": explanation.contribution_method, "db": dict(explanation.contribution_db)},
+        "Steps": [asdict(step) for step in explanation.steps],
         "PredictedQuality": {"psnr_db": explanation.predicted_psnr_db, "region": "foreground"},
         "GeneratedBy": [generated_by()],
-        "Run": record,
+        "Run": run_facts(synthesis),
     }
 
 
@@ -135,13 +125,26 @@ def sources(synthesis: "Synthesis", names: Iterable[str] | None = None) -> list[
     return rows
 
 
+def scaling_facts(synthesis: "Synthesis", target: str) -> dict[str, Any]:
+    """The unit of a target's values, where it is from, and how to undo it."""
+    scaling = synthesis.scalings[target]
+    origin = "the input of the same modality" if target in synthesis.inputs else "typical of the training subjects"
+    undo = f"scaled = (value - {scaling.low:.6g}) / {scaling.high - scaling.low:.6g}"
+    return {**scaling.to_json(), "unit": MODALITIES[target].unit, "origin": origin, "undo": undo}
+
+
+def run_facts(synthesis: "Synthesis") -> dict[str, Any]:
+    """The record of a run without the inputs, which stand beside it."""
+    return {key: value for key, value in synthesis.record.items() if key != "sources"}
+
+
 def _deviation_sidecar(synthesis: "Synthesis", target: str, image: str) -> dict[str, Any]:
     return {
         "Description": f"Predicted standard error of every voxel of {image}, in the unit of that image",
         "Synthetic": True,
         "Modality": target,
         "Sources": [image],
-        "SkullStripped": is_stripped(synthesis.inputs[synthesis.reference].array),
+        "SkullStripped": synthesis.record["skull_stripped"],
         "Units": MODALITIES[target].unit,
         "GeneratedBy": [generated_by()],
     }

@@ -16,7 +16,3 @@ def quality_words(predicted_psnr_db: float) -> tuple[str, str]:
             return word, sentence
     return "unknown", "The model gave no error estimate for this image."
 
-
-def scaling_words(scaling: dict) -> str:
-    """How to undo a stored scaling, as a formula."""
-    return f"scaled = (value - ({scaling['low']:.6g})) / ({scaling['high']:.6g} - ({scaling['low']:.6g}))"

@@ -43,3 +43,11 @@ def rms_norm(x: Tensor) -> Tensor:
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     """One hidden layer."""
     return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))
+
+
+def scale_for_gelu(module: nn.Module) -> None:
+    """He initialisation of every convolution (He 2015): torch's default lets deep features fade away."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
+            nn.init.zeros_(part.bias)

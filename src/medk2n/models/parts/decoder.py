@@ -22,6 +22,7 @@ class Decoder(nn.Module):
         self.reduce = nn.ModuleDict({str(s): nn.Conv2d(channels[2 * s], channels[s], 1) for s in strides})
         self.skip = nn.ModuleDict({str(s): Film(embedding, channels[s]) for s in strides})
         self.merge = nn.ModuleDict({str(s): nn.Conv2d(channels[s], channels[s], 3, padding=1) for s in strides})
+        self.norm = nn.ModuleDict({str(s): nn.GroupNorm(8, channels[s]) for s in strides})
         self.film = nn.ModuleDict({str(s): Film(embedding, channels[s]) for s in strides})
         self.refine = nn.ModuleDict({str(s): ResidualBlock(channels[s], embedding) for s in (8, 4)})
 
@@ -31,7 +32,7 @@ class Decoder(nn.Module):
         for stride in (8, 4, 2, 1):
             half, key = x, str(stride)  # after the loop: the features at stride 2
             x = functional.interpolate(self.reduce[key](x), scale_factor=2.0, mode="nearest")
-            x = functional.gelu(x + self.skip[key](state[stride], e))
+            x = functional.gelu(self.norm[key](x + self.skip[key](state[stride], e)))
             x = x + functional.gelu(self.film[key](self.merge[key](x), e))
             if stride >= 4:
                 x = self.refine[key](x, e)

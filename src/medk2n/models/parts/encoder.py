@@ -23,8 +23,10 @@ class ConvEncoder(nn.Module):
         super().__init__()
         self.channels = channels
         self.stem1 = nn.Conv2d(slices, channels[1], 3, padding=1)
+        self.norm1 = nn.GroupNorm(8, channels[1])
         self.film1 = Film(embedding, channels[1])
         self.stem2 = nn.Conv2d(channels[1], channels[2], 3, stride=2, padding=1)
+        self.norm2 = nn.GroupNorm(8, channels[2])
         self.film2 = Film(embedding, channels[2])
         self.refine2 = nn.Conv2d(channels[2], channels[2], 3, padding=1)
         self.down = nn.ModuleDict()
@@ -38,8 +40,8 @@ class ConvEncoder(nn.Module):
 
     def forward(self, frames: Tensor, e: Tensor) -> Pyramid:
         """frames (f, s, h, w) with h and w multiples of 16, e (f, embedding) -> the pyramid."""
-        pyramid = {1: functional.gelu(self.film1(self.stem1(frames), e))}
-        x = functional.gelu(self.film2(self.stem2(pyramid[1]), e))
+        pyramid = {1: functional.gelu(self.film1(self.norm1(self.stem1(frames)), e))}
+        x = functional.gelu(self.film2(self.norm2(self.stem2(pyramid[1])), e))
         pyramid[2] = functional.gelu(self.refine2(x)) + x
         for stride in FUSED_STRIDES:
             x = self.down[str(stride)](pyramid[stride // 2])

@@ -1,0 +1,202 @@
+"""`medk2n synth`: some of a patient's scans in, the missing ones out; a thin layer over `Synthesizer`."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from medk2n.cli.complaints import SOME_FAILED, explain
+from medk2n.cli.common import DeviceOption, Manifest, ManifestOption, ModelOption, OverwriteOption, SeedOption
+
+if TYPE_CHECKING:
+    from medk2n.checkpoint import ModelConfig
+    from medk2n.data.subject import Subject
+    from medk2n.inference.predictor import Progress
+    from medk2n.inference.synthesizer import Synthesizer
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One study to complete: where its images are, what is wanted, where it goes."""
+
+    id: str
+    study: "Subject | Mapping[str, Path]"
+    targets: list[str]
+    out: Path
+
+
+def synth(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for images, sidecars and report.html.")],
+    study: Annotated[
+        Path | None, typer.Argument(help="A study's folder (modalities told by file names), or a folder of studies.")
+    ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", "-i", metavar="[MODALITY=]FILE", help="One scan; repeatable. Instead of STUDY."),
+    ] = None,
+    targets: Annotated[
+        list[str] | None,
+        typer.Option("--target", "-t", metavar="MODALITY", help="Repeatable. Left out: all that is missing."),
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option("--reference", metavar="MODALITY", help="Input whose grid is used (the first).")
+    ] = None,
+    model: ModelOption = "default",
+    device: DeviceOption = "auto",
+    seed: SeedOption = 0,
+    overwrite: OverwriteOption = False,
+    manifest: ManifestOption = None,
+) -> None:
+    """Make the missing scans of a patient from those that are there.
+
+    Example: medk2n synth -i t1n=A.nii.gz -i t2w=B.nii.gz -t t1c -t t2f -o OUT
+    """
+    from medk2n.checkpoint import find_model, read_config
+    from medk2n.cli.common import modality_names, resolve_device, run_manifest
+    from medk2n.io.atomic import check_writable, refuse_existing
+    from medk2n.report.outputs import planned_outputs
+
+    options = {"study": study, "input": inputs, "target": targets, "reference": reference, "out": out}
+    options |= {"model": model, "device": device, "seed": seed, "overwrite": overwrite}
+    with run_manifest(manifest, "synth", options, overwrite=overwrite) as run:
+        folder = find_model(model)
+        config = read_config(folder)
+        wanted = modality_names(targets, "--target")
+        _refuse_unknown(wanted, config, "--target")
+        jobs = _jobs(study, inputs or [], wanted, config, out)
+        refuse_existing([path for job in jobs for path in planned_outputs(job.out, job.id, job.targets)], overwrite)
+        check_writable(out)
+        run.device = resolve_device(device)
+        run.facts["model"] = {"folder": str(folder), "sha256": config.sha256}
+
+        from medk2n.inference.synthesizer import Synthesizer
+
+        synthesizer = Synthesizer.from_pretrained(folder, device=run.device)
+        failed = _run(synthesizer, jobs, run, {"reference": reference, "seed": seed}, out, overwrite=overwrite)
+        if failed:
+            raise typer.Exit(SOME_FAILED)
+
+
+def _refuse_unknown(names: list[str], config: "ModelConfig", option: str) -> None:
+    from medk2n.errors import UnknownNameError
+
+    if unknown := [name for name in names if name not in config.modalities]:
+        raise UnknownNameError(
+            f"{option} {', '.join(unknown)}: the model does not know it; it knows {', '.join(config.modalities)}"
+        )
+
+
+def _jobs(study: Path | None, inputs: list[str], wanted: list[str], config: "ModelConfig", out: Path) -> list[_Job]:
+    from medk2n.errors import UsageError
+    from medk2n.io.names import study_id
+
+    if (study is None) == (not inputs):
+        raise UsageError("give either a STUDY folder or -i [MODALITY=]FILE, one of the two; see 'medk2n synth --help'")
+    if inputs:
+        files = named_inputs(inputs)
+        _refuse_unknown(list(files), config, "--input")
+        targets = wanted or _missing(list(files), config)
+        return [_Job(study_id(list(files.values())), files, targets, out)]
+    subjects = studies_in(study)
+    several = len(subjects) > 1
+    return [
+        _Job(s.id, s, wanted or _missing(s.modalities, config), out / _folder_name(s.id) if several else out)
+        for s in subjects
+        if wanted or _missing(s.modalities, config, several=several)
+    ]
+
+
+def named_inputs(values: list[str]) -> dict[str, Path]:
+    """`t1n=A.nii.gz` or a file whose name tells its modality; modality -> file in the order given.
+
+    Raises:
+        UnknownNameError, UsageError: unknown, unrecognisable or doubled.
+    """
+    from medk2n.errors import UsageError
+    from medk2n.io.names import recognise
+    from medk2n.vocabulary import modality
+
+    files: dict[str, Path] = {}
+    for value in values:
+        name, separator, rest = value.partition("=")
+        if separator and "/" not in name and not Path(value).exists():
+            short, path = modality(name).name, Path(rest)
+        else:
+            short, path = recognise(value), Path(value)
+        if short is None:
+            raise UsageError(f"-i {value}: the file name does not tell the modality; write -i MODALITY={value}")
+        if not str(path) or str(path) == ".":
+            raise UsageError(f"-i {value}: expected MODALITY=FILE")
+        if short in files:
+            raise UsageError(f"{short} is given twice ({files[short]} and {path}); give each modality once")
+        files[short] = path
+    return files
+
+
+def studies_in(folder: Path) -> "list[Subject]":
+    """The one study that a folder (or file) is, or all studies in it."""
+    from medk2n.data.datasets.studies import study_files
+    from medk2n.data.discover import discover, discover_study
+    from medk2n.io.names import recognise
+
+    if folder.is_file() or (folder.is_dir() and any(recognise(path) for path in study_files(folder))):
+        return [discover_study(folder)]
+    return discover(folder)
+
+
+def _missing(given: "Mapping[str, Any] | tuple[str, ...] | list[str]", config: "ModelConfig", *, several: bool = False) -> list[str]:
+    """What the model knows and the study lacks; of several studies a complete one is passed over."""
+    from medk2n.errors import UsageError
+
+    missing = [name for name in config.modalities if name not in given]
+    if not missing and not several:
+        raise UsageError(
+            f"the study has all that the model knows ({', '.join(config.modalities)}); name one with -t to re-make it"
+        )
+    return missing
+
+
+def _folder_name(study_id: str) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in study_id).strip(".") or "study"
+
+
+def _run(
+    synthesizer: "Synthesizer", jobs: list[_Job], run: Manifest, how: dict[str, Any], out: Path, *, overwrite: bool
+) -> dict[str, str]:
+    """Complete every study; returns id -> complaint of those that failed (one study alone fails loudly)."""
+    from medk2n.errors import SystemLimitError
+    from medk2n.report.outputs import write_synthesis
+
+    failed: dict[str, str] = {}
+    studies = run.facts["studies"] = {}
+    for job in jobs:
+        try:
+            with _progress(job.id) as progress:
+                synthesis = synthesizer.synth(job.study, job.targets, progress=progress, **how)
+            written = write_synthesis(synthesis, job.out, job.id, overwrite=overwrite, dataset=out)
+        except Exception as error:
+            if len(jobs) == 1 or isinstance(error, SystemLimitError):
+                raise
+            failed[job.id], _ = explain(error)
+            typer.echo(f"medk2n: {job.id} failed: {failed[job.id]}", err=True)
+            studies[job.id] = {"error": failed[job.id]}
+            continue
+        run.inputs += [Path(v.provenance["path"]) for v in synthesis.inputs.values() if v.provenance.get("path")]
+        run.outputs += written
+        studies[job.id] = {"inputs": list(synthesis.inputs), "targets": job.targets, "elapsed_s": synthesis.record["elapsed_s"]}
+        typer.echo(f"{job.id}: {', '.join(synthesis.inputs)} -> {', '.join(job.targets)}; look at {written[-1]} first")
+    return failed
+
+
+@contextmanager
+def _progress(study_id: str) -> "Iterator[Progress]":
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        line = bar.add_task(escape(study_id), total=None)
+        yield lambda done, total: bar.update(line, completed=done, total=total)

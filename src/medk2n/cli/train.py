@@ -1,0 +1,71 @@
+"""`medk2n train`: a thin layer over `medk2n.training.run.train`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medk2n.cli.common import DeviceOption, ManifestOption, OverwriteOption, SetOption
+
+
+def train(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the model that is made.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", metavar="DIR[:SHARE]", help="BIDS data set, study folders or .npz arrays; repeatable."),
+    ] = None,
+    val: Annotated[Path | None, typer.Option("--val", help="Data that is watched and never learned from.")] = None,
+    subjects: Annotated[list[str] | None, typer.Option("--subjects", help="Ids to keep: a comma list.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option("--exclude", help="Ids to leave out: a comma list.")] = None,
+    preset: Annotated[str, typer.Option("--preset", help="A configuration of the package.")] = "tiny",
+    config: Annotated[Path | None, typer.Option("--config", help="A YAML file instead of a preset.")] = None,
+    minutes: Annotated[float | None, typer.Option("--minutes", help="Wall time for each model of the run.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="The same seed draws the same batches.")] = None,
+    device: DeviceOption = "auto",
+    overrides: SetOption = None,
+    overwrite: OverwriteOption = False,
+    manifest: ManifestOption = None,
+) -> None:
+    """Train a model (and its reference U-Net beside it) on your own scans or on a digital cohort."""
+    import json
+
+    from medk2n.cli.common import resolve_device, run_manifest, split_names
+    from medk2n.config.schema import load_config
+
+    wanted = list(overrides or [])
+    if data:
+        wanted.append(f"data={json.dumps(data)}")
+    if val:
+        wanted.append(f"validation={json.dumps(str(val))}")
+    if subjects:
+        wanted.append(f"subjects={json.dumps(split_names(subjects))}")
+    if exclude:
+        wanted.append(f"exclude={json.dumps(split_names(exclude))}")
+    if minutes is not None:
+        wanted += [f"budget.minutes={minutes}", "budget.steps=null"]
+    if seed is not None:
+        wanted.append(f"seed={seed}")
+    options = {"out": out, "preset": preset, "config": config, "device": device, "set": wanted, "overwrite": overwrite}
+    with run_manifest(manifest, "train", options, overwrite=overwrite) as run:
+        resolved = load_config(config or preset, wanted)
+        run.facts["config"] = resolved.model_dump()
+        run.device = resolve_device(device)
+        _train(resolved, out, run.device, overwrite=overwrite)
+        run.outputs += sorted(path for path in out.rglob("*") if path.is_file())
+    typer.echo(f"Model: {out}; measure it with: medk2n evaluate --model {out} --data DIR --out OUT")
+
+
+def _train(resolved, out: Path, device: str, *, overwrite: bool) -> None:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from medk2n.training.run import train as run_training
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        line = bar.add_task("reading", total=1.0)
+
+        def report(stage: str, share: float, numbers: dict[str, float]) -> None:
+            latest = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+            bar.update(line, completed=share, description=f"{stage}  {latest}".strip())
+
+        run_training(resolved, out, device=device, overwrite=overwrite, report=report)
