@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 
 import medk2n
-from medk2n.cli.complaints import EXIT_CODES, explain
+from medk2n.cli.complaints import EXIT_CODES, INTERRUPTED, explain
 
 # In the order in which a newcomer meets them. `medk2n/cli/<verb>.py` holds a function of the same name
 # that imports anything heavy inside, so that --help stays quick.
-VERBS = ("synth", "train", "evaluate", "phantom", "demo", "info")
+VERBS = ("synth", "train", "evaluate", "demo", "info")
 
 
 def build_app() -> typer.Typer:
@@ -37,6 +37,8 @@ def main(arguments: Sequence[str]) -> int:
     command = typer.main.get_command(build_app())
     try:
         code = command([a for a in arguments if a != "--debug"], prog_name="medk2n", standalone_mode=False)
+        if code == INTERRUPTED:  # Typer turns Ctrl-C into this
+            raise KeyboardInterrupt
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             traceback.print_exception(error)

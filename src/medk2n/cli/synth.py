@@ -102,11 +102,11 @@ def _jobs(study: Path | None, inputs: list[str], wanted: list[str], config: "Mod
         return [_Job(study_id(list(files.values())), files, targets, out)]
     subjects = studies_in(study)
     several = len(subjects) > 1
-    return [
-        _Job(s.id, s, wanted or _missing(s.modalities, config), out / _folder_name(s.id) if several else out)
-        for s in subjects
-        if wanted or _missing(s.modalities, config, several=several)
-    ]
+    plans = [(s, wanted or _missing(s.modalities, config, several=several)) for s in subjects]
+    jobs = [_Job(s.id, s, targets, out / _folder_name(s.id) if several else out) for s, targets in plans if targets]
+    if not jobs:
+        raise UsageError(f"{study}: all {len(subjects)} studies have everything the model knows; name a target with -t")
+    return jobs
 
 
 def named_inputs(values: list[str]) -> dict[str, Path]:

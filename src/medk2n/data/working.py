@@ -65,9 +65,15 @@ class WorkingStudy:
     inputs_only: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
 
-def scaled(array: np.ndarray, modality: str) -> tuple[np.ndarray, np.ndarray, Scaling]:
-    """One volume -> (scaled to [0, 1] and 0 outside, foreground, scaling)."""
-    inside = foreground(array)
+def scaled(
+    array: np.ndarray, modality: str, head: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, Scaling]:
+    """One volume -> (scaled to [0, 1] and 0 outside, foreground, scaling).
+
+    Args:
+        head: mask of the patient if the data set gives one; used unless the volume is skull-stripped.
+    """
+    inside = foreground(array) if head is None or is_stripped(array) else head
     scaling = fit_scaling(array, inside, modality)
     return np.where(inside, np.clip(scaling.apply(array), 0.0, 1.0), 0.0).astype(np.float32), inside, scaling
 
@@ -106,16 +112,21 @@ def load_working(subject: Subject, spacing_mm: float | None) -> WorkingStudy:
     known = volumes[first].provenance.get("spacing") != "unknown"
     space = Workspace.of(reference, spacing_mm if known else None)
     images, scalings, inside = {}, {}, np.zeros(reference.shape, dtype=bool)
+    head = _mask(subject.masks["head"](), reference, subject.id) if "head" in subject.masks else None
     for name, volume in align(volumes, reference, first).items():
-        values, mask, scalings[name] = scaled(volume.array, name)
+        values, mask, scalings[name] = scaled(volume.array, name, head)
         images[name] = space.stack(values)
         inside |= mask
     further: dict[str, list[np.ndarray]] = {}
     for name, readers in subject.inputs_only.items():
         for read in readers:
             other = align({name: read()}, reference, first)[name]
-            further.setdefault(name, []).append(space.stack(scaled(other.array, name)[0]))
-    masks = {kind: _mask(read(), space, subject.id) for kind, read in subject.masks.items()}
+            further.setdefault(name, []).append(space.stack(scaled(other.array, name, head)[0]))
+    masks = {
+        kind: space.stack(_mask(subject.masks[kind](), reference, subject.id), order=0) > 0
+        for kind in ("brain", "lesion")
+        if kind in subject.masks
+    }
     return WorkingStudy(
         id=subject.id,
         images=images,
@@ -127,10 +138,11 @@ def load_working(subject: Subject, spacing_mm: float | None) -> WorkingStudy:
     )
 
 
-def _mask(label: LabelMap, space: Workspace, subject: str) -> np.ndarray:
+def _mask(label: LabelMap, reference: Grid, subject: str) -> np.ndarray:
+    """(x, y, z) bool on the reference grid."""
     array = label.array
-    if not label.grid.same_as(space.reference):
-        array = resample(array, label.grid, space.reference, order=0)
-    if array.shape != space.reference.shape:
-        raise GeometryError(f"{subject}: mask {array.shape} and images {space.reference.shape} differ in shape")
-    return space.stack(array, order=0) > 0
+    if not label.grid.same_as(reference):
+        array = resample(array, label.grid, reference, order=0)
+    if array.shape != reference.shape:
+        raise GeometryError(f"{subject}: mask {array.shape} and images {reference.shape} differ in shape")
+    return array > 0

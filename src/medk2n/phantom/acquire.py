@@ -1,41 +1,80 @@
-"""From a body to its scans: signal of every tissue, partial volume, texture, shading, blur and noise."""
+"""From a body to images: tissue signals mixed by fraction, coil shading, the acquired voxel, noise."""
+
+from dataclasses import replace
 
 import numpy as np
-from scipy import ndimage
+from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
 from medk2n.phantom.body import Body
 from medk2n.phantom.fields import smooth_field
 from medk2n.phantom.signal import Protocol, apparent_diffusion, mr_signal
 from medk2n.phantom.tissues import Tissue
 
-_FWHM_TO_SIGMA = 1.0 / (2.0 * np.sqrt(2.0 * np.log(2.0)))
-_BRAIN_SIGNAL = 1000.0  # scanners have no unit; the mean brain is stored as about this
+_FWHM = 2.3548  # full width at half maximum of a Gaussian, in deviations
 AIR_HU = -1000.0
 
 
-def coil_shading(rng: np.random.Generator, body: Body, strength: float = 0.12) -> np.ndarray:
-    """Smooth multiplicative field (x, y, z) around 1: receive coils see the near side brighter."""
-    field = smooth_field(rng, body.grid.shape, float(body.grid.spacing_mm[0]), 110)
-    return np.exp(rng.uniform(0.3, 1.0) * strength * np.clip(field, -2.5, 2.5)).astype(np.float32)
-
-
 def ideal_image(body: Body, tissues: dict[str, Tissue], protocol: Protocol) -> np.ndarray:
-    """Noise-free, unshaded image (x, y, z): shares of tissue times their signal; HU for CT.
+    """Signal without shading, blur or noise; (x, y, z) float32.
 
-    Texture varies T1, T2 and PD (or HU) of a tissue smoothly; its effect enters to first order.
+    Args:
+        body: where tissue is.
+        tissues: this subject's own values.
+        protocol: the acquisition.
     """
-    if protocol.sequence == "ct":
-        return _ct(body, tissues)
-    image = np.zeros(int(np.prod(body.grid.shape)), np.float32)
+    out = np.full(int(np.prod(body.grid.shape)), AIR_HU if protocol.sequence == "ct" else 0.0, np.float32)
     texture = body.texture.reshape(3, -1)
     for name, (index, share) in body.fractions.items():
-        tissue = tissues[name]
-        pure, slopes = _signal_and_slopes(protocol, tissue)
+        pure, slopes = _ct_and_slopes(tissues[name]) if protocol.sequence == "ct" else _mr_and_slopes(tissues[name], protocol)
         varied = np.full(len(index), pure, np.float32)
         for field, slope in zip(texture, slopes, strict=True):
-            varied += np.float32(slope * tissue.texture) * field[index]
-        image[index] += share * np.maximum(varied, 0)
-    return image.reshape(body.grid.shape)
+            if slope:
+                varied += np.float32(slope * tissues[name].texture) * field[index]
+        out[index] += share * np.maximum(varied, 0)
+    return out.reshape(body.grid.shape)
+
+
+def _ct_and_slopes(row: Tissue) -> tuple[float, tuple[float, float, float]]:
+    """HU above air and what a relative change adds: density alone matters to CT."""
+    return row.hu - AIR_HU, (40.0 if row.hu < 200 else row.hu, 0.0, 0.0)
+
+
+def _mr_and_slopes(row: Tissue, protocol: Protocol) -> tuple[float, tuple[float, float, float]]:
+    """Signal of one tissue and its change with the three texture fields, to first order.
+
+    Water content lengthens T1 and T2 and raises PD together (first field), T2 and uptake vary
+    besides (second), PD and ADC on their own (third).
+    """
+
+    def at(a: float = 0.0, b: float = 0.0, c: float = 0.0) -> float:
+        t1, t2 = row.t1_ms * (1 + a), row.t2_ms * (1 + 0.6 * a + 0.8 * b)
+        pd, adc = row.pd * (1 + 0.3 * a + 0.3 * c), row.adc * (1 + 0.6 * b + 0.8 * c)
+        return float(mr_signal(protocol, t1, t2, pd, adc, row.uptake_mm * (1 + 2 * b), row.flow, row.fat))
+
+    h = 0.05
+    return at(), ((at(a=h) - at(a=-h)) / (2 * h), (at(b=h) - at(b=-h)) / (2 * h), (at(c=h) - at(c=-h)) / (2 * h))
+
+
+def coil_shading(rng: np.random.Generator, body: Body, strength: float = 0.12) -> np.ndarray:
+    """Smooth positive factor (x, y, z), mean about 1: what coils and the radio field do over some 15 cm."""
+    spacing = float(body.grid.spacing_mm[0])
+    return np.exp(strength * smooth_field(rng, body.grid.shape, spacing, 180)).astype(np.float32)
+
+
+def voxel_blur(image: np.ndarray, spacing_mm: float, psf_mm: float, slice_mm: float | None) -> np.ndarray:
+    """Blur to the acquired voxel: isotropic `psf_mm`, and `slice_mm` along z where slices are thicker."""
+    out = image
+    if psf_mm > spacing_mm:
+        out = gaussian_filter(out, np.sqrt(psf_mm**2 - spacing_mm**2) / _FWHM / spacing_mm, truncate=3)
+    if slice_mm and slice_mm > spacing_mm:
+        out = gaussian_filter1d(out, np.sqrt(slice_mm**2 - spacing_mm**2) / _FWHM / spacing_mm, axis=2, truncate=3)
+    return out
+
+
+def rician(rng: np.random.Generator, image: np.ndarray, sigma: float) -> np.ndarray:
+    """Magnitude of a complex signal with Gaussian noise of deviation `sigma` in each channel."""
+    real = image + np.float32(sigma) * rng.standard_normal(image.shape, dtype=np.float32)
+    return np.hypot(real, np.float32(sigma) * rng.standard_normal(image.shape, dtype=np.float32))
 
 
 def scan(
@@ -46,83 +85,36 @@ def scan(
     shading: np.ndarray | float,
     slice_mm: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One acquired image and the same without noise; MR in arbitrary units, CT in HU.
+    """One MR or CT image as stored, and the same without noise; (x, y, z) float32 each.
 
-    Shading and blur are in both, so the difference is noise alone.
+    MR is in scanner units (a random gain, mean of the brain at 300 to 700), CT in HU.
     """
-    ideal = ideal_image(body, tissues, protocol)
+    spacing = float(body.grid.spacing_mm[0])
+    clean = ideal_image(body, tissues, protocol)
     if protocol.sequence == "ct":
-        clean = _blurred(ideal, body, protocol.psf_mm, slice_mm)
-        return clean + rng.normal(0, protocol.noise, clean.shape).astype(np.float32), clean
-    clean = _blurred(ideal * shading, body, protocol.psf_mm, slice_mm)
-    clean *= _BRAIN_SIGNAL / float(clean[body.brain].mean())
-    return _rician(rng, clean, protocol.noise * _BRAIN_SIGNAL), clean
+        clean = voxel_blur(clean, spacing, protocol.psf_mm, slice_mm)
+        noise = gaussian_filter(rng.standard_normal(clean.shape, dtype=np.float32), 0.6, truncate=3)
+        noisy = clean + np.float32(protocol.noise) * noise / noise.std()
+        return np.clip(noisy, AIR_HU - 24, 3071), clean
+    clean = voxel_blur(clean * shading, spacing, protocol.psf_mm, slice_mm)
+    clean *= np.float32(rng.uniform(300, 700) / clean[body.brain].mean())
+    return rician(rng, clean, protocol.noise * float(clean[body.brain].mean())), clean
 
 
 def scan_adc(
-    rng: np.random.Generator,
-    body: Body,
-    tissues: dict[str, Tissue],
-    protocol: Protocol,
-    slice_mm: float | None = None,
+    rng: np.random.Generator, body: Body, tissues: dict[str, Tissue], protocol: Protocol, slice_mm: float | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """ADC map in 1e-6 mm^2/s, fitted to noisy and to noise-free images at b = 0 and at the protocol's b; 0 in air."""
-    plain = Protocol("se", protocol.tr_ms, protocol.te_ms, psf_mm=protocol.psf_mm)
-    pair = [_blurred(ideal_image(body, tissues, p), body, protocol.psf_mm, slice_mm) for p in (plain, protocol)]
-    sigma = protocol.noise * float(pair[1][body.brain].mean())
-    noisy = apparent_diffusion(*(_rician(rng, image, sigma) for image in pair), protocol.b)
-    clean = apparent_diffusion(*pair, protocol.b)
-    # where there is no signal to fit, scanners write 0
-    some = pair[1] > 4 * sigma
-    return np.where(some, noisy, 0).astype(np.float32), np.where(some, clean, 0).astype(np.float32)
+    """ADC map in 1e-6 mm^2/s from a b = 0 and a weighted image (shading cancels), and the same without noise.
 
-
-def _ct(body: Body, tissues: dict[str, Tissue]) -> np.ndarray:
-    image = np.full(int(np.prod(body.grid.shape)), AIR_HU, np.float32)
-    texture = body.texture.reshape(3, -1)[2]
-    for name, (index, share) in body.fractions.items():
-        tissue = tissues[name]
-        varied = tissue.hu - AIR_HU + np.float32(0.1 * tissue.texture * max(abs(tissue.hu), 30)) * texture[index]
-        image[index] += share * varied
-    return image.reshape(body.grid.shape)
-
-
-def _signal_and_slopes(protocol: Protocol, tissue: Tissue) -> tuple[float, tuple[float, float, float]]:
-    """Signal, and its derivatives with respect to relative changes of T1, T2 and PD (ADC moves with PD)."""
-
-    def at(t1: float = 1.0, t2: float = 1.0, pd: float = 1.0) -> float:
-        return float(
-            mr_signal(
-                protocol,
-                tissue.t1_ms * t1,
-                tissue.t2_ms * t2,
-                tissue.pd * pd,
-                tissue.adc * pd,
-                tissue.uptake_mm,
-                tissue.flow,
-            )
-        )
-
-    step = 0.05
-    slopes = (at(t1=1 + step) - at(t1=1 - step), at(t2=1 + step) - at(t2=1 - step), at(pd=1 + step) - at(pd=1 - step))
-    first, second, third = (slope / (2 * step) for slope in slopes)
-    return at(), (first, second, third / 3)  # water content varies a third as much as the times
-
-
-def _blurred(image: np.ndarray, body: Body, psf_mm: float, slice_mm: float | None) -> np.ndarray:
-    """Blur to the acquired voxel where it is coarser than the grid; along z to the slice thickness."""
-    widths = [psf_mm, psf_mm, max(psf_mm, slice_mm or 0.0)]
-    sigmas = [
-        _FWHM_TO_SIGMA * np.sqrt(max(width**2 - step**2, 0.0)) / step
-        for width, step in zip(widths, body.grid.spacing_mm, strict=True)
+    Where the b = 0 signal is too weak (bone, air) no ADC is given: 0, at the same voxels in both.
+    """
+    spacing = float(body.grid.spacing_mm[0])
+    clean = [
+        voxel_blur(ideal_image(body, tissues, p), spacing, protocol.psf_mm, slice_mm)
+        for p in (replace(protocol, b=0.0), protocol)
     ]
-    if max(sigmas) < 0.1:
-        return image.copy()
-    return ndimage.gaussian_filter(image, sigmas, mode="nearest", truncate=3.0)
-
-
-def _rician(rng: np.random.Generator, clean: np.ndarray, sigma: float) -> np.ndarray:
-    """Magnitude of a signal with Gaussian noise in both channels."""
-    real = clean + np.float32(sigma) * rng.standard_normal(clean.shape, dtype=np.float32)
-    imaginary = np.float32(sigma) * rng.standard_normal(clean.shape, dtype=np.float32)
-    return np.hypot(real, imaginary)
+    level = float(clean[0][body.brain].mean())
+    valid = clean[0] > 0.12 * level
+    noisy = [rician(rng, image, protocol.noise * level) for image in clean]
+    made = [np.where(valid, apparent_diffusion(s0, sb, protocol.b), 0).astype(np.float32) for s0, sb in (noisy, clean)]
+    return made[0], made[1]

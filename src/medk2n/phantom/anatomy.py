@@ -144,7 +144,7 @@ def _blob(points_mm: np.ndarray, parts: tuple, wobble: np.ndarray) -> np.ndarray
 def _regions(points_mm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Soft masks of the cerebellum and of the deep brain (nuclei, capsules, brain stem), where no cortex is."""
     x, y, z = np.abs(points_mm[:, 0]), points_mm[:, 1], points_mm[:, 2]
-    tentorium = -9 + 0.28 * (y + 42)
+    tentorium = -9 + 0.28 * (y + 42) + 14 * np.exp(-((x / 14) ** 2))  # the vermis rises above the hemispheres
     cerebellum = sigmoid(0.8 * (tentorium - z)) * sigmoid(0.8 * (-36 - y)) * sigmoid(0.5 * (54 - x))
     deep = sigmoid(4 * (1.25 - ellipsoid_level(points_mm, (14, -5, 4), (22, 32, 17))))
     stem = sigmoid(4 * (1.2 - ellipsoid_level(points_mm, (0, -26, -32), (18, 14, 30))))

@@ -161,6 +161,7 @@ def make_subject(plan: CohortPlan, number: int) -> dict[str, Any]:
     tissues = draw_tissues(subject_rng(plan.seed, number, 1))
     shading = coil_shading(subject_rng(plan.seed, number, 2), body)
     writer = _Writer(plan, name, body)
+    thin = body.thinned()
     ceilings = []
     for slot, (kind, protocol) in enumerate(FIXED.items()):
         rng = subject_rng(plan.seed, number, 10 + slot)
@@ -169,7 +170,7 @@ def make_subject(plan: CohortPlan, number: int) -> dict[str, Any]:
         writer.truth(kind, clean)
         ceilings += [{"subject": f"sub-{name}", "modality": kind, **row} for row in noise_ceiling(noisy, clean, body)]
         if kind in RANDOM_MODALITIES:
-            unknown = unknown_protocol_ceiling(subject_rng(plan.seed, number, 40 + slot), body, tissues, kind)
+            unknown = unknown_protocol_ceiling(subject_rng(plan.seed, number, 40 + slot), thin, tissues, kind)
             for row, value in zip(ceilings[-2:], unknown, strict=True):
                 row["unknown_protocol_psnr_db"] = value
             if plan.protocols == "random":

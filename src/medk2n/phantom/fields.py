@@ -1,26 +1,31 @@
-"""Random smooth fields: what makes every subject's tissue, thickness and shading its own."""
+"""Smooth random fields, drawn on a coarse lattice and interpolated."""
 
 import numpy as np
-from scipy import ndimage
+from scipy.ndimage import gaussian_filter
+
+
+def upsample(lattice: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Trilinear interpolation of a (x, y, z) lattice to `shape`, corners on corners; float32."""
+    import torch
+
+    tensor = torch.from_numpy(np.ascontiguousarray(lattice, dtype=np.float32))[None, None]
+    return torch.nn.functional.interpolate(tensor, size=shape, mode="trilinear", align_corners=True)[0, 0].numpy()
 
 
 def smooth_field(
-    rng: np.random.Generator, shape: tuple[int, int, int], spacing_mm: float, width_mm: float
+    rng: np.random.Generator, shape: tuple[int, int, int], spacing_mm: float, wavelength_mm: float
 ) -> np.ndarray:
-    """Gaussian noise blurred to a standard deviation of about `width_mm` / 2, of unit variance.
+    """A random field of zero mean, unit deviation and about the given wavelength; (x, y, z) float32.
 
-    Noise much smoother than the grid is drawn on a coarser one and enlarged.
-
-    Returns:
-        float32 array of `shape`.
+    Args:
+        rng: the only source of chance.
+        shape: voxels.
+        spacing_mm: edge of a voxel.
+        wavelength_mm: of the slowest common ripple; below four voxels it is cut off by the grid.
     """
-    sigma = max(width_mm / 2 / spacing_mm, 1e-3)
-    factor = max(1.0, sigma / 2)
-    coarse = tuple(int(np.ceil(n / factor)) + 3 for n in shape)
-    field = ndimage.gaussian_filter(rng.standard_normal(coarse, dtype=np.float32), sigma / factor, mode="wrap")
-    field /= field.std() + 1e-9
-    if factor == 1.0:
-        return field[tuple(slice(0, n) for n in shape)].copy()
-    return ndimage.affine_transform(
-        field, np.full(3, 1 / factor), offset=1.0, output_shape=shape, output=np.float32, order=1, mode="nearest"
-    )
+    step_mm = max(spacing_mm, wavelength_mm / 5)
+    lattice = tuple(max(2, round((n - 1) * spacing_mm / step_mm) + 1) for n in shape)
+    noise = rng.standard_normal(lattice, dtype=np.float32)
+    noise = gaussian_filter(noise, wavelength_mm / step_mm / 5, mode="wrap", truncate=3)
+    noise = (noise - noise.mean()) / max(float(noise.std()), 1e-6)
+    return upsample(noise, shape)

@@ -6,7 +6,7 @@ from medk2n.phantom.anatomy import ellipsoid_level, sigmoid
 
 # Shells over the brain's surface, mm: tissue, mean thickness, deviation.
 _SHELLS = (
-    ("csf", 1.8, 0.7),
+    ("csf", 0.9, 0.8),
     ("dura", 0.9, 0.1),
     ("bone", 1.7, 0.25),
     ("diploe", 3.0, 0.9),

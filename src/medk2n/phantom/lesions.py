@@ -112,12 +112,12 @@ def _tumour(plan: LesionPlan, points_mm: np.ndarray, tissue: Mapping[str, np.nda
     offset = (points_mm - plan.centre_mm.astype(np.float32)) / plan.shape.astype(np.float32)
     radius = np.linalg.norm(offset, axis=1) / np.float32(plan.radius_mm)
     steep = np.float32(2.5 * plan.radius_mm)
-    wall = 0.16 * fields[0] + 0.07 * fields[1]
+    wall = 0.15 * fields[0] + 0.04 * fields[1]
     core = sigmoid(steep * (1 - radius - wall))
-    centre = sigmoid(steep * (0.68 - radius - 1.5 * wall)) * sigmoid(6 * (fields[1] + 1.2))
+    centre = sigmoid(steep * (0.72 - radius - 1.25 * wall)) * sigmoid(6 * (fields[1] + 1.6))
     # Oedema creeps along white matter, hardly into grey, and not into CSF.
     affinity = tissue["white"] + 0.45 * tissue["grey"] + 0.4 * (tissue["thalamus"] + tissue["putamen"])
-    spread = sigmoid(0.5 * steep * (1.75 - radius - 2.2 * wall)) * np.clip(affinity, 0, 1)
+    spread = sigmoid(0.22 * steep * (1.75 - radius - 2.0 * wall)) * np.clip(affinity, 0, 1)
     solid = 1 - 0.85 * tissue["csf"]  # a tumour displaces CSF only in part
     core = core * solid
     if not plan.enhances:

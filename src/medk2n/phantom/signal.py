@@ -90,10 +90,11 @@ def enhanced(t1, t2, uptake_mm):
     return 1 / (1 / t1 + R1_PER_S_MM * uptake_mm / 1000), 1 / (1 / t2 + R2_PER_S_MM * uptake_mm / 1000)
 
 
-def mr_signal(protocol: Protocol, t1, t2, pd, adc, uptake_mm=0.0, flow=1.0):
+def mr_signal(protocol: Protocol, t1, t2, pd, adc, uptake_mm=0.0, flow=1.0, fat=False):
     """Signal of one tissue under a protocol; all arguments scalars or arrays of one shape.
 
     Gradient echoes keep the signal of flowing blood, spin-echo trains lose it (flow void).
+    Diffusion scans suppress fat.
     """
     p = protocol
     if p.contrast:
@@ -108,7 +109,7 @@ def mr_signal(protocol: Protocol, t1, t2, pd, adc, uptake_mm=0.0, flow=1.0):
         prepared = inversion_recovery(t1, 0.5 * t2, pd, p.tr_ms, p.te_ms, p.ti_ms)
         return np.sin(np.deg2rad(p.flip_deg)) * prepared
     if p.sequence == "dwi":
-        return flow * diffusion(t1, t2, pd, adc, p.tr_ms, p.te_ms, p.b)
+        return (0.1 if fat else flow) * diffusion(t1, t2, pd, adc, p.tr_ms, p.te_ms, p.b)
     raise ValueError(f"no MR signal equation called {p.sequence!r}")
 
 

@@ -34,6 +34,7 @@ class Tissue:
         hu: CT number.
         uptake_mm: gadolinium after injection, mmol/l.
         flow: part of the signal that spin-echo trains keep (fast blood leaves the slice: 0.1).
+        fat: removed by the fat suppression of diffusion scans but for a tenth.
         spread: relative standard deviation between subjects.
         texture: relative standard deviation within a subject (smooth).
         source: of the values.
@@ -47,6 +48,7 @@ class Tissue:
     hu: float
     uptake_mm: float = 0.0
     flow: float = 1.0
+    fat: bool = False
     spread: float = 0.04
     texture: float = 0.04
     source: str = ""
@@ -64,8 +66,8 @@ TISSUES: dict[str, Tissue] = {
     "vessel": Tissue(9, 1800, 150, 0.85, 1500, 48, uptake_mm=1.2, flow=0.1, source="L03, S05"),
     "dura": Tissue(10, 1100, 45, 0.55, 800, 60, uptake_mm=0.5, source="estimate from fibrous tissue, S05"),
     "bone": Tissue(11, 900, 5, 0.10, 200, 1400, texture=0.10, source="K80; short-T2 bone"),
-    "diploe": Tissue(12, 500, 55, 0.50, 250, 600, uptake_mm=0.05, texture=0.20, source="B04, K80"),
-    "fat": Tissue(13, 382, 68, 0.90, 60, -95, texture=0.08, source="B04, K80"),
+    "diploe": Tissue(12, 500, 55, 0.50, 250, 600, uptake_mm=0.05, fat=True, texture=0.20, source="B04, K80"),
+    "fat": Tissue(13, 382, 68, 0.90, 60, -95, fat=True, texture=0.08, source="B04, K80"),
     "muscle": Tissue(14, 1400, 40, 0.75, 1500, 55, uptake_mm=0.12, texture=0.06, source="S05, B04"),
     "skin": Tissue(15, 900, 35, 0.65, 900, 40, uptake_mm=0.15, texture=0.06, source="estimate, B04"),
     "eye": Tissue(16, 4000, 1200, 1.00, 2800, 10, texture=0.01, source="as CSF, L03"),

@@ -37,8 +37,12 @@ class View:
     high: np.ndarray
 
     @classmethod
-    def around(cls, volume: Volume) -> "View":
-        """Through the centre of mass of the foreground of `volume`, and as wide as it is (all, if nothing stands out)."""
+    def around(cls, volume: Volume, focus: np.ndarray | None = None) -> "View":
+        """As wide as the foreground of `volume` (all, if nothing stands out), through its centre of mass or that of `focus`.
+
+        Args:
+            focus: mask of the shape of `volume`, a lesion for example; an empty one counts for nothing.
+        """
         array, _ = to_canonical(volume.array, volume.grid)
         inside = np.argwhere(foreground(array))
         if not inside.size:
@@ -46,7 +50,8 @@ class View:
         margin = np.ceil(_MARGIN * np.array(array.shape)).astype(int)
         low = np.maximum(inside.min(axis=0) - margin, 0)
         high = np.minimum(inside.max(axis=0) + 1 + margin, array.shape)
-        return cls(np.rint(inside.mean(axis=0)).astype(int), low, high)
+        seen = inside if focus is None or not focus.any() else np.argwhere(to_canonical(focus, volume.grid)[0])
+        return cls(np.rint(seen.mean(axis=0)).astype(int), low, high)
 
 
 def planes(volume: Volume, view: View) -> dict[str, tuple[np.ndarray, float]]:
@@ -63,15 +68,15 @@ def planes(volume: Volume, view: View) -> dict[str, tuple[np.ndarray, float]]:
 
 
 def display_range(volume: Volume) -> tuple[float, float]:
-    """Values shown black and white: 0.5 and 99.5 percentiles of the foreground; CT keeps soft tissue apart."""
+    """Values shown black and white: nearly all of the foreground (fat may glare); CT keeps soft tissue apart."""
     row = MODALITIES[volume.modality]
     if row.name == "ct" and volume.array.min() < -200:
         return -160.0, 240.0
     values = volume.array[foreground(volume.array)]
     if values.size == 0:
         return float(volume.array.min()), float(volume.array.max())
-    low, high = np.percentile(values, [0.5, 99.5])
-    return float(min(low, row.background)) if row.scaling == "robust" else float(low), float(high)
+    low, high = np.percentile(values, [0.5, 98.5])
+    return float(low), float(high)
 
 
 def strip_png(

@@ -57,7 +57,6 @@ def write_synthesis(
     targets = list(synthesis.volumes)
     refuse_existing(planned_outputs(out, study_id, targets), overwrite)
     check_writable(out)
-    write_dataset_description(dataset or out)
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=out) as folder:
         made = Path(folder)
         for target in targets:
@@ -69,6 +68,7 @@ def write_synthesis(
                 write_volume(synthesis.deviations[target], made / deviation, description=description)
                 write_json(made / _sidecar(deviation), _deviation_sidecar(synthesis, target, image))
         write_text(made / REPORT, render_report(synthesis, study_id))
+        write_dataset_description(dataset or out)
         names = [path.name for path in planned_outputs(made, study_id, targets) if path.exists()]
         for name in names:
             shutil.move(made / name, out / name)
@@ -128,8 +128,14 @@ def sources(synthesis: "Synthesis", names: Iterable[str] | None = None) -> list[
 def scaling_facts(synthesis: "Synthesis", target: str) -> dict[str, Any]:
     """The unit of a target's values, where it is from, and how to undo it."""
     scaling = synthesis.scalings[target]
-    origin = "the input of the same modality" if target in synthesis.inputs else "typical of the training subjects"
-    undo = f"scaled = (value - {scaling.low:.6g}) / {scaling.high - scaling.low:.6g}"
+    if scaling.kind == "fixed":
+        origin = "fixed for this modality"
+    elif target in synthesis.inputs:
+        origin = "that of the input of the same modality"
+    else:
+        origin = "typical of the training subjects"
+    shift = f"{'-' if scaling.low >= 0 else '+'} {abs(scaling.low):.6g}"
+    undo = f"scaled = (value {shift}) / {scaling.high - scaling.low:.6g}"
     return {**scaling.to_json(), "unit": MODALITIES[target].unit, "origin": origin, "undo": undo}
 
 

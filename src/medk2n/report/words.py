@@ -12,7 +12,7 @@ _QUALITY = (
 def quality_words(predicted_psnr_db: float) -> tuple[str, str]:
     """(one word, one sentence) for a predicted PSNR; NaN is "unknown"."""
     for least, word, sentence in _QUALITY:
-        if predicted_psnr_db >= least:
+        if round(predicted_psnr_db, 1) >= least:  # as it is printed
             return word, sentence
     return "unknown", "The model gave no error estimate for this image."
 

@@ -33,7 +33,7 @@ class Contender:
     seconds: float = 0.0
     steps: int = 0
     samples: int = 0
-    flops_per_step: float = math.nan
+    flops_per_step: float | None = None
 
     def __post_init__(self) -> None:
         self.averaged = copy.deepcopy(self.module).requires_grad_(False).eval()

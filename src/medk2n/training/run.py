@@ -72,7 +72,7 @@ def _train(config: TrainConfig, out: Path, device: str, report: Report) -> Path:
     while (runner := min(contenders, key=lambda c: (c.progress, c.steps))).progress < 1:
         seed = int(np.random.SeedSequence([config.seed, runner.steps]).generate_state(1)[0])
         batch = _to(data.batch(config, np.random.default_rng(seed), runner), device)
-        if runner.steps == 1:
+        if runner.flops_per_step is None and runner.steps % config.gain_every:  # a step without its extra pass
             with FlopCounterMode(display=False) as counter:
                 numbers = runner.step(batch, seed)
             runner.flops_per_step = float(counter.get_total_flops())

@@ -81,8 +81,8 @@ class ProgressiveFusion(nn.Module):
         embedding: int,
         slots: int,
         statistics: Statistics,
-        thresholds: tuple[float, float] = (0.0, 0.1),
-        temperature: float = 0.02,
+        thresholds: tuple[float, float] = (0.0, 0.04),
+        temperature: float = 0.01,
     ) -> None:
         super().__init__()
         self.temperature = temperature

@@ -1,0 +1,47 @@
+"""What must answer at once loads no torch."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+HEAVY = ("torch", "matplotlib", "scipy", "nilearn", "skimage", "sklearn")
+COMMANDS = {
+    "import": "import medk2n",
+    "names": "import medk2n; medk2n.errors; medk2n.Grid; medk2n.Modality; medk2n.MODALITIES",
+    "help": "from medk2n.cli.main import main; main(['--help'])",
+    "verb help": "from medk2n.cli.main import main; main(['synth', '--help'])",
+    "info": "from medk2n.cli.main import main; main(['info', '--json'])",
+}
+
+
+def loaded(code: str) -> set[str]:
+    """Which heavy packages `code` has imported when it ends, in a fresh interpreter."""
+    tell = f"{code}\nimport sys; print('LOADED', *[m for m in {HEAVY} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", tell], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split()[1:])
+
+
+@pytest.mark.parametrize("code", COMMANDS.values(), ids=COMMANDS)
+def test_nothing_heavy_is_loaded(code):
+    assert loaded(code) == set()
+
+
+def test_the_check_can_fail():
+    assert "scipy" in loaded("import scipy")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["info", "--json"]], ids=["help", "info"])
+def test_answers_within_a_second(arguments):
+    def seconds() -> float:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "medk2n.cli.main", *arguments], capture_output=True, check=True)
+        return time.perf_counter() - started
+
+    assert min(seconds() for _ in range(4)) < 1.0  # the best of four: other programs may be busy
+
+
+def test_every_public_name_can_be_had():
+    code = "import medk2n\nfor name in medk2n.__all__: getattr(medk2n, name)"
+    assert "torch" in loaded(code)

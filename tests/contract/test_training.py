@@ -1,0 +1,198 @@
+"""A run on a tiny array data set: it learns, repeats exactly, and leaves a usable model behind."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from medk2n import checkpoint
+from medk2n.config.schema import TrainConfig, load_config
+from medk2n.data.batches import Augmentation, Store, draw_batch
+from medk2n.data.discover import discover
+from medk2n.data.statistics import StatisticsBuilder
+from medk2n.data.working import load_working
+from medk2n.errors import ConfigError
+from medk2n.inference.predictor import load_predictor
+from medk2n.losses import fusion, reconstruction
+from medk2n.losses.likelihood import gaussian_nll
+from medk2n.training.queries import draw_sources, draw_targets
+from medk2n.training.run import train
+
+SMALL = [
+    "modalities=[t1n, t1c, t2w]",
+    "models=[{name: medk2n, params: {widths: [8, 8, 16, 16, 16], embedding: 16, memory_slots: 4}},"
+    " {name: unet, params: {widths: [8, 8, 16, 16, 16]}}]",
+    "budget={steps: 12}",
+    "batch={size: 2, crop: 32, draws: 2, targets: 2, most_sources: 2}",
+    "threads=1",
+    "gain_every=2",
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four subjects of ellipsoids; the second lacks t1c, the third t2w."""
+    root = tmp_path_factory.mktemp("arrays")
+    rng = np.random.default_rng(0)
+    z, y, x = np.mgrid[-1:1:6j, -1:1:40j, -1:1:36j]
+    for k in range(4):
+        head = (x**2 + y**2 + 0.3 * z**2 < 0.7).astype(float)
+        core = (x - 0.2 * k / 4) ** 2 + y**2 < 0.1
+        t1n = head * (120 + 60 * core) + head * rng.normal(0, 4, head.shape)
+        arrays = {"t1n": t1n, "t1c": 0.7 * t1n + 30 * head, "t2w": head * 240 - t1n}
+        if k in (1, 2):
+            del arrays["t1c" if k == 1 else "t2w"]
+        np.savez_compressed(root / f"p{k}.npz", **{n: a.clip(0, 255).astype(np.uint8) for n, a in arrays.items()})
+    return root
+
+
+def config(data: Path, *overrides: str) -> TrainConfig:
+    return load_config("tiny", [f"data=['{data}']", *SMALL, *overrides])
+
+
+def test_a_run_repeats_exactly_and_its_models_load(data: Path, tmp_path: Path) -> None:
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    for name in ("a", "b"):
+        train(config(data, f"validation='{data}'"), tmp_path / name)
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.get_num_threads() == threads
+    for part in (Path(), checkpoint.REFERENCE_UNET):
+        first, second = (checkpoint.read_config(tmp_path / name / part) for name in ("a", "b"))
+        assert first.sha256 == second.sha256
+        assert first.training["finished"] is True
+        assert first.training["steps"] == 12
+        assert first.training["flops_per_step"] > 0
+    study = load_working(discover(data)[0], None)
+    made = load_predictor(tmp_path / "a").predict({"t1n": study.images["t1n"]}, ["t1c", "t2w"])
+    assert made["t2w"].shape == study.images["t1n"].shape
+    metrics = (tmp_path / "a" / "metrics.csv").read_text()
+    assert "validation_psnr_db" in metrics
+
+
+def test_another_seed_is_another_run(data: Path, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        train(config(data, f"seed={seed}", "budget={steps: 2}"), tmp_path / str(seed))
+    assert checkpoint.read_config(tmp_path / "0").sha256 != checkpoint.read_config(tmp_path / "1").sha256
+
+
+def test_what_no_subject_has_cannot_be_learned(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no training subject has pd.*--set modalities"):
+        train(config(data, "modalities=[t1n, pd]"), tmp_path / "run")
+
+
+def test_excluded_subjects_are_not_read(data: Path, tmp_path: Path) -> None:
+    train(config(data, "exclude=[p0, p3]", "budget={steps: 1}"), tmp_path / "run")
+    ids = checkpoint.read_config(tmp_path / "run").training["subject_ids"]
+    assert list(ids.values()) == [["p1", "p2"]]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.ema=1", "unknown setting, did you mean 'optimiser'"),
+        ("batch.crop=50", "batch.crop: .*multiple of 16"),
+        ("budget={minutes: 1, steps: 2}", "minutes or steps, one of them"),
+        ("modalities=[t1n, t3w]", "unknown modality 't3w'"),
+        ("models=[{name: unnet}]", "unknown model 'unnet'"),
+        ("seed", "expected key=value"),
+        ("optimiser.learning_rate=-1", "greater than 0"),
+    ],
+)
+def test_bad_settings_are_refused(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config("tiny", [override])
+
+
+def test_numbers_and_words_of_yaml_mean_what_they_say() -> None:
+    assert load_config("tiny", ["optimiser.learning_rate=1e-4"]).optimiser.learning_rate == 1e-4
+    assert load_config("tiny", ["exclude=[no, on]"]).exclude == ["no", "on"]
+    with pytest.raises(ConfigError, match="presets: tiny"):
+        load_config("tinny")
+
+
+def test_batches_hold_nan_where_nothing_was_acquired(data: Path) -> None:
+    names = ("t1c", "t1n", "t2w")
+    store = Store([load_working(s, None) for s in discover(data)], names)
+    batch = draw_batch(
+        [store], [1.0], np.random.default_rng(0), batch_size=16, crop=32, slices=3, augmentation=Augmentation()
+    )
+    absent = ~batch.acquired
+    assert absent.any()
+    assert torch.isnan(batch.images[absent]).all()
+    assert torch.isfinite(batch.images[batch.acquired]).all()
+    again = draw_batch(
+        [store], [1.0], np.random.default_rng(0), batch_size=16, crop=32, slices=3, augmentation=Augmentation()
+    )
+    assert torch.equal(batch.images.nan_to_num(-1), again.images.nan_to_num(-1))
+
+
+def test_without_augmentation_a_crop_is_the_image(data: Path) -> None:
+    study = load_working(discover(data)[0], None)
+    plain = Augmentation(rotation=0, zoom=0, gamma=0, noise=0, strip=0)
+    rng = np.random.default_rng(3)
+    batch = draw_batch([Store([study], ("t1n",))], [1.0], rng, batch_size=1, crop=32, slices=3, augmentation=plain)
+    crop = batch.targets[0, 0].numpy()
+    volume = study.images["t1n"]
+    flips = [volume, volume[:, ::-1]]
+    best = min(
+        np.abs(crop - v[z, i : i + 32, j : j + 32]).mean()
+        for v in flips
+        for z in range(volume.shape[0])
+        for i in range(volume.shape[1] - 31)
+        for j in range(volume.shape[2] - 31)
+    )
+    assert best < 0.05, "up to the sub-voxel shift of a random centre"
+
+
+def test_statistics_are_least_squares(data: Path) -> None:
+    builder = StatisticsBuilder(("t1c", "t1n", "t2w"))
+    studies = [load_working(s, None) for s in discover(data) if s.id in ("p0", "p3")]
+    for study in studies:
+        builder.add(study)
+    found = builder.finish()
+    inside = [s.foreground for s in studies]
+    x = np.concatenate([s.images["t1n"][m] for s, m in zip(studies, inside, strict=True)])
+    y = np.concatenate([s.images["t2w"][m] for s, m in zip(studies, inside, strict=True)])
+    slope, intercept = np.polyfit(x, y, 1)
+    assert found.slope[1, 2] == pytest.approx(slope, abs=0.02)
+    assert found.intercept[1, 2] == pytest.approx(intercept, abs=0.02)
+    assert found.slope[1, 2] < 0 < found.slope[1, 0]
+
+
+def test_draws_never_ask_for_what_is_absent() -> None:
+    rng = np.random.default_rng(0)
+    acquired = np.array([[True, True, False, True], [False, True, True, False]])
+    for _ in range(50):
+        samples, subsets = draw_sources(acquired, rng, draws=3, most=3)
+        assert subsets.any(axis=1).all()
+        assert not (subsets & ~acquired[samples]).any()
+        rows, sources, targets = draw_targets(acquired, samples, subsets, rng, targets=2)
+        assert acquired[rows, targets].all()
+        assert (sources & acquired[rows]).any(axis=1).all()
+
+
+def test_losses_at_their_known_values() -> None:
+    inside = torch.ones(1, 8, 8, dtype=torch.bool)
+    inside[:, :, 4:] = False
+    target = torch.rand(1, 8, 8)
+    target[:, :, 4:] = torch.nan
+    shifted = target.nan_to_num(7.0) + 0.1
+    assert reconstruction.mean_squared_error(shifted, target, inside).item() == pytest.approx(0.01, rel=1e-4)
+    assert reconstruction.edge_error(shifted, target, inside).item() == pytest.approx(0.0, abs=1e-6)
+    log_variance = torch.full((1, 8, 8), float(np.log(0.01)), requires_grad=True)
+    mean = shifted.clone().requires_grad_()
+    loss = gaussian_nll(mean, log_variance, target, inside)
+    loss.sum().backward()
+    assert mean.grad is None
+    assert log_variance.grad.abs().max() < 1e-6, "the log-variance is at its optimum"
+    assert loss.item() == pytest.approx(0.5 * np.log(0.01) + 0.5, rel=1e-4)
+
+
+def test_memory_term_is_zero_for_even_use_and_grows_with_collapse() -> None:
+    class Fused:
+        attention = [(torch.full((3, 4), 0.25), torch.zeros(3))]
+
+    assert fusion.memory_collapse(Fused()).item() == pytest.approx(0, abs=1e-5)
+    Fused.attention = [(torch.tensor([[1.0, 0, 0, 0]]), torch.zeros(1))]
+    assert fusion.memory_collapse(Fused()).item() == pytest.approx(np.log(4), abs=1e-4)
