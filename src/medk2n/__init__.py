@@ -36,7 +36,7 @@ _HOME = {
     "discover": "medk2n.data.discover",
     "modality": "medk2n.vocabulary",
 }
-__all__ = ["__version__", "errors", *_HOME]  # noqa: PLE0604
+__all__ = ["__version__", "errors", *_HOME]
 
 
 def __getattr__(name: str) -> Any:

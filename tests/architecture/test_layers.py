@@ -47,7 +47,7 @@ def imported_modules(tree: ast.Module) -> set[str]:
 
 def upward_imports(layer: str, source: str) -> list[str]:
     """Imports of `source`, a file of `layer`, that go up or sideways."""
-    tops = {(name.split(".") + ["__init__"])[1]: name for name in imported_modules(ast.parse(source))}
+    tops = {f"{name}.__init__".split(".")[1]: name for name in imported_modules(ast.parse(source))}
     return sorted(name for top, name in tops.items() if top != layer and LEVEL.get(top, 0) >= LEVEL[layer])
 
 

@@ -81,14 +81,22 @@ def test_manifest_tells_of_success_and_failure(tmp_path):
         run.inputs.append(tmp_path / "in.txt")
         run.facts["model"] = {"folder": Path("m")}
     told = json.loads(path.read_text())
-    assert (told["command"], told["exit_code"], told["options"]["n"], told["model"]) == ("synth", 0, [1], {"folder": "m"})
+    assert (told["command"], told["exit_code"], told["options"]["n"], told["model"]) == (
+        "synth",
+        0,
+        [1],
+        {"folder": "m"},
+    )
     assert told["inputs"][0]["sha256"].startswith("ca978112")
     assert told["versions"]["torch"]
-    with pytest.raises(OutputExistsError, match="run.json exists"), run_manifest(path, "synth", {}):
+    with pytest.raises(OutputExistsError, match="exists already"), run_manifest(path, "synth", {}):
         pass
     with pytest.raises(UsageError, match="bad"), run_manifest(path, "synth", {}, overwrite=True):
         raise UsageError("bad")
-    assert {key: json.loads(path.read_text())[key] for key in ("exit_code", "error")} == {"exit_code": 2, "error": "bad"}
+    assert {key: json.loads(path.read_text())[key] for key in ("exit_code", "error")} == {
+        "exit_code": 2,
+        "error": "bad",
+    }
     with pytest.raises(typer.Exit), run_manifest(path, "synth", {}, overwrite=True):
         raise typer.Exit(3)
     assert json.loads(path.read_text())["exit_code"] == 3
@@ -125,7 +133,8 @@ def test_train_hands_its_options_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("medk2n.training.run.train", learn)
     code = main(
         ["train", "--data", "a:0.5", "--data", "b", "--val", "v", "--exclude", "x,y", "--minutes", "2", "--seed", "5",
-         "--set", "batch.size=3", "--device", "cpu", "--out", str(tmp_path / "m"), "--manifest", str(tmp_path / "r.json")]
+         "--set", "batch.size=3", "--device", "cpu", "--out", str(tmp_path / "m"),
+         "--manifest", str(tmp_path / "r.json")]
     )  # fmt: skip
     assert code == 0
     config = seen["config"]

@@ -116,7 +116,9 @@ def test_flat_record():
     assert flat({"a": {"b_c": 1}, "d": 2}) == [("a b c", "1"), ("d", "2")]
 
 
-@pytest.mark.parametrize(("psnr", "word"), [(31, "close"), (29.96, "close"), (26, "fair"), (3, "poor"), (np.nan, "unknown")])
+@pytest.mark.parametrize(
+    ("psnr", "word"), [(31, "close"), (29.96, "close"), (26, "fair"), (3, "poor"), (np.nan, "unknown")]
+)
 def test_quality_words(psnr, word):
     assert quality_words(psnr)[0] == word
 
@@ -131,7 +133,9 @@ def test_scaling_can_be_undone():
 
 def test_every_planned_file_is_written_and_nothing_else(tmp_path):
     files = write_synthesis(synthesis(), tmp_path / "out", "s")
-    assert {path.name for path in files} | {"dataset_description.json"} == {p.name for p in (tmp_path / "out").iterdir()}
+    assert {path.name for path in files} | {"dataset_description.json"} == {
+        p.name for p in (tmp_path / "out").iterdir()
+    }
     assert files[-1].name == "report.html"
 
 

@@ -44,7 +44,9 @@ def resolve_device(name: str) -> str:
         raise UsageError(f"unknown --device {name!r}; expected auto, cpu, cuda, cuda:N or mps")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         found = torch.cuda.device_count()
-        raise UsageError(f"--device {name} was asked for, but torch finds {found} CUDA devices; use --device cpu or auto")
+        raise UsageError(
+            f"--device {name} was asked for, but torch finds {found} CUDA devices; use --device cpu or auto"
+        )
     if kind == "mps" and not torch.backends.mps.is_available():
         raise UsageError("--device mps was asked for, but torch finds none; use --device cpu or auto")
     return name

@@ -71,7 +71,10 @@ def _model(name: str, folder: Path, *, paths: bool) -> dict[str, Any]:
 
 
 def _as_text(facts: dict[str, Any]) -> str:
-    lines = [f"medk2n {facts['medk2n']}  (Python {facts['versions']['python']}, torch {facts['versions']['torch']})", ""]
+    lines = [
+        f"medk2n {facts['medk2n']}  (Python {facts['versions']['python']}, torch {facts['versions']['torch']})",
+        "",
+    ]
     lines.append(f"{'modality':10}{'BIDS':20}{'unit':14}also written")
     for row in facts["modalities"]:
         lines.append(f"{row['name']:10}{row['bids']:20}{row['unit']:14}{', '.join(row['aliases'])}")
@@ -79,7 +82,9 @@ def _as_text(facts: dict[str, Any]) -> str:
     for row in facts["models"]:
         most = row["limits"]["inputs"][1]
         lines.append(f"model {row['name']}: 1 to {most} of {', '.join(row['modalities'])} in, 1 to {most} out")
-        lines.append(f"    {row['size_mb']} MB, {row['licence']}, works at {row['spacing_mm']} mm, SHA-256 {row['sha256'][:16]}")
+        lines.append(
+            f"    {row['size_mb']} MB, {row['licence']}, works at {row['spacing_mm']} mm, SHA-256 {row['sha256'][:16]}"
+        )
         if "folder" in row:
             lines.append(f"    {row['folder']}")
     if not facts["models"]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medk2n.cli.complaints import SOME_FAILED, explain
 from medk2n.cli.common import DeviceOption, Manifest, ManifestOption, ModelOption, OverwriteOption, SeedOption
+from medk2n.cli.complaints import SOME_FAILED, explain
 
 if TYPE_CHECKING:
     from medk2n.checkpoint import ModelConfig
@@ -147,7 +147,9 @@ def studies_in(folder: Path) -> "list[Subject]":
     return discover(folder)
 
 
-def _missing(given: "Mapping[str, Any] | tuple[str, ...] | list[str]", config: "ModelConfig", *, several: bool = False) -> list[str]:
+def _missing(
+    given: "Mapping[str, Any] | tuple[str, ...] | list[str]", config: "ModelConfig", *, several: bool = False
+) -> list[str]:
     """What the model knows and the study lacks; of several studies a complete one is passed over."""
     from medk2n.errors import UsageError
 
@@ -186,7 +188,11 @@ def _run(
             continue
         run.inputs += [Path(v.provenance["path"]) for v in synthesis.inputs.values() if v.provenance.get("path")]
         run.outputs += written
-        studies[job.id] = {"inputs": list(synthesis.inputs), "targets": job.targets, "elapsed_s": synthesis.record["elapsed_s"]}
+        studies[job.id] = {
+            "inputs": list(synthesis.inputs),
+            "targets": job.targets,
+            "elapsed_s": synthesis.record["elapsed_s"],
+        }
         typer.echo(f"{job.id}: {', '.join(synthesis.inputs)} -> {', '.join(job.targets)}; look at {written[-1]} first")
     return failed
 

@@ -38,7 +38,7 @@ class View:
 
     @classmethod
     def around(cls, volume: Volume, focus: np.ndarray | None = None) -> "View":
-        """As wide as the foreground of `volume` (all, if nothing stands out), through its centre of mass or that of `focus`.
+        """As wide as the foreground of `volume` (all, if nothing stands out), through its centre or that of `focus`.
 
         Args:
             focus: mask of the shape of `volume`, a lesion for example; an empty one counts for nothing.

@@ -111,7 +111,8 @@ def bars(contribution_db: dict[str, float]) -> list[dict[str, Any]]:
     largest = max((abs(value) for value in contribution_db.values()), default=0.0) or 1.0
     rows = sorted(contribution_db.items(), key=lambda item: -item[1])
     return [
-        {"source": source, "db": value, "width": 100 * abs(value) / largest, "helps": value >= 0} for source, value in rows
+        {"source": source, "db": value, "width": 100 * abs(value) / largest, "helps": value >= 0}
+        for source, value in rows
     ]
 
 
@@ -131,7 +132,8 @@ def methods_text(synthesis: "Synthesis") -> str:
     model = synthesis.record.get("model", "unnamed")
     digest = str(synthesis.record.get("model_sha256", ""))[:12] or "unknown"
     return (
-        f"Synthetic images ({targets}) were predicted from acquired images ({inputs}) with medk2n {medk2n.__version__}, "
-        f"an implementation of the Med-K2N method (arXiv 2510.02815), model {model} (SHA-256 {digest}...), on the voxel "
+        f"Synthetic images ({targets}) were predicted from acquired images ({inputs}) with medk2n "
+        f"{medk2n.__version__}, an implementation of the Med-K2N method (arXiv 2510.02815), "
+        f"model {model} (SHA-256 {digest}...), on the voxel "
         f"grid of the {MODALITIES[synthesis.reference].label} image. Synthetic images were not used for diagnosis."
     )

@@ -72,7 +72,9 @@ def write_synthesis(
         names = [path.name for path in planned_outputs(made, study_id, targets) if path.exists()]
         for name in names:
             shutil.move(made / name, out / name)
-    return [out / name for name in sorted(names, key=lambda name: (name == REPORT, "synthstd" in name, ".json" in name))]
+    return [
+        out / name for name in sorted(names, key=lambda name: (name == REPORT, "synthstd" in name, ".json" in name))
+    ]
 
 
 def write_dataset_description(folder: Path) -> None:

@@ -15,4 +15,3 @@ def quality_words(predicted_psnr_db: float) -> tuple[str, str]:
         if round(predicted_psnr_db, 1) >= least:  # as it is printed
             return word, sentence
     return "unknown", "The model gave no error estimate for this image."
-

@@ -1,0 +1,206 @@
+"""The public promise: any inputs on any grids in, volumes on exactly the reference grid out, nothing else touched."""
+
+from itertools import permutations
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from medk2n import checkpoint, registry
+from medk2n.errors import GeometryError, UnknownNameError, UsageError, VolumeReadError
+from medk2n.geometry.grid import Grid
+from medk2n.inference.contribution import shapley
+from medk2n.inference.predictor import SlicePredictor, deciding_slices
+from medk2n.inference.synthesizer import Synthesizer
+from medk2n.io.volume import Volume
+from medk2n.models._spec import Statistics
+
+NAMES = ("ct", "t1c", "t1n", "t2w")
+SHAPE = (20, 24, 14)
+AFFINE = np.array([[2.0, 0.125, 0, -20], [-0.125, 2.0, 0, -24], [0, 0, 3.0, -18], [0, 0, 0, 1]])
+
+
+@pytest.fixture(scope="module")
+def synthesizer() -> Synthesizer:
+    spec = registry.resolve("models", "medk2n")
+    params = {"slices": 3, "widths": (8, 8, 8, 8, 16), "embedding": 8, "memory_slots": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = spec.build(spec.params(**params), len(NAMES), Statistics.neutral(len(NAMES)))
+        for parameter in module.parameters():
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    statistics = checkpoint.Statistics(
+        affine_maps={},
+        variance=dict.fromkeys(NAMES, 0.05),
+        typical_scaling=dict.fromkeys(NAMES, (100.0, 900.0)) | {"ct": (-1000.0, 2000.0)},
+    )
+    config = checkpoint.ModelConfig(
+        model="medk2n", modalities=NAMES, spacing_mm=2.5, params=params, statistics=statistics, sha256="0" * 64
+    )
+    return Synthesizer(SlicePredictor(module.eval().requires_grad_(False), config), "small")
+
+
+def head(seed: int = 0, shape: tuple[int, int, int] = SHAPE, air: float = 0.0) -> np.ndarray:
+    """A stripped brain: smooth values in an ellipsoid, constant air around it."""
+    x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    values = 400 + 150 * np.sin(3 * x + seed) + 100 * y
+    return np.where(x**2 + y**2 + z**2 < 0.7, values, air).astype(np.float32)
+
+
+def test_output_is_on_exactly_the_reference_grid(synthesizer: Synthesizer) -> None:
+    result = synthesizer.synth({"t1n": (head(), AFFINE), "t2w": (head(1), AFFINE)}, ["t1c", "ct"])
+    assert list(result) == ["t1c", "ct"]
+    for volume in result.values():
+        assert volume.array.dtype == np.float32
+        assert volume.array.shape == SHAPE
+        assert np.array_equal(volume.to_nibabel().affine, AFFINE)
+        assert np.isfinite(volume.array).all()
+    assert result.reference == "t1n"
+
+
+def test_background_stays_background(synthesizer: Synthesizer) -> None:
+    air = head() == 0
+    result = synthesizer.synth({"t1n": (head(), AFFINE)}, ["t2w", "ct"])
+    assert (result["t2w"].array[air] == 0).all()
+    assert (result["ct"].array[air] == -1000).all()
+    assert (result["t2w"].array[~air] != 0).any()
+    assert result.record["skull_stripped"] is True
+
+
+def test_values_are_in_the_stated_unit_and_can_be_undone(synthesizer: Synthesizer) -> None:
+    inside = head() != 0
+    result = synthesizer.synth({"t1n": (head(), AFFINE)}, ["t2w", "t1n"])
+    assert (result.scalings["t2w"].low, result.scalings["t2w"].high) == (100.0, 900.0)
+    scaled = result.scalings["t2w"].apply(result["t2w"].array[inside])
+    assert scaled.min() >= -1e-6
+    assert scaled.max() <= 1 + 1e-6
+    own = result.scalings["t1n"]
+    assert own.high == pytest.approx(np.percentile(head()[inside], 99.5), rel=0.01), "a re-made input keeps its unit"
+
+
+def test_targets_alone_and_together_are_the_same(synthesizer: Synthesizer) -> None:
+    study = {"t1n": (head(), AFFINE), "t2w": (head(1), AFFINE)}
+    together = synthesizer.synth(study, ["ct", "t1c"])
+    for name in ("ct", "t1c"):
+        alone = synthesizer.synth(study, [name])
+        spread = np.abs(alone[name].array - together[name].array).max()
+        assert spread <= 1e-5 * (together.scalings[name].high - together.scalings[name].low)
+
+
+def test_the_order_of_inputs_changes_nothing(synthesizer: Synthesizer) -> None:
+    study = {"t1n": (head(), AFFINE), "t2w": (head(1), AFFINE), "ct": (head(2), AFFINE)}
+    first = synthesizer.synth(study, ["t1c"], reference="t1n")["t1c"].array
+    for order in permutations(study):
+        again = synthesizer.synth({name: study[name] for name in order}, ["t1c"], reference="t1n")["t1c"].array
+        np.testing.assert_allclose(again, first, atol=1e-5 * 800)
+
+
+def test_every_form_of_input_gives_the_same(synthesizer: Synthesizer, tmp_path) -> None:
+    image = nib.Nifti1Image(head(), AFFINE)
+    nib.save(image, tmp_path / "sub-1_T1w.nii.gz")
+    expected = synthesizer.synth({"t1n": (head(), AFFINE)}, ["t2w"])["t2w"].array
+    volume = Volume(head(), Grid(SHAPE, AFFINE), "t1n")
+    for study in ({"T1w": image}, {"t1": tmp_path / "sub-1_T1w.nii.gz"}, {"t1n": volume}, tmp_path):
+        np.testing.assert_allclose(synthesizer.synth(study, ["t2"])["t2w"].array, expected, atol=1e-2)
+
+
+def test_inputs_on_other_grids_are_brought_to_the_reference(synthesizer: Synthesizer) -> None:
+    fine = np.diag([1.0, 1.0, 1.5, 1.0])
+    fine[:3, 3] = AFFINE[:3, 3]
+    other = head(1, (40, 48, 28))
+    result = synthesizer.synth({"t2w": (other, fine), "t1n": (head(), AFFINE)}, ["t1c"], reference="t1n")
+    assert result["t1c"].array.shape == SHAPE
+    assert result.inputs["t2w"].array.shape == SHAPE
+    assert synthesizer.synth({"t2w": (other, fine), "t1n": (head(), AFFINE)}, ["t1c"])["t1c"].array.shape == other.shape
+
+
+@pytest.mark.parametrize("code", ["LPS", "PIR", "SAL", "RAI"])
+def test_orientation_does_not_matter(synthesizer: Synthesizer, code: str) -> None:
+    """The same anatomy stored along other axes gives the same anatomy back."""
+    plain = np.diag([2.0, 2.0, 3.0, 1.0])
+    image = nib.Nifti1Image(head(), plain)
+    turn = nib.orientations.ornt_transform(nib.io_orientation(plain), nib.orientations.axcodes2ornt(code))
+    turned = image.as_reoriented(turn)
+    expected = synthesizer.synth({"t1n": image}, ["t2w"])["t2w"].to_nibabel()
+    found = synthesizer.synth({"t1n": turned}, ["t2w"])["t2w"].to_nibabel()
+    assert nib.aff2axcodes(found.affine) == tuple(code)
+    np.testing.assert_allclose(
+        nib.as_closest_canonical(found).get_fdata(), expected.get_fdata(), atol=1e-4 * 800
+    )
+
+
+def test_shapley_values_add_up_and_a_useless_player_gets_nothing() -> None:
+    worth = {(): 10.0, (0,): 14.0, (1,): 10.0, (0, 1): 14.0, (2,): 12.0, (0, 2): 17.0, (1, 2): 12.0, (0, 1, 2): 17.0}
+    values = {p: shapley(worth, (0, 1, 2), p) for p in range(3)}
+    assert values[1] == pytest.approx(0)
+    assert sum(values.values()) == pytest.approx(7.0)
+    assert values[0] == pytest.approx((4 + 5) / 2)
+
+
+def test_contributions_add_up_to_the_predicted_gain(synthesizer: Synthesizer) -> None:
+    study = {"t1n": (head(), AFFINE), "t2w": (head(1), AFFINE), "ct": (head(2), AFFINE)}
+    told = synthesizer.synth(study, ["t1c"]).explanations["t1c"]
+    assert told.contribution_method == "shapley"
+    assert set(told.contribution_db) == set(study)
+    assert {step.source for step in told.steps} == set(study)
+    assert told.steps[0].source == told.key
+    nothing = -10 * np.log10(0.05)
+    assert sum(told.contribution_db.values()) == pytest.approx(told.predicted_psnr_db - nothing, abs=0.5)
+
+
+def test_ten_calls_load_the_weights_once_and_touch_nothing(monkeypatch, tmp_path, synthesizer, capsys) -> None:
+    checkpoint.save(tmp_path / "model", synthesizer._predictor.module, synthesizer.config)
+    loads = []
+    monkeypatch.setattr(
+        "medk2n.inference.predictor.load", lambda *a, **k: loads.append(a) or checkpoint.load(*a, **k)
+    )
+    flags = (torch.get_rng_state(), torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dtype())
+    state = np.random.get_state()[1].copy()  # noqa: NPY002 - the global one is what must stay as it is
+    loaded = Synthesizer.from_pretrained(tmp_path / "model")
+    results = [loaded.synth({"t1n": (head(), AFFINE)}, ["t2w"])["t2w"].array for _ in range(10)]
+    assert len(loads) == 1
+    assert all(np.array_equal(results[0], r) for r in results)
+    after = (torch.get_rng_state(), torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dtype())
+    assert torch.equal(flags[0], after[0])
+    assert flags[1:] == after[1:]
+    assert np.array_equal(state, np.random.get_state()[1])  # noqa: NPY002
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("study", "targets", "error", "message"),
+    [
+        ({"t9": (head(), AFFINE)}, ["t2w"], UnknownNameError, "unknown modality 't9'"),
+        ({"t1n": (head(), AFFINE), "T1w": (head(), AFFINE)}, ["t2w"], UsageError, "t1n given twice"),
+        ({"t1n": (head(), AFFINE)}, ["t2w", "T2"], UsageError, "target given twice: t2w"),
+        ({"t1n": (head(), AFFINE)}, ["pet"], UsageError, "does not know pet; it knows ct, t1c"),
+        ({"pet": (head(), AFFINE)}, ["t2w"], UsageError, "does not know pet"),
+        ({}, ["t2w"], UsageError, "no input given"),
+        ({"t1n": (head(), AFFINE)}, [], UsageError, "no target given"),
+        ({n: (head(), AFFINE) for n in NAMES}, None, UsageError, "already has everything"),
+        ({"t1n": (head() * np.nan, AFFINE)}, ["t2w"], VolumeReadError, "finite"),
+        ({"t1n": (head() * 0, AFFINE)}, ["t2w"], VolumeReadError, "constant"),
+        ({"t1n": (head(), AFFINE * [[1], [0], [1], [1]])}, ["t2w"], GeometryError, "singular"),
+        (
+            {"t1n": (head(), AFFINE), "ct": (head(), AFFINE + np.array([[0, 0, 0, 900.0]] * 3 + [[0] * 4]))},
+            ["t2w"],
+            GeometryError,
+            "do not overlap",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_refused(synthesizer, study, targets, error, message) -> None:
+    with pytest.raises(error, match=message):
+        synthesizer.synth(study, targets)
+
+
+def test_reference_must_be_an_input(synthesizer: Synthesizer) -> None:
+    with pytest.raises(UsageError, match="reference t2w is not among the inputs"):
+        synthesizer.synth({"t1n": (head(), AFFINE)}, ["ct"], reference="t2w")
+
+
+def test_deciding_slices_are_spread_and_few() -> None:
+    assert deciding_slices(list(range(10, 110))) == sorted(set(deciding_slices(list(range(10, 110)))))
+    assert len(deciding_slices(list(range(100)))) == 16
+    assert deciding_slices([7]) == [7]
