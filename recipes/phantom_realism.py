@@ -10,6 +10,7 @@ axial slices between 0.03 and 0.2 cycles per mm, where both kinds of grid can sp
 """
 
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,7 +91,9 @@ def _classes(t1: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, ...]:
     sample = np.clip(values[:: max(1, len(values) // 40_000)], low, high)
     start = np.percentile(sample, (6, 40, 80))[:, None]
     mixture = GaussianMixture(3, means_init=start, random_state=0).fit(sample)
-    posterior = mixture.predict_proba(np.clip(values, low, high))[:, np.argsort(mixture.means_[:, 0])]
+    order = np.argsort(mixture.means_[:, 0])
+    values = np.clip(values, mixture.means_[order[0]], mixture.means_[order[2]])  # beyond the outer means all is sure
+    posterior = mixture.predict_proba(values)[:, order]
     out = []
     for k in range(3):
         chosen = np.zeros(mask.shape, bool)
@@ -144,7 +147,7 @@ def main() -> None:
         for studies in (real_studies(args.real), cohort_studies(args.cohort))
     ]
     text = table(*measured)
-    print(text)
+    sys.stdout.write(text + "\n")
     if args.out:
         head = "# The digital cohort beside real scans\n\nMade by `recipes/phantom_realism.py`, which says how each figure is taken."
         real = ", ".join(measured[0])

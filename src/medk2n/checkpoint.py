@@ -126,14 +126,15 @@ def save(folder: Path, module: "nn.Module", config: ModelConfig, *, half: bool =
         The config with the hash filled in.
     """
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save as to_bytes
 
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for name, tensor in module.state_dict().items():
         small = tensor.dtype != torch.float32 or tensor.numel() < 256 or name.startswith("fusion.residual")
         tensors[name] = tensor.detach().to("cpu", tensor.dtype if small or not half else torch.float16).contiguous()
-    atomic_write(folder / WEIGHTS, lambda path: save_file(tensors, path))
+    raw = to_bytes(tensors)
+    atomic_write(folder / WEIGHTS, lambda path: path.write_bytes(raw))
     config = ModelConfig(**{**_fields(config), "sha256": sha256_file(folder / WEIGHTS)})
     write_json(folder / CONFIG, asdict(config))
     return config

@@ -4,7 +4,7 @@ Every decision of the fusion is taken once per study from features pooled over s
 slices, then all slices follow that plan in chunks, so memory does not grow with the volume.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -46,12 +46,15 @@ class Inference:
         variances: target -> predicted squared error; empty if the model gives none.
         plan: target -> steps of the fusion, or None for models without one.
         effective: target -> source -> mean W_eff inside the study; empty without a plan.
+        shares: target -> source -> (s, h, w), what a change of the source adds to the base image: how detail
+            finer than the working grid is carried over. Empty without a plan.
     """
 
     means: dict[str, np.ndarray]
     variances: dict[str, np.ndarray]
     plan: Plan | None
     effective: dict[str, dict[str, float]]
+    shares: dict[str, dict[str, np.ndarray]]
 
 
 class SlicePredictor:
@@ -87,6 +90,7 @@ class SlicePredictor:
         means = {name: np.zeros(shape, np.float32) for name in targets}
         variances: dict[str, np.ndarray] = {}
         effective = {j: np.zeros(len(self.modalities)) for j in wanted}
+        shares: dict[str, dict[str, np.ndarray]] = {}
         plan = None
         if hasattr(self.module, "decide"):
             at = deciding_slices(depth_range)
@@ -96,17 +100,17 @@ class SlicePredictor:
         for start in range(0, len(depth_range), chunk):
             at = depth_range[start : start + chunk]
             prediction = self._run(self.stack(images, box, at), self.query(len(at), sources, wanted), plan)
-            # queries run over slices first, then targets
             for t, name in enumerate(targets):
-                rows = slice(t * len(at), (t + 1) * len(at))
-                means[name][(np.array(at)[:, None, None], *_open(box))] = (
-                    prediction.mean[rows].clamp(0, 1).float().cpu().numpy()
-                )
+                # queries run over slices first, then targets
+                rows, where = slice(t * len(at), (t + 1) * len(at)), (np.array(at)[:, None, None], *_open(box))
+                means[name][where] = _numpy(prediction.mean[rows].clamp(0, 1))
                 if prediction.log_variance is not None:
-                    variances.setdefault(name, np.zeros(shape, np.float32))
-                    variances[name][(np.array(at)[:, None, None], *_open(box))] = (
-                        prediction.log_variance[rows].exp().float().cpu().numpy()
+                    variances.setdefault(name, np.zeros(shape, np.float32))[where] = _numpy(
+                        prediction.log_variance[rows].exp()
                     )
+                for source, share in self._shares(prediction, rows, size=(where[1].size, where[2].size)):
+                    maps = shares.setdefault(name, {})
+                    maps.setdefault(source, np.zeros(shape, np.float32))[where] = share
             self._count(prediction, effective, len(at), wanted, len(depth_range))
             if progress:
                 progress(min(start + chunk, len(depth_range)), len(depth_range))
@@ -114,7 +118,7 @@ class SlicePredictor:
             self.modalities[j]: {self.modalities[i]: float(v) for i, v in enumerate(values) if v or i in sources}
             for j, values in effective.items()
         }
-        return Inference(means, variances, plan, named if plan else {})
+        return Inference(means, variances, plan, named if plan else {}, shares)
 
     def indices(self, names: Mapping[str, object] | Sequence[str]) -> list[int]:
         """Indices in the checkpoint's list, in its order; for targets in the caller's order."""
@@ -157,6 +161,17 @@ class SlicePredictor:
         needed = query.sources[:1].expand(len(images), -1)
         prediction = self.module.decode(self.module.encode(images, needed), query, plan=plan)
         return Prediction(prediction.mean[:, :h, :w], prediction.log_variance[:, :h, :w], prediction.extras)
+
+    def _shares(
+        self, prediction: Prediction, rows: slice, size: tuple[int, int]
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        fused = prediction.extras.get("fused")
+        if fused is None:
+            return
+        for step, share in zip(fused.steps, fused.shares, strict=True):
+            source = int(step.source[rows][0])
+            if source >= 0 and bool(share[rows].any()):
+                yield self.modalities[source], _numpy(share[rows, : size[0], : size[1]])
 
     def _count(
         self, prediction: Prediction, effective: dict[int, np.ndarray], slices: int, targets: Sequence[int], total: int
@@ -201,3 +216,7 @@ def deciding_slices(depth_range: Sequence[int], most: int = _DECIDING_SLICES) ->
 def _open(box: tuple[slice, slice]) -> tuple[np.ndarray, np.ndarray]:
     rows, columns = np.arange(box[0].start, box[0].stop), np.arange(box[1].start, box[1].stop)
     return rows[None, :, None], columns[None, None, :]
+
+
+def _numpy(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.float().cpu().numpy()

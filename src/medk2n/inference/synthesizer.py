@@ -162,10 +162,11 @@ class Synthesizer:
         grid = inputs[first].grid
         inputs = align(inputs, grid, str(inputs[first].provenance.get("path", first)))
         space = Workspace.of(grid, self.config.spacing_mm)
-        stacks, masks, own = {}, np.zeros(grid.shape, dtype=bool), {}
+        stacks, finer, masks, own = {}, {}, np.zeros(grid.shape, dtype=bool), {}
         for name, volume in inputs.items():
             values, inside, own[name] = scaled(volume.array, name)
             stacks[name] = space.stack(values)
+            finer[name] = values - space.unstack(stacks[name])
             masks |= inside
         inference = self._predictor.infer(stacks, wanted, progress)
         scalings = {name: own.get(name) or self._typical(name) for name in wanted}
@@ -185,7 +186,10 @@ class Synthesizer:
         volumes, deviations = {}, {}
         for name in wanted:
             scaling, air = scalings[name], modality(name).background
-            image = scaling.invert(np.clip(space.unstack(inference.means[name]), 0.0, 1.0))
+            image = space.unstack(inference.means[name])
+            for source, share in inference.shares[name].items():
+                image += space.unstack(share) * finer[source]
+            image = scaling.invert(np.clip(image, 0.0, 1.0))
             provenance = {"synthetic": True, "model": self.name, "model_sha256": self.config.sha256}
             volumes[name] = Volume(np.where(masks, image, air).astype(np.float32), grid, name, provenance)
             width = scaling.high - scaling.low

@@ -59,6 +59,7 @@ class Fused:
     Attributes:
         state: pyramid of q rows.
         base: (q, h, w) gated, precision-weighted mean of the affine maps of the sources.
+        shares: per step (q, h, w), what a change of that frame adds to the base (share times slope).
         steps: one `Step` per position in the sequence.
         quality: (q,) log mean squared error that the state predicts for itself.
         attention: memory attentions seen on the way, with their targets.
@@ -66,6 +67,7 @@ class Fused:
 
     state: Pyramid
     base: Tensor
+    shares: list[Tensor]
     steps: list[Step]
     quality: Tensor
     attention: list[tuple[Tensor, Tensor]]
@@ -138,6 +140,7 @@ class ProgressiveFusion(nn.Module):
         evidence = 1 / self.residual[key, query.target]
         mass = evidence[:, None, None].expand_as(frames.centre[frame]).clone()
         total = self._mapped(frames, frame, key, query.target) * mass
+        slopes = [self.slope[key, query.target][:, None, None] * mass]
         ones = torch.ones_like(held)
         steps = [Step(frame, key, held, torch.zeros_like(held), ones, first.memory[rows, key], ones)]
         attention = [(first.attention, first.target)] if first.attention is not None else []
@@ -178,10 +181,14 @@ class ProgressiveFusion(nn.Module):
                 mapped = self._mapped(frames, frame[work], source[work], target[work])
                 total = total.index_add(0, active[work], mapped * precision)
                 mass = mass.index_add(0, active[work], precision)
+                slope = self.slope[source, target][work][:, None, None] * precision
+                slopes.append(torch.zeros_like(mass).index_add(0, active[work], slope))
+            else:
+                slopes.append(torch.zeros_like(mass))
             steps.append(_spread(len(query.target), active, frame, source, weight, tau, gate, memory, effective))
         pooled = self._pooled(state, inside, rows, groups)
         quality = self.judge(torch.cat([pooled.detach(), e_j.detach()], dim=1)).squeeze(1)
-        return Fused(state, total / mass, steps, quality, attention)
+        return Fused(state, total / mass, [slope / mass for slope in slopes], steps, quality, attention)
 
     def plan(self, fused: Fused, query: Query) -> Plan:
         """Read a study's decisions out of a pass with `study=True`."""
