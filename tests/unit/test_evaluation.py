@@ -4,7 +4,7 @@ import csv
 import json
 import math
 import sys
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from scipy.stats import wilcoxon
 
 from medk2n.cli.main import main
+from medk2n.data.working import WorkingStudy
 from medk2n.errors import CheckpointError, InternalError, UnknownNameError, VolumeReadError
 from medk2n.evaluation.background import inside_inputs
 from medk2n.evaluation.copy import CopyPredictor
@@ -29,19 +30,6 @@ FOUR = ("t1n", "t1c", "t2w", "t2f")
 SHAPE = (3, 14, 19)
 
 
-@dataclass(frozen=True)
-class Study:
-    """What evaluation uses of a WorkingStudy."""
-
-    id: str
-    images: dict
-    foreground: np.ndarray
-    brain: np.ndarray | None = None
-    lesion: np.ndarray | None = None
-    scalings: dict = field(default_factory=dict)
-    inputs_only: dict = field(default_factory=dict)
-
-
 def make_study(seed=0, modalities=FOUR, lesion=False):
     rng = np.random.default_rng(seed)
     foreground = np.zeros(SHAPE, bool)
@@ -49,7 +37,7 @@ def make_study(seed=0, modalities=FOUR, lesion=False):
     images = {m: np.where(foreground, rng.uniform(0.2, 0.9, SHAPE), 0).astype(np.float32) for m in modalities}
     label = np.zeros(SHAPE, int)
     label[1, 4:7, 5:9] = 2
-    return Study(f"sub-{seed:02d}", images, foreground, lesion=label if lesion else None)
+    return WorkingStudy(f"sub-{seed:02d}", images, foreground, {}, lesion=label if lesion else None)
 
 
 class Fake:
@@ -164,7 +152,7 @@ def test_predictors_receive_the_sources_and_nothing_else():
 
 def test_the_content_of_a_target_never_changes_a_prediction():
     study, other = make_study(0), make_study(1)
-    swapped = Study(study.id, {**study.images, "t2w": other.images["t2w"]}, study.foreground)
+    swapped = replace(study, images={**study.images, "t2w": other.images["t2w"]})
     copy_input = Fake(lambda images, target: next(iter(images.values())) * 0.9)
     row = Row(("t1n", "t2f"), ("t1c", "t2w"))
     first, second = predict_row(copy_input, study, row), predict_row(copy_input, swapped, row)
@@ -416,10 +404,10 @@ def world(tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, name, fake)
 
     module("medk2n.checkpoint", find_model=lambda name: model, read_config=lambda folder: card, **CHECKPOINT)
-    module("medk2n.data.working", load_working=load_working)
+    monkeypatch.setattr("medk2n.data.working.load_working", load_working)
     module(
         "medk2n.inference.predictor",
-        load_predictor=lambda folder, device: Fake(half, "unet" if folder.name == "unet" else "medk2n"),
+        load_predictor=lambda folder, device, every=1: Fake(half, "unet" if folder.name == "unet" else "medk2n"),
     )
     monkeypatch.setattr("medk2n.cli.main.VERBS", ("evaluate",))
     world.run = lambda *more: main(
@@ -490,3 +478,12 @@ def test_command_leaves_nothing_half_written(world, monkeypatch):
     monkeypatch.setattr("medk2n.evaluation.figure.picture", lambda *a: (_ for _ in ()).throw(OSError(28, "full")))
     assert world.run("--modalities", "t1n,t2w") == 1
     assert sorted(path.name for path in world.out.parent.iterdir()) == ["data", "model"]
+
+
+def test_every_nth_slice_is_scored_as_if_it_were_alone():
+    study = make_study()
+    truth = Fake(lambda images, target: 0.5 * next(iter(images.values())))
+    everything = evaluate([truth], [study], modalities=FOUR, every=3)
+    alone = evaluate([truth], [study.thinned([1])], modalities=FOUR)
+    assert [(r.sources, r.metric, r.region) for r in everything] == [(r.sources, r.metric, r.region) for r in alone]
+    np.testing.assert_allclose([r.value for r in everything], [r.value for r in alone])

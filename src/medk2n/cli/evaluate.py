@@ -29,6 +29,7 @@ class _Task:
     subjects: "Sequence[Subject]"
     modalities: Sequence[str]
     spacing_mm: float | None
+    every: int
 
 
 def evaluate(
@@ -40,6 +41,7 @@ def evaluate(
     ] = None,
     subjects: Annotated[list[str] | None, typer.Option("--subjects", help="Ids to keep: a comma list.")] = None,
     exclude: Annotated[list[str] | None, typer.Option("--exclude", help="Ids to leave out: a comma list.")] = None,
+    every: Annotated[int, typer.Option("--every", min=1, help="Score every Nth slice only: N times faster.")] = 1,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
     overwrite: OverwriteOption = False,
@@ -56,7 +58,7 @@ def evaluate(
     from medk2n.io.atomic import check_writable, refuse_existing
 
     options = {"model": model, "data": data, "out": out, "modalities": modalities, "subjects": subjects}
-    options |= {"exclude": exclude, "device": device, "seed": seed, "overwrite": overwrite}
+    options |= {"exclude": exclude, "every": every, "device": device, "seed": seed, "overwrite": overwrite}
     with run_manifest(manifest, "evaluate", options, overwrite=overwrite) as run:
         folder = find_model(model)
         config = read_config(folder)
@@ -66,13 +68,14 @@ def evaluate(
         refuse_existing([out], overwrite)
         check_writable(out if out.exists() else out.parent)
         run.device = resolve_device(device)
-        predictors, methods = _predictors(folder, config, run.device)
-        task = _Task(predictors, methods, usable, tested, config.spacing_mm)
+        predictors, methods = _predictors(folder, config, run.device, every)
+        task = _Task(predictors, methods, usable, tested, config.spacing_mm, every)
         records, failed = _measure(task)
         facts = {
             "model": {"folder": str(folder), "sha256": config.sha256, "modalities": list(config.modalities)},
             "data": {"folder": str(data), "modalities": tested, "subjects": [s.id for s in usable], "failed": failed},
             "spacing_mm": config.spacing_mm,
+            "every_nth_slice": every,
             "seed": seed,
         }
         with _new_folder(out) as temporary:
@@ -115,17 +118,17 @@ def _modalities_under_test(
     return tested
 
 
-def _predictors(folder: Path, config: "ModelConfig", device: str) -> "tuple[list[Predictor], list[str]]":
+def _predictors(folder: Path, config: "ModelConfig", device: str, every: int) -> "tuple[list[Predictor], list[str]]":
     """The model, the U-Net trained beside it if there is one, the copy row; and the columns of the table."""
     from medk2n.checkpoint import CONFIG, REFERENCE_UNET
     from medk2n.evaluation.copy import CopyPredictor
     from medk2n.inference.predictor import load_predictor
 
-    predictors: list[Predictor] = [load_predictor(folder, device)]
+    predictors: list[Predictor] = [load_predictor(folder, device, every=every)]
     reference = folder / REFERENCE_UNET
     if predictors[0].name != "unet":
         if (reference / CONFIG).is_file():
-            predictors.append(load_predictor(reference, device))
+            predictors.append(load_predictor(reference, device, every=every))
         else:
             typer.echo(
                 f"medk2n: {folder} has no {REFERENCE_UNET}, so the unet column says n/a; "
@@ -162,7 +165,7 @@ def _measure(task: _Task) -> "tuple[list[Record], dict[str, str]]":
         def advance(subject: str, done: int, total: int) -> None:
             bar.update(line, completed=position[subject] + done / total, description=f"evaluate {subject}")
 
-        records = measure(task.predictors, studies(), modalities=task.modalities, progress=advance)
+        records = measure(task.predictors, studies(), modalities=task.modalities, every=task.every, progress=advance)
     if not records:
         raise DatasetError(f"all {len(failed)} subjects failed; the first: {next(iter(failed.values()))}")
     return records, failed
@@ -191,7 +194,7 @@ def _hardware(device: str) -> dict[str, Any]:
 
 def _draw(folder: Path, records: "Sequence[Record]", task: _Task, failed: dict[str, str]) -> None:
     """All values, and the first subject (read again: studies are not kept) with half of its modalities given."""
-    from medk2n.data.working import load_working
+    from medk2n.data.working import every_nth, load_working
     from medk2n.evaluation.evaluate import predict_row
     from medk2n.evaluation.figure import picture, psnr_figure
     from medk2n.evaluation.rows import rows
@@ -199,8 +202,12 @@ def _draw(folder: Path, records: "Sequence[Record]", task: _Task, failed: dict[s
     psnr_figure(records, folder / "psnr.png", methods=task.methods)
     study = load_working(next(s for s in task.subjects if s.id not in failed), task.spacing_mm)
     row = next(r for r in rows(task.modalities, study.images) if len(r.sources) >= len(r.targets))
-    outputs = {predictor.name: predict_row(predictor, study, row) for predictor in task.predictors}
-    picture(study, row, outputs, folder / "picture.png")
+    at = every_nth(len(study.foreground), task.every)
+    outputs = {
+        predictor.name: {target: image[at] for target, image in predict_row(predictor, study, row).items()}
+        for predictor in task.predictors
+    }
+    picture(study.thinned(at), row, outputs, folder / "picture.png")
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """From a study to what a model sees: common reference grid, scaled intensities, a stack of slices; and back."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -64,6 +64,18 @@ class WorkingStudy:
     lesion: np.ndarray | None = None
     inputs_only: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
+    def thinned(self, at: Sequence[int]) -> "WorkingStudy":
+        """The same study with only the slices `at`: for scoring, not for predicting (slices lose their neighbours)."""
+        keep = list(at)
+        return WorkingStudy(
+            id=self.id,
+            images={name: array[keep] for name, array in self.images.items()},
+            foreground=self.foreground[keep],
+            scalings=self.scalings,
+            brain=None if self.brain is None else self.brain[keep],
+            lesion=None if self.lesion is None else self.lesion[keep],
+        )
+
 
 def scaled(
     array: np.ndarray, modality: str, head: np.ndarray | None = None
@@ -98,6 +110,11 @@ def align(volumes: Mapping[str, Volume], reference: Grid, reference_name: str) -
 def skull_stripped(volumes: Mapping[str, Volume]) -> bool:
     """Whether every volume has an exactly constant background."""
     return all(is_stripped(volume.array) for volume in volumes.values())
+
+
+def every_nth(depth: int, n: int) -> list[int]:
+    """Evenly spaced slices of a stack, at least one: what a thinned evaluation scores."""
+    return list(range(min(n // 2, depth - 1), depth, n))
 
 
 def load_working(subject: Subject, spacing_mm: float | None) -> WorkingStudy:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from medk2n.data.working import every_nth
 from medk2n.errors import InternalError, UnknownNameError
 from medk2n.evaluation.background import inside_inputs
 from medk2n.evaluation.rows import Row, rows
@@ -48,6 +49,7 @@ def evaluate(
     studies: "Iterable[WorkingStudy]",
     *,
     modalities: Sequence[str],
+    every: int = 1,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Record]:
     """All metrics of all predictors for every row of every study.
@@ -56,6 +58,7 @@ def evaluate(
         predictors: the methods, with different names.
         studies: read one at a time; pass a generator and memory stays flat.
         modalities: those under test, in the order of the table.
+        every: score every nth slice of a stack only; predictors still see all slices of the inputs.
         progress: called after each row with (subject, rows done, rows of this subject).
 
     Raises:
@@ -68,11 +71,13 @@ def evaluate(
     records: list[Record] = []
     for study in studies:
         asked = rows(modalities, study.images)
-        regions = _regions(study)
+        at = every_nth(len(study.foreground), every)
+        scored = study.thinned(at)
+        regions = _regions(scored)
         for done, row in enumerate(asked, start=1):
             for predictor in predictors:
-                predicted = predict_row(predictor, study, row)
-                records.extend(_measure(predictor.name, study, row, predicted, regions, metrics))
+                predicted = {target: image[at] for target, image in predict_row(predictor, study, row).items()}
+                records.extend(_measure(predictor.name, scored, row, predicted, regions, metrics))
             if progress:
                 progress(study.id, done, len(asked))
     return records

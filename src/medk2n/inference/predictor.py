@@ -15,6 +15,7 @@ from torch import nn
 
 from medk2n.checkpoint import ModelConfig, load
 from medk2n.data.batches import neighbours
+from medk2n.data.working import every_nth
 from medk2n.errors import UsageError
 from medk2n.models._spec import Prediction, Query
 from medk2n.models.parts.sequence import Plan
@@ -58,20 +59,30 @@ class Inference:
 
 
 class SlicePredictor:
-    """A checkpoint in evaluation mode; loads its weights once."""
+    """A checkpoint in evaluation mode; loads its weights once.
 
-    def __init__(self, module: nn.Module, config: ModelConfig, device: str = "cpu") -> None:
-        self.module, self.config, self.device = module, config, device
+    Args:
+        every: `predict` leaves all but every nth slice at 0 (a thinned evaluation); `infer` gives them all.
+    """
+
+    def __init__(self, module: nn.Module, config: ModelConfig, device: str = "cpu", *, every: int = 1) -> None:
+        self.module, self.config, self.device, self.every = module, config, device, every
         self.name = config.model
         self.modalities = config.modalities
 
     def predict(self, images: Mapping[str, np.ndarray], targets: Sequence[str]) -> dict[str, np.ndarray]:
         """See `Predictor`."""
-        return self.infer(images, targets).means
+        depth = len(next(iter(images.values()), ()))
+        return self.infer(images, targets, only=every_nth(depth, self.every) if depth else None).means
 
     @torch.inference_mode()
     def infer(
-        self, images: Mapping[str, np.ndarray], targets: Sequence[str], progress: Progress | None = None
+        self,
+        images: Mapping[str, np.ndarray],
+        targets: Sequence[str],
+        progress: Progress | None = None,
+        *,
+        only: Sequence[int] | None = None,
     ) -> Inference:
         """All targets of one study in one call.
 
@@ -79,6 +90,7 @@ class SlicePredictor:
             images: source -> (s, h, w) in [0, 1], all of one shape.
             targets: short names; one that is also an input is re-made.
             progress: called with (slices done, slices in all).
+            only: slices to compute; all others stay 0. None is all. Decisions are taken from the whole study.
 
         Raises:
             UsageError: a modality that the model does not know, or no input.
@@ -96,6 +108,8 @@ class SlicePredictor:
             at = deciding_slices(depth_range)
             plan = self.module.decide(self.stack(images, box, at), self.query(len(at), sources, wanted))
         size = (box[0].stop - box[0].start) * (box[1].stop - box[1].start)
+        if only is not None:
+            depth_range = sorted(set(depth_range) & set(only))
         chunk = max(1, _CHUNK_PIXELS // (size * (len(sources) + len(wanted))))
         for start in range(0, len(depth_range), chunk):
             at = depth_range[start : start + chunk]
@@ -187,10 +201,10 @@ class SlicePredictor:
                     effective[j][source] += float(step.effective[rows].sum()) / total
 
 
-def load_predictor(folder: Path, device: str = "cpu") -> SlicePredictor:
+def load_predictor(folder: Path, device: str = "cpu", *, every: int = 1) -> SlicePredictor:
     """A checkpoint folder as a predictor."""
     module, config = load(folder, device=device)
-    return SlicePredictor(module, config, device)
+    return SlicePredictor(module, config, device, every=every)
 
 
 def bounding_box(images: Mapping[str, np.ndarray]) -> tuple[tuple[slice, slice], list[int]]:
