@@ -25,13 +25,13 @@ class Params:
 
     Attributes:
         slices: neighbouring slices of a frame, odd.
-        widths: channels at strides 1, 2, 4, 8, 16; multiples of 8 from stride 4 on.
+        widths: channels at strides 1, 2, 4, 8, 16; multiples of 4, of 8 from stride 4 on.
         embedding: width of the modality embeddings.
         memory_slots: slots L of the memory bank of each target.
     """
 
     slices: int = 3
-    widths: tuple[int, int, int, int, int] = (16, 32, 64, 96, 128)
+    widths: tuple[int, int, int, int, int] = (12, 24, 64, 96, 128)
     embedding: int = 48
     memory_slots: int = 8
 
@@ -44,11 +44,11 @@ class MedK2N(nn.Module):
         channels = dict(zip((1, 2, 4, 8, 16), params.widths, strict=True))
         self.params = params
         self.embeddings = nn.Parameter(torch.randn(m, params.embedding) * 0.5)
-        self.encoder = ConvEncoder(params.slices, channels, params.embedding)
+        self.encoder = ConvEncoder(m, params.slices, channels, params.embedding)
         self.fusion = ProgressiveFusion(m, channels, params.embedding, params.memory_slots, statistics)
         self.decoder = Decoder(channels, params.embedding)
         scale_for_gelu(self)  # before the heads, which start at zero
-        self.heads = TaskHeadNet(channels, start_log_variance=-4.6)
+        self.heads = TaskHeadNet(m, channels, start_log_variance=-4.6)
 
     def encode(self, images: Tensor, needed: Tensor) -> Frames:
         """Encode the needed frames of images (b, m, s, h, w); needed (b, m) bool. Others are never read."""
@@ -60,7 +60,9 @@ class MedK2N(nn.Module):
         frames = functional.pad(frames, (0, -w % MULTIPLE, 0, -h % MULTIPLE))
         centre = frames[:, frames.shape[1] // 2]
         mask = (centre > 0).to(frames.dtype)[:, None]
-        pyramid = self.encoder(frames.contiguous(memory_format=torch.channels_last), self.embeddings[modality])
+        pyramid = self.encoder(
+            frames.contiguous(memory_format=torch.channels_last), modality, self.embeddings[modality]
+        )
         inside = {s: functional.avg_pool2d(mask, s) for s in FUSED_STRIDES}
         return Frames(pyramid, centre, inside, modality, row)
 
@@ -76,7 +78,7 @@ class MedK2N(nn.Module):
         """Fuse and decode; the prediction is on the padded grid of the frames."""
         fused = self.fusion(frames, query, self.embeddings, plan=plan, study=study, generator=generator)
         full, half = self.decoder(fused.state, self.embeddings[query.target])
-        mean, log_variance = self.heads(full, half, fused.base)
+        mean, log_variance = self.heads(full, half, fused.base, query.target)
         return Prediction(mean, log_variance, {"fused": fused})
 
     def forward(self, images: Tensor, query: Query, *, generator: torch.Generator | None = None) -> Prediction:

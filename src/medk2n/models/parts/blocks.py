@@ -6,12 +6,15 @@ from torch.nn import functional
 
 
 class Film(nn.Module):
-    """Feature-wise linear modulation (Perez 2018): x (1 + scale(e)) + shift(e); the identity at the start."""
+    """Feature-wise linear modulation (Perez 2018): x (1 + scale(e)) + shift(e).
+
+    Starts near the identity, not at it: embeddings that differ must act differently from the first step on.
+    """
 
     def __init__(self, embedding: int, channels: int) -> None:
         super().__init__()
         self.project = nn.Linear(embedding, 2 * channels)
-        nn.init.zeros_(self.project.weight)
+        nn.init.normal_(self.project.weight, std=0.04)
         nn.init.zeros_(self.project.bias)
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:

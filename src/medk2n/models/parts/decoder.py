@@ -20,45 +20,53 @@ class Decoder(nn.Module):
         self.bottom = ResidualBlock(channels[16], embedding)
         strides = (8, 4, 2, 1)
         self.reduce = nn.ModuleDict({str(s): nn.Conv2d(channels[2 * s], channels[s], 1) for s in strides})
-        self.skip = nn.ModuleDict({str(s): Film(embedding, channels[s]) for s in strides})
+        self.norm = nn.ModuleDict({str(s): nn.GroupNorm(4, channels[s]) for s in strides})
         self.merge = nn.ModuleDict({str(s): nn.Conv2d(channels[s], channels[s], 3, padding=1) for s in strides})
-        self.norm = nn.ModuleDict({str(s): nn.GroupNorm(8, channels[s]) for s in strides})
         self.film = nn.ModuleDict({str(s): Film(embedding, channels[s]) for s in strides})
-        self.refine = nn.ModuleDict({str(s): ResidualBlock(channels[s], embedding) for s in (8, 4)})
+        self.refine = ResidualBlock(channels[8], embedding)
 
     def forward(self, state: Pyramid, e: Tensor) -> tuple[Tensor, Tensor]:
         """state of q queries, e (q, embedding) -> features (q, c1, h, w) and (q, c2, h / 2, w / 2)."""
         half = x = self.bottom(state[16], e)
         for stride in (8, 4, 2, 1):
             half, key = x, str(stride)  # after the loop: the features at stride 2
-            x = functional.interpolate(self.reduce[key](x), scale_factor=2.0, mode="nearest")
-            x = functional.gelu(self.norm[key](x + self.skip[key](state[stride], e)))
-            x = x + functional.gelu(self.film[key](self.merge[key](x), e))
-            if stride >= 4:
-                x = self.refine[key](x, e)
+            x = functional.interpolate(self.reduce[key](x), scale_factor=2.0, mode="nearest") + state[stride]
+            x = functional.gelu(self.film[key](self.merge[key](functional.gelu(self.norm[key](x))), e))
+            if stride == 8:
+                x = self.refine(x, e)
         return x, half
 
 
 class ConvHead(nn.Module):
     """Reads the full-resolution features: good at fine texture."""
 
-    def __init__(self, channels: dict[int, int], outputs: int) -> None:
+    def __init__(self, m: int, channels: dict[int, int], outputs: int) -> None:
         super().__init__()
-        self.out = nn.Conv2d(channels[1], outputs, 3, padding=1)
+        self.m = m
+        self.out = nn.Conv2d(channels[1], m * outputs, 1)
 
-    def forward(self, full: Tensor, half: Tensor) -> Tensor:
-        return self.out(full)
+    def forward(self, full: Tensor, half: Tensor, target: Tensor) -> Tensor:
+        """-> (q, outputs, h, w), each query by its target's own weights."""
+        return _own(self.out(full), self.m, target)
 
 
 class SubPixelHead(nn.Module):
     """Reads the half-resolution features and shuffles channels into pixels (Shi 2016): good at smooth regions."""
 
-    def __init__(self, channels: dict[int, int], outputs: int) -> None:
+    def __init__(self, m: int, channels: dict[int, int], outputs: int) -> None:
         super().__init__()
-        self.out = nn.Conv2d(channels[2], 4 * outputs, 3, padding=1)
+        self.m = m
+        self.out = nn.Conv2d(channels[2], m * 4 * outputs, 1)
 
-    def forward(self, full: Tensor, half: Tensor) -> Tensor:
-        return functional.pixel_shuffle(self.out(half), 2)
+    def forward(self, full: Tensor, half: Tensor, target: Tensor) -> Tensor:
+        """-> (q, outputs, h, w), each query by its target's own weights."""
+        return functional.pixel_shuffle(_own(self.out(half), self.m, target), 2)
+
+
+def _own(everything: Tensor, m: int, target: Tensor) -> Tensor:
+    """(q, m outputs, h, w) -> (q, outputs, h, w) of each query's target."""
+    rows = torch.arange(len(target), device=target.device)
+    return everything.unflatten(1, (m, -1))[rows, target]
 
 
 class TaskHeadNet(nn.Module):
@@ -71,19 +79,19 @@ class TaskHeadNet(nn.Module):
 
     HEADS = (ConvHead, SubPixelHead)
 
-    def __init__(self, channels: dict[int, int], start_log_variance: float) -> None:
+    def __init__(self, m: int, channels: dict[int, int], start_log_variance: float) -> None:
         super().__init__()
-        self.heads = nn.ModuleList(head(channels, 3) for head in self.HEADS)
+        self.heads = nn.ModuleList(head(m, channels, 3) for head in self.HEADS)
         for head in self.heads:
             nn.init.zeros_(head.out.weight)
-            bias = torch.zeros(3, len(head.out.bias) // 3)
-            bias[1] = start_log_variance
             # pixel_shuffle takes channel c * 4 + k to channel c, so outputs are contiguous groups
+            bias = torch.zeros(m, 3, len(head.out.bias) // (3 * m))
+            bias[:, 1] = start_log_variance
             head.out.bias.data = bias.reshape(-1)
 
-    def forward(self, full: Tensor, half: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
-        """base (q, h, w) -> mean and log-variance, both (q, h, w)."""
-        outputs = torch.stack([head(full, half) for head in self.heads], dim=1)  # (q, heads, 3, h, w)
+    def forward(self, full: Tensor, half: Tensor, base: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """base (q, h, w), target (q,) -> mean and log-variance, both (q, h, w)."""
+        outputs = torch.stack([head(full, half, target) for head in self.heads], dim=1)  # (q, heads, 3, h, w)
         residual, log_variance, vote = outputs.unbind(dim=2)
         pi = vote.softmax(dim=1)
         mean = (pi * residual).sum(dim=1)

@@ -258,12 +258,15 @@ class ProgressiveFusion(nn.Module):
         return _FirstLook(table, memories, share, key, attention, target)
 
     def _pooled(self, state: Pyramid, inside: Pyramid, rows: Tensor, group: Tensor | None) -> Tensor:
-        """State of the given rows pooled over the foreground -> (rows, p)."""
+        """State of the given rows pooled over the foreground -> (rows, p).
+
+        Detached: the weighting networks read what the image needs, they do not bend it to their needs.
+        """
         parts = []
         for s in FUSED_STRIDES:
             mask = inside[s][rows]
             parts.append(_mean((state[s] * mask).sum(dim=(2, 3)), mask.sum(dim=(2, 3)), group))
-        return self.pool(torch.cat(parts, dim=1))
+        return self.pool(torch.cat(parts, dim=1).detach())
 
     def _pooled_frames(self, frames: Frames, frame: Tensor, group: Tensor | None) -> Tensor:
         """Frames pooled over their foreground -> (rows, p)."""
