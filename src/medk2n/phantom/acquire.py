@@ -55,7 +55,7 @@ def _mr_and_slopes(row: Tissue, protocol: Protocol) -> tuple[float, tuple[float,
     return at(), ((at(a=h) - at(a=-h)) / (2 * h), (at(b=h) - at(b=-h)) / (2 * h), (at(c=h) - at(c=-h)) / (2 * h))
 
 
-def coil_shading(rng: np.random.Generator, body: Body, strength: float = 0.12) -> np.ndarray:
+def coil_shading(rng: np.random.Generator, body: Body, strength: float = 0.10) -> np.ndarray:
     """Smooth positive factor (x, y, z), mean about 1: what coils and the radio field do over some 15 cm."""
     spacing = float(body.grid.spacing_mm[0])
     return np.exp(strength * smooth_field(rng, body.grid.shape, spacing, 180)).astype(np.float32)
@@ -114,7 +114,7 @@ def scan_adc(
         for p in (replace(protocol, b=0.0), protocol)
     ]
     level = float(clean[0][body.brain].mean())
-    valid = clean[0] > 0.12 * level
+    valid = clean[0] > 0.25 * level
     noisy = [rician(rng, image, protocol.noise * level) for image in clean]
     made = [np.where(valid, apparent_diffusion(s0, sb, protocol.b), 0).astype(np.float32) for s0, sb in (noisy, clean)]
     return made[0], made[1]

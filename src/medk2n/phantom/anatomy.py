@@ -189,9 +189,9 @@ def _carve_folia(log: dict[str, np.ndarray], points_mm: np.ndarray, cerebellum: 
     """Leaf-like ripples around the cerebellum's middle, with a thin white core in each."""
     offset = points_mm - np.float32([0, -52, -28])
     radius = np.sqrt((0.75 * offset[:, 0]) ** 2 + (1.0 * offset[:, 1]) ** 2 + (1.5 * offset[:, 2]) ** 2)
-    wave = np.sin(2 * np.pi * radius / 6.5 + 1.2 * ripple[0])
-    log["csf"] = np.logaddexp(log["csf"], log["grey"] + 2.2 * (wave - 0.95) + np.log(cerebellum + 1e-4))
-    log["white"] = np.logaddexp(log["white"], log["grey"] + 2.5 * (-wave - 0.75) + np.log(cerebellum + 1e-4))
+    wave = np.sin(2 * np.pi * radius / 6.0 + 0.9 * ripple[1])
+    log["csf"] = np.logaddexp(log["csf"], log["grey"] + 1.6 * (wave - 1.1) + np.log(cerebellum + 1e-4))
+    log["white"] = np.logaddexp(log["white"], log["grey"] + 2.0 * (-wave - 0.75) + np.log(cerebellum + 1e-4))
 
 
 def _place_nuclei(fractions: dict[str, np.ndarray], points_mm: np.ndarray, wobble: np.ndarray) -> None:

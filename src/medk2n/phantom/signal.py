@@ -113,16 +113,16 @@ def mr_signal(protocol: Protocol, t1, t2, pd, adc, uptake_mm=0.0, flow=1.0, fat=
     raise ValueError(f"no MR signal equation called {p.sequence!r}")
 
 
-_MPRAGE = {"sequence": "mprage", "tr_ms": 2300, "te_ms": 3, "ti_ms": 1100, "flip_deg": 9}
+_MPRAGE = {"sequence": "mprage", "tr_ms": 2300, "te_ms": 3, "ti_ms": 1140, "flip_deg": 9}
 
 FIXED: dict[str, Protocol] = {
     "t1n": Protocol(**_MPRAGE, noise=0.025),
     "t1c": Protocol(**_MPRAGE, contrast=True, noise=0.025),
     "t2w": Protocol("se", tr_ms=4500, te_ms=95, noise=0.025),
-    "t2f": Protocol("ir", tr_ms=9000, te_ms=100, ti_ms=2450, noise=0.03),
+    "t2f": Protocol("ir", tr_ms=9000, te_ms=100, ti_ms=2640, noise=0.03),
     "pd": Protocol("se", tr_ms=3000, te_ms=15, noise=0.02),
-    "dwi": Protocol("dwi", tr_ms=5000, te_ms=80, b=1000, psf_mm=2.0, noise=0.03),
-    "adc": Protocol("dwi", tr_ms=5000, te_ms=80, b=1000, psf_mm=2.0, noise=0.015),
+    "dwi": Protocol("dwi", tr_ms=8000, te_ms=80, b=1000, psf_mm=2.0, noise=0.055),
+    "adc": Protocol("dwi", tr_ms=8000, te_ms=80, b=1000, psf_mm=1.8, noise=0.025),
     "ct": Protocol("ct", psf_mm=0.9, noise=5.0),
 }
 
@@ -155,23 +155,23 @@ def _random_t1(rng: np.random.Generator, contrast: bool = False) -> Protocol:
     kind = rng.choice(["mprage", "spgr", "se"])
     common = {"contrast": contrast, "noise": _noise(rng)}
     if kind == "mprage":
-        return Protocol("mprage", rng.uniform(1900, 2600), rng.uniform(2, 4), rng.uniform(950, 1250), 9, **common)
+        return Protocol("mprage", rng.uniform(1900, 2600), rng.uniform(2, 4), rng.uniform(950, 1280), 9, **common)
     if kind == "spgr":
         return Protocol("spgr", rng.uniform(8, 30), rng.uniform(2, 5), 0, rng.uniform(15, 32), **common)
     return Protocol("se", rng.uniform(450, 800), rng.uniform(8, 18), **common)
 
 
 def _random_flair(rng: np.random.Generator) -> Protocol:
-    """FLAIR: the inversion time follows TR so that CSF is nulled to within a few percent."""
+    """FLAIR: the inversion time follows TR so that CSF is nulled or nearly so (scanners invert a little late)."""
     tr, csf_t1 = rng.uniform(6000, 11000), 4000.0
     null = csf_t1 * (np.log(2) - np.log1p(np.exp(-tr / csf_t1)))
-    return Protocol("ir", tr, rng.uniform(80, 140), null * rng.uniform(0.94, 1.08), noise=_noise(rng))
+    return Protocol("ir", tr, rng.uniform(80, 140), null * rng.uniform(0.98, 1.14), noise=_noise(rng))
 
 
 def _random_dwi(rng: np.random.Generator) -> Protocol:
     return Protocol(
         "dwi",
-        rng.uniform(4000, 8000),
+        rng.uniform(5000, 9000),
         rng.uniform(60, 105),
         b=float(rng.choice([800, 1000, 1000, 1200])),
         psf_mm=rng.uniform(1.5, 2.5),

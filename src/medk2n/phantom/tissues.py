@@ -13,7 +13,7 @@ Values are for 3 T and 37 degrees; the `source` of each row names where they com
 - K80  Kak and Slaney 1988; Hounsfield 1980, Med Phys 7:283 (CT numbers of tissue)
 
 Contrast uptake is the gadolinium concentration a few minutes after a standard dose, chosen so
-that enhancement ratios agree with what such scans show (blood about 1 mM); relaxivities are in
+that enhancement ratios agree with what such scans show (blood a little above 1 mM); relaxivities are in
 `signal.py`. Where sources differ, the middle of their range was taken.
 """
 
@@ -55,15 +55,15 @@ class Tissue:
 
 
 TISSUES: dict[str, Tissue] = {
-    "grey": Tissue(1, 1331, 105, 0.82, 830, 38, uptake_mm=0.03, source="W99, T00, H08"),
-    "white": Tissue(2, 832, 80, 0.70, 720, 30, uptake_mm=0.012, texture=0.035, source="W99, T00, H08"),
+    "grey": Tissue(1, 1331, 102, 0.82, 830, 38, uptake_mm=0.03, source="W99, T00, H08"),
+    "white": Tissue(2, 832, 80, 0.70, 720, 30, uptake_mm=0.012, texture=0.04, source="W99, T00, H08"),
     "csf": Tissue(3, 4000, 1700, 1.00, 3000, 8, texture=0.02, source="L03, H08"),
     "thalamus": Tissue(4, 1150, 88, 0.78, 760, 35, uptake_mm=0.025, source="W99, H08"),
     "caudate": Tissue(5, 1270, 92, 0.82, 740, 38, uptake_mm=0.025, source="W99, H08"),
     "putamen": Tissue(6, 1200, 84, 0.81, 720, 38, uptake_mm=0.025, source="W99, H08"),
     "pallidum": Tissue(7, 950, 66, 0.75, 750, 40, uptake_mm=0.025, source="W99 (iron), H08"),
     "choroid": Tissue(8, 1900, 180, 0.90, 1500, 45, uptake_mm=0.6, texture=0.2, source="estimate between blood and CSF"),
-    "vessel": Tissue(9, 1800, 150, 0.85, 1500, 48, uptake_mm=1.2, flow=0.1, source="L03, S05"),
+    "vessel": Tissue(9, 1800, 150, 0.85, 1500, 48, uptake_mm=1.4, flow=0.1, source="L03, S05"),
     "dura": Tissue(10, 1100, 45, 0.55, 800, 60, uptake_mm=0.5, source="estimate from fibrous tissue, S05"),
     "bone": Tissue(11, 900, 5, 0.10, 200, 1400, texture=0.10, source="K80; short-T2 bone"),
     "diploe": Tissue(12, 500, 55, 0.50, 250, 600, uptake_mm=0.05, fat=True, texture=0.20, source="B04, K80"),

@@ -1,6 +1,7 @@
 """Blood vessels: the great sinuses and arteries of every head, and small ones at random."""
 
 import numpy as np
+from scipy.ndimage import gaussian_filter1d
 
 from medk2n.phantom.anatomy import Anatomy, to_voxels
 
@@ -21,14 +22,14 @@ _PAIRED = (
 )
 
 
-def _line(corners: np.ndarray, wander: np.ndarray) -> np.ndarray:
-    """Points every half millimetre along a polyline whose corners are moved by `wander`."""
-    corners = corners + wander
-    parts = []
-    for start, end in zip(corners[:-1], corners[1:], strict=True):
-        steps = max(2, int(np.linalg.norm(end - start) / 0.5))
-        parts.append(start + np.linspace(0, 1, steps)[:, None] * (end - start))
-    return np.concatenate(parts)
+def _line(corners: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Points every half millimetre or closer along a winding curve near the corners' polyline."""
+    lengths = np.linalg.norm(np.diff(corners, axis=0), axis=1)
+    at = np.concatenate([[0], np.cumsum(lengths)])
+    along = np.linspace(0, at[-1], int(at[-1] / 0.4) + 2)
+    straight = np.stack([np.interp(along, at, axis) for axis in corners.T], axis=1)
+    wander = gaussian_filter1d(rng.standard_normal(straight.shape), 10, axis=0, mode="nearest")
+    return gaussian_filter1d(straight, 8, axis=0, mode="nearest") + 1.3 * wander / max(float(wander.std()), 1e-6)
 
 
 def _random_trees(anatomy: Anatomy, rng: np.random.Generator, count: int) -> list[tuple[float, np.ndarray]]:
@@ -58,7 +59,7 @@ def vessel_map(anatomy: Anatomy, rng: np.random.Generator, small: int = 260) -> 
     for radius, corners in _PAIRED:
         lines += [(radius, np.array(corners, float) * (side, 1, 1)) for side in (1, -1)]
     for radius, corners in lines:
-        line = _line(corners, rng.normal(0, 1.0, corners.shape) * (0.3, 1, 1))
+        line = _line(corners, rng)
         _draw(amount, to_voxels(anatomy.affine, line), radius * float(rng.uniform(0.85, 1.15)))
     for radius, line in _random_trees(anatomy, rng, small):
         _draw(amount, line, radius)
