@@ -111,7 +111,9 @@ def read_config(folder: Path) -> ModelConfig:
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not of format {FORMAT}; train again or install the medk2n that wrote it")
     try:
-        return ModelConfig(**{**data, "modalities": tuple(data["modalities"]), "statistics": Statistics(**data["statistics"])})
+        return ModelConfig(
+            **{**data, "modalities": tuple(data["modalities"]), "statistics": Statistics(**data["statistics"])}
+        )
     except (TypeError, KeyError) as error:
         raise CheckpointError(f"{path}: field missing or unknown ({error}); copy the model folder again") from error
 

@@ -134,8 +134,6 @@ def test_altered_weights_are_refused(tmp_path) -> None:
         checkpoint.load(tmp_path / "m")
 
 
-
-
 @pytest.mark.parametrize("k", [2, 3, 4])
 def test_permuting_the_inputs_changes_nothing(k: int) -> None:
     """Through the public path: a mapping of named inputs in all k! orders."""
@@ -209,9 +207,7 @@ def test_evaluation_leaves_every_buffer_alone() -> None:
 def test_key_frame_is_the_source_with_the_largest_first_weight() -> None:
     module = build("medk2n").eval()
     with torch.no_grad():
-        alone = {
-            i: float(module(images(), query((0, (i,), 3))).extras["fused"].steps[0].weight[0]) for i in range(3)
-        }
+        alone = {i: float(module(images(), query((0, (i,), 3))).extras["fused"].steps[0].weight[0]) for i in range(3)}
         fused = module(images(), query((0, (0, 1, 2), 3))).extras["fused"]
     order = [int(step.source[0]) for step in fused.steps]
     assert order == sorted(alone, key=lambda i: -round(alone[i], 4))

@@ -125,9 +125,7 @@ def test_orientation_does_not_matter(synthesizer: Synthesizer, code: str) -> Non
     expected = synthesizer.synth({"t1n": image}, ["t2w"])["t2w"].to_nibabel()
     found = synthesizer.synth({"t1n": turned}, ["t2w"])["t2w"].to_nibabel()
     assert nib.aff2axcodes(found.affine) == tuple(code)
-    np.testing.assert_allclose(
-        nib.as_closest_canonical(found).get_fdata(), expected.get_fdata(), atol=1e-4 * 800
-    )
+    np.testing.assert_allclose(nib.as_closest_canonical(found).get_fdata(), expected.get_fdata(), atol=1e-4 * 800)
 
 
 def test_shapley_values_add_up_and_a_useless_player_gets_nothing() -> None:
@@ -152,11 +150,9 @@ def test_contributions_add_up_to_the_predicted_gain(synthesizer: Synthesizer) ->
 def test_ten_calls_load_the_weights_once_and_touch_nothing(monkeypatch, tmp_path, synthesizer, capsys) -> None:
     checkpoint.save(tmp_path / "model", synthesizer._predictor.module, synthesizer.config)
     loads = []
-    monkeypatch.setattr(
-        "medk2n.inference.predictor.load", lambda *a, **k: loads.append(a) or checkpoint.load(*a, **k)
-    )
+    monkeypatch.setattr("medk2n.inference.predictor.load", lambda *a, **k: loads.append(a) or checkpoint.load(*a, **k))
     flags = (torch.get_rng_state(), torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dtype())
-    state = np.random.get_state()[1].copy()  # noqa: NPY002 - the global one is what must stay as it is
+    state = np.random.get_state()[1].copy()
     loaded = Synthesizer.from_pretrained(tmp_path / "model")
     results = [loaded.synth({"t1n": (head(), AFFINE)}, ["t2w"])["t2w"].array for _ in range(10)]
     assert len(loads) == 1
@@ -164,7 +160,7 @@ def test_ten_calls_load_the_weights_once_and_touch_nothing(monkeypatch, tmp_path
     after = (torch.get_rng_state(), torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dtype())
     assert torch.equal(flags[0], after[0])
     assert flags[1:] == after[1:]
-    assert np.array_equal(state, np.random.get_state()[1])  # noqa: NPY002
+    assert np.array_equal(state, np.random.get_state()[1])
     assert capsys.readouterr() == ("", "")
 
 

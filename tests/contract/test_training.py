@@ -1,6 +1,7 @@
 """A run on a tiny array data set: it learns, repeats exactly, and leaves a usable model behind."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -77,7 +78,7 @@ def test_another_seed_is_another_run(data: Path, tmp_path: Path) -> None:
 
 
 def test_what_no_subject_has_cannot_be_learned(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no training subject has pd.*--set modalities"):
+    with pytest.raises(ConfigError, match=r"no training subject has pd.*--set modalities"):
         train(config(data, "modalities=[t1n, pd]"), tmp_path / "run")
 
 
@@ -190,9 +191,7 @@ def test_losses_at_their_known_values() -> None:
 
 
 def test_memory_term_is_zero_for_even_use_and_grows_with_collapse() -> None:
-    class Fused:
-        attention = [(torch.full((3, 4), 0.25), torch.zeros(3))]
-
-    assert fusion.memory_collapse(Fused()).item() == pytest.approx(0, abs=1e-5)
-    Fused.attention = [(torch.tensor([[1.0, 0, 0, 0]]), torch.zeros(1))]
-    assert fusion.memory_collapse(Fused()).item() == pytest.approx(np.log(4), abs=1e-4)
+    even = SimpleNamespace(attention=[(torch.full((3, 4), 0.25), torch.zeros(3))])
+    assert fusion.memory_collapse(even).item() == pytest.approx(0, abs=1e-5)
+    collapsed = SimpleNamespace(attention=[(torch.tensor([[1.0, 0, 0, 0]]), torch.zeros(1))])
+    assert fusion.memory_collapse(collapsed).item() == pytest.approx(np.log(4), abs=1e-4)

@@ -144,7 +144,7 @@ def load_config(preset_or_file: str | Path, overrides: list[str] | None = None) 
         known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
         raise ConfigError(f"no preset or file {str(preset_or_file)!r}; presets: {known}")
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Yaml12)  # noqa: S506 - a SafeLoader
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Yaml12)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
@@ -167,7 +167,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
         branch = branch.setdefault(parent, {})
         if not isinstance(branch, dict):
             raise ConfigError(f"--set {override!r}: {parent!r} holds no further settings")
-    branch[leaf] = yaml.load(value, Loader=_Yaml12)  # noqa: S506 - a SafeLoader
+    branch[leaf] = yaml.load(value, Loader=_Yaml12)
 
 
 def _complaint(error: Any) -> str:
@@ -191,7 +191,9 @@ class _Yaml12(yaml.SafeLoader):
 
 
 _Yaml12.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"}]
+    first: [
+        (tag, pattern) for tag, pattern in resolvers if tag not in {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"}
+    ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Yaml12.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false|True|False)$"), list("tfTF"))

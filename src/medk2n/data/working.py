@@ -77,9 +77,7 @@ class WorkingStudy:
         )
 
 
-def scaled(
-    array: np.ndarray, modality: str, head: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray, Scaling]:
+def scaled(array: np.ndarray, modality: str, head: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, Scaling]:
     """One volume -> (scaled to [0, 1] and 0 outside, foreground, scaling).
 
     Args:

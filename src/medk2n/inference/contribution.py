@@ -29,14 +29,14 @@ class Contributions:
     method: str
 
 
-def contributions(
-    predictor: SlicePredictor, images: Mapping[str, np.ndarray], targets: Sequence[str]
-) -> Contributions:
+def contributions(predictor: SlicePredictor, images: Mapping[str, np.ndarray], targets: Sequence[str]) -> Contributions:
     """Contribution of every input to every target on some slices of a study; images as for `infer`."""
     sources = predictor.indices(images)
     exact = len(sources) <= EXACT_UP_TO
     sizes = range(1, len(sources) + 1) if exact else (len(sources) - 1, len(sources))
-    values = {subset: _predicted(predictor, images, subset, targets) for k in sizes for subset in combinations(sources, k)}
+    values = {
+        subset: _predicted(predictor, images, subset, targets) for k in sizes for subset in combinations(sources, k)
+    }
     everything = tuple(sources)
     decibels = {}
     for t, target in enumerate(targets):
@@ -70,9 +70,9 @@ def _predicted(
     at = deciding_slices(depth_range, _SLICES)
     given = {name: array for name, array in images.items() if predictor.modalities.index(name) in subset}
     stack = predictor.stack(given, box, at)
-    inside = torch.from_numpy(
-        np.any([array[at][..., *box] > 0 for array in images.values()], axis=0)
-    ).to(predictor.device)
+    inside = torch.from_numpy(np.any([array[at][..., *box] > 0 for array in images.values()], axis=0)).to(
+        predictor.device
+    )
     wanted = predictor.indices(list(targets))
     query: Query = predictor.query(len(at), subset, wanted)
     needed = query.sources[:1].expand(len(at), -1)

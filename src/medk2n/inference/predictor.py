@@ -138,9 +138,7 @@ class SlicePredictor:
         """Indices in the checkpoint's list, in its order; for targets in the caller's order."""
         unknown = [name for name in names if name not in self.modalities]
         if unknown:
-            raise UsageError(
-                f"the model does not know {', '.join(unknown)}; it knows {', '.join(self.modalities)}"
-            )
+            raise UsageError(f"the model does not know {', '.join(unknown)}; it knows {', '.join(self.modalities)}")
         if not names:
             raise UsageError("no modality given; at least one input and one target are needed")
         found = [self.modalities.index(name) for name in names]
@@ -176,9 +174,7 @@ class SlicePredictor:
         prediction = self.module.decode(self.module.encode(images, needed), query, plan=plan)
         return Prediction(prediction.mean[:, :h, :w], prediction.log_variance[:, :h, :w], prediction.extras)
 
-    def _shares(
-        self, prediction: Prediction, rows: slice, size: tuple[int, int]
-    ) -> Iterator[tuple[str, np.ndarray]]:
+    def _shares(self, prediction: Prediction, rows: slice, size: tuple[int, int]) -> Iterator[tuple[str, np.ndarray]]:
         fused = prediction.extras.get("fused")
         if fused is None:
             return

@@ -1,10 +1,10 @@
 """The public face: some of a patient's scans in, the missing ones out, on the patient's own grid.
 
-    from medk2n import Synthesizer
+from medk2n import Synthesizer
 
-    synthesizer = Synthesizer.from_pretrained("default")
-    result = synthesizer.synth({"t1n": "T1.nii.gz", "t2w": "T2.nii.gz"}, targets=["t2f"])
-    result["t2f"].save("flair.nii.gz")
+synthesizer = Synthesizer.from_pretrained("default")
+result = synthesizer.synth({"t1n": "T1.nii.gz", "t2w": "T2.nii.gz"}, targets=["t2f"])
+result["t2f"].save("flair.nii.gz")
 """
 
 import platform

@@ -87,9 +87,7 @@ class MedK2N(nn.Module):
         needed = torch.zeros(images.shape[:2], dtype=torch.long, device=images.device)
         needed = needed.index_add(0, query.sample, query.sources.long()) > 0
         prediction = self.decode(self.encode(images, needed), query, generator=generator)
-        return Prediction(
-            prediction.mean[:, :h, :w], prediction.log_variance[:, :h, :w], prediction.extras
-        )
+        return Prediction(prediction.mean[:, :h, :w], prediction.log_variance[:, :h, :w], prediction.extras)
 
     @torch.no_grad()
     def decide(self, images: Tensor, query: Query) -> Plan:

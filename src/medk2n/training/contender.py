@@ -106,7 +106,7 @@ class Contender:
             return as_query(*every_target(acquired, samples, subsets))
         return as_query(*draw_targets(acquired, samples, subsets, rng, targets=shape.targets))
 
-    def _measure_gain(self, fused, batch: Batch, query: Query, mse: Tensor, seed: int) -> Tensor:  # noqa: ANN001
+    def _measure_gain(self, fused, batch: Batch, query: Query, mse: Tensor, seed: int) -> Tensor:
         """What one random source removed of the error: anchors W and feeds the history p_ij."""
         from medk2n.losses.fusion import added_weight_error
 

@@ -7,7 +7,9 @@ from torch import Tensor
 from medk2n.models._spec import Query
 
 
-def draw_sources(acquired: np.ndarray, rng: np.random.Generator, *, draws: int, most: int) -> tuple[np.ndarray, np.ndarray]:
+def draw_sources(
+    acquired: np.ndarray, rng: np.random.Generator, *, draws: int, most: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw input subsets for every sample: (b draws,) sample index, (b draws, m) bool.
 
     The size is uniform over 1 .. min(most, acquired - 1), so that something is missing.
@@ -35,7 +37,11 @@ def draw_targets(
     for b, subset in zip(samples, subsets, strict=True):
         missing = rng.permutation(np.flatnonzero(acquired[b] & ~subset))
         remade = rng.permutation(np.flatnonzero(subset))
-        pool = np.concatenate([remade[:1], missing, remade[1:]]) if rng.random() < 0.1 else np.concatenate([missing, remade])
+        pool = (
+            np.concatenate([remade[:1], missing, remade[1:]])
+            if rng.random() < 0.1
+            else np.concatenate([missing, remade])
+        )
         for j in pool[: min(targets, max(1, len(missing)))]:
             out[0].append(int(b))
             out[1].append(subset)
@@ -43,7 +49,9 @@ def draw_targets(
     return np.array(out[0]), np.array(out[1]), np.array(out[2])
 
 
-def every_target(acquired: np.ndarray, samples: np.ndarray, subsets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def every_target(
+    acquired: np.ndarray, samples: np.ndarray, subsets: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One query per subset and acquired modality: for models that give all of them in one pass anyway."""
     row, target = np.nonzero(acquired[samples])
     return samples[row], subsets[row], target

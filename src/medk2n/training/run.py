@@ -39,7 +39,9 @@ _VALIDATE_AT = 8
 _VALIDATION_SLICES = 48
 
 
-def train(config: TrainConfig, out: Path, *, device: str = "cpu", overwrite: bool = False, report: Report | None = None) -> Path:
+def train(
+    config: TrainConfig, out: Path, *, device: str = "cpu", overwrite: bool = False, report: Report | None = None
+) -> Path:
     """Train the models of `config` and write the first to `out`, the others to `out/reference/<name>`.
 
     Besides the model folders: train.json (the resolved configuration), metrics.csv.
@@ -102,7 +104,11 @@ class _Data:
     """Stores and statistics of the training subjects, and fixed slices of the validation subjects."""
 
     def __init__(
-        self, stores: list[Store], shares: list[float], statistics: CohortStatistics, validation: list[Batch],
+        self,
+        stores: list[Store],
+        shares: list[float],
+        statistics: CohortStatistics,
+        validation: list[Batch],
         subjects: dict[str, list[str]],
     ) -> None:
         self.stores, self.shares, self.statistics = stores, shares, statistics
@@ -110,8 +116,13 @@ class _Data:
 
     def batch(self, config: TrainConfig, rng: np.random.Generator, runner: Contender) -> Batch:
         return draw_batch(
-            self.stores, self.shares, rng, batch_size=config.batch.size, crop=config.batch.crop,
-            slices=runner.params.slices, augmentation=Augmentation(),
+            self.stores,
+            self.shares,
+            rng,
+            batch_size=config.batch.size,
+            crop=config.batch.crop,
+            slices=runner.params.slices,
+            augmentation=Augmentation(),
         )
 
 
@@ -168,7 +179,7 @@ def _studies(root: str, config: TrainConfig, report: Report, stage: str) -> list
     return studies
 
 
-def _only(subject, wanted):  # noqa: ANN001, ANN202
+def _only(subject, wanted):
     """The subject with just the wanted modalities."""
     from dataclasses import replace
 
@@ -196,9 +207,7 @@ def validate(contender: Contender, batches: Sequence[Batch]) -> float:
 def _to(batch: Batch, device: str | torch.device) -> Batch:
     if str(device) == "cpu":
         return batch
-    return Batch(
-        batch.images.to(device), batch.acquired, batch.targets.to(device), batch.foreground.to(device)
-    )
+    return Batch(batch.images.to(device), batch.acquired, batch.targets.to(device), batch.foreground.to(device))
 
 
 def _save(contenders: list[Contender], config: TrainConfig, data: _Data, out: Path, *, finished: bool) -> None:
@@ -268,7 +277,13 @@ class _Log:
     def write(self, contender: Contender, numbers: dict[str, float]) -> None:
         with self.path.open("a", newline="", encoding="utf-8") as file:
             for name, value in numbers.items():
-                csv.writer(file).writerow([
-                    contender.name, contender.steps, round(contender.seconds, 1), round(contender.progress, 4), name,
-                    round(value, 5),
-                ])
+                csv.writer(file).writerow(
+                    [
+                        contender.name,
+                        contender.steps,
+                        round(contender.seconds, 1),
+                        round(contender.progress, 4),
+                        name,
+                        round(value, 5),
+                    ]
+                )

@@ -39,9 +39,7 @@ class ConvEncoder(nn.Module):
         for stride in FUSED_STRIDES:
             self.down[str(stride)] = nn.Conv2d(channels[stride // 2], channels[stride], 3, stride=2, padding=1)
             blocks = 1 if stride == 4 else 2
-            self.stage[str(stride)] = nn.ModuleList(
-                ResidualBlock(channels[stride], embedding) for _ in range(blocks)
-            )
+            self.stage[str(stride)] = nn.ModuleList(ResidualBlock(channels[stride], embedding) for _ in range(blocks))
 
     def forward(self, frames: Tensor, modality: Tensor, e: Tensor) -> Pyramid:
         """frames (f, s, h, w) with h and w multiples of 16, modality (f,), e (f, embedding) -> the pyramid."""

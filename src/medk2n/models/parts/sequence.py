@@ -15,7 +15,14 @@ from torch.nn import functional
 from medk2n.models._spec import Query, Statistics
 from medk2n.models.parts.blocks import mlp
 from medk2n.models.parts.encoder import FUSED_STRIDES, STRIDES, Pyramid
-from medk2n.models.parts.fusion import EffiWeightNet, PreWeightNet, Refinement, Step, ThresholdNet, straight_through_gate
+from medk2n.models.parts.fusion import (
+    EffiWeightNet,
+    PreWeightNet,
+    Refinement,
+    Step,
+    ThresholdNet,
+    straight_through_gate,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +177,7 @@ class ProgressiveFusion(nn.Module):
             if not torch.is_grad_enabled():
                 work = (gate > 0).nonzero().squeeze(1)  # a closed gate's work is skipped too
             facts = torch.cat([weight[:, None], tau[:, None], memory, pair], dim=1)
-            maps = self._advance(
-                state, frames, shallow, active[work], frame[work], facts[work], gate[work], pair[work]
-            )
+            maps = self._advance(state, frames, shallow, active[work], frame[work], facts[work], gate[work], pair[work])
             effective = torch.zeros_like(weight)
             if len(work):
                 effective = effective.index_add(0, work, maps[4].mean(dim=(1, 2, 3)))
@@ -239,7 +244,11 @@ class ProgressiveFusion(nn.Module):
         pooled = self._pooled_frames(frames, frame, i if study else None)
         target = query.target[q]
         weight, memory, attention = self.pre_weight(
-            self.empty.expand(len(q), -1), pooled, embeddings[i], embeddings[target], torch.zeros_like(pooled[:, 0]),
+            self.empty.expand(len(q), -1),
+            pooled,
+            embeddings[i],
+            embeddings[target],
+            torch.zeros_like(pooled[:, 0]),
             target,
         )
         table = torch.zeros(query.sources.shape, dtype=weight.dtype, device=weight.device).index_put((q, i), weight)
@@ -278,9 +287,9 @@ class ProgressiveFusion(nn.Module):
         masks = {}
         for s in FUSED_STRIDES:
             padded = torch.cat([frames.inside[s], torch.zeros_like(frames.inside[s][:1])])
-            masks[s] = torch.stack([
-                padded[torch.where(query.sources[:, i], rows[:, i], -1)] for i in range(rows.shape[1])
-            ]).amax(dim=0)
+            masks[s] = torch.stack(
+                [padded[torch.where(query.sources[:, i], rows[:, i], -1)] for i in range(rows.shape[1])]
+            ).amax(dim=0)
         return masks
 
     def _mapped(self, frames: Frames, frame: Tensor, source: Tensor, target: Tensor) -> Tensor:
