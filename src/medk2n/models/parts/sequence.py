@@ -58,6 +58,9 @@ class PlannedStep:
 Plan = dict[int, tuple[PlannedStep, ...]]
 """Target index -> its steps, key frame first."""
 
+Decision = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Weight (q,), threshold (q,), gate (q,), memory (q, d) of one step."""
+
 
 @dataclass(slots=True)
 class Fused:
@@ -135,65 +138,64 @@ class ProgressiveFusion(nn.Module):
             generator: draw the key frame by Gumbel noise (training); None takes the largest weight.
         """
         order, count, first = self._order(frames, query, embeddings, plan, study, generator)
-        e_j = embeddings[query.target]
-        rows = torch.arange(len(query.target), device=order.device)
+        groups = query.target if study else None
+        inside = self._inside(frames, query)
+        rows = torch.arange(len(count), device=count.device)
         key = order[:, 0]
         frame = frames.row[query.sample, key]
-        held = first.weight[rows, key]
         # the forward value is 1; the backward one lets the choice of the key learn
         drawn = (1 + first.share[rows, key] - first.share[rows, key].detach())[:, None, None, None]
         state = {s: frames.pyramid[s][frame] * drawn for s in STRIDES}
-        inside = self._inside(frames, query)
-        evidence = 1 / self.residual[key, query.target]
-        mass = evidence[:, None, None].expand_as(frames.centre[frame]).clone()
-        total = self._mapped(frames, frame, key, query.target) * mass
-        slopes = [self.slope[key, query.target][:, None, None] * mass]
+        base = _Base(self, frames, query)
+        base.add(rows, frame, key, torch.ones_like(frames.centre[frame]))
+        held = first.weight[rows, key]
         ones = torch.ones_like(held)
         steps = [Step(frame, key, held, torch.zeros_like(held), ones, first.memory[rows, key], ones)]
         attention = [(first.attention, first.target)] if first.attention is not None else []
-        groups = query.target if study else None
         shallow = self.refinement.shallow(frames.pyramid) if order.shape[1] > 1 else {}
         for position in range(1, order.shape[1]):
             active = (count > position).nonzero().squeeze(1)
-            source = order[active, position]
+            source, target = order[active, position], query.target[active]
             frame = frames.row[query.sample[active], source]
-            target = query.target[active]
-            pair = torch.cat([embeddings[source], e_j[active]], dim=1)
             if plan is None:
                 group = None if groups is None else groups[active]
                 pooled = self._pooled({s: state[s][active] for s in FUSED_STRIDES}, inside, active, group)
                 pooled_frame = self._pooled_frames(frames, frame, source if study else None)
-                quality = self.judge(torch.cat([pooled, e_j[active]], dim=1)).squeeze(1).detach()
-                weight, memory, seen = self.pre_weight(
-                    pooled, pooled_frame, embeddings[source], e_j[active], quality / 5 + 1, target
-                )
+                decision, seen = self._decide(pooled, pooled_frame, source, target, embeddings)
                 attention.append((seen, target))
-                history = self.history[source, target]
-                tau = self.threshold(pooled, pooled_frame, embeddings[source], e_j[active], history)
-                gate = straight_through_gate(weight, tau, self.temperature, self.hard_gates)
             else:
-                weight, tau, gate, memory = self._planned(plan, target, position, e_j)
+                decision = _planned(plan, target, position, embeddings)
+            weight, tau, gate, memory = decision
             work = torch.arange(len(active), device=order.device)
             if not torch.is_grad_enabled():
                 work = (gate > 0).nonzero().squeeze(1)  # a closed gate's work is skipped too
+            pair = torch.cat([embeddings[source], embeddings[target]], dim=1)
             facts = torch.cat([weight[:, None], tau[:, None], memory, pair], dim=1)
             maps = self._advance(state, frames, shallow, active[work], frame[work], facts[work], gate[work], pair[work])
             effective = torch.zeros_like(weight)
             if len(work):
                 effective = effective.index_add(0, work, maps[4].mean(dim=(1, 2, 3)))
-                precision = functional.interpolate(maps[4], scale_factor=4.0, mode="bilinear").squeeze(1)
-                precision = precision / self.residual[source, target][work][:, None, None]
-                mapped = self._mapped(frames, frame[work], source[work], target[work])
-                total = total.index_add(0, active[work], mapped * precision)
-                mass = mass.index_add(0, active[work], precision)
-                slope = self.slope[source, target][work][:, None, None] * precision
-                slopes.append(torch.zeros_like(mass).index_add(0, active[work], slope))
+                shown = functional.interpolate(maps[4], scale_factor=4.0, mode="bilinear").squeeze(1)
+                base.add(active[work], frame[work], source[work], shown)
             else:
-                slopes.append(torch.zeros_like(mass))
-            steps.append(_spread(len(query.target), active, frame, source, weight, tau, gate, memory, effective))
-        pooled = self._pooled(state, inside, rows, groups)
-        quality = self.judge(torch.cat([pooled.detach(), e_j.detach()], dim=1)).squeeze(1)
-        return Fused(state, total / mass, [slope / mass for slope in slopes], steps, quality, attention)
+                base.add_nothing()
+            steps.append(_spread(len(count), active, frame, source, weight, tau, gate, memory, effective))
+        e_j = embeddings[query.target].detach()
+        pooled = self._pooled(state, inside, rows, groups).detach()
+        quality = self.judge(torch.cat([pooled, e_j], dim=1)).squeeze(1)
+        return Fused(state, base.image(), base.shares(), steps, quality, attention)
+
+    def _decide(
+        self, state: Tensor, frame: Tensor, source: Tensor, target: Tensor, embeddings: Tensor
+    ) -> tuple[Decision, Tensor]:
+        """Weight, threshold, gate and memory of adding a frame to a state (both pooled); and the attention."""
+        e_i, e_j = embeddings[source], embeddings[target]
+        quality = self.judge(torch.cat([state, e_j], dim=1)).squeeze(1).detach()
+        # a log error of -5 (about 22 dB) is a usual one: near 0 after this
+        weight, memory, attention = self.pre_weight(state, frame, e_i, e_j, quality / 5 + 1, target)
+        tau = self.threshold(state, frame, e_i, e_j, self.history[source, target])
+        gate = straight_through_gate(weight, tau, self.temperature, self.hard_gates)
+        return (weight, tau, gate, memory), attention
 
     def plan(self, fused: Fused, query: Query) -> Plan:
         """Read a study's decisions out of a pass with `study=True`."""
@@ -292,11 +294,6 @@ class ProgressiveFusion(nn.Module):
             ).amax(dim=0)
         return masks
 
-    def _mapped(self, frames: Frames, frame: Tensor, source: Tensor, target: Tensor) -> Tensor:
-        """a_ij x_i + b_ij of the given frames -> (rows, h, w)."""
-        slope, intercept = self.slope[source, target], self.intercept[source, target]
-        return slope[:, None, None] * frames.centre[frame] + intercept[:, None, None]
-
     def _advance(
         self,
         state: Pyramid,
@@ -323,11 +320,43 @@ class ProgressiveFusion(nn.Module):
             state[s] = state[s].index_add(0, rows, step)
         return maps
 
-    @staticmethod
-    def _planned(plan: Plan, target: Tensor, position: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        steps = [plan[j][position] for j in target.tolist()]
-        facts = like.new_tensor([[step.weight, step.threshold, step.gate] for step in steps])
-        return facts[:, 0], facts[:, 1], facts[:, 2], torch.stack([step.memory for step in steps])
+
+class _Base:
+    """The base image: mean of the affine maps a_ij x_i + b_ij, weighted by W_eff and by the maps' precision."""
+
+    def __init__(self, fusion: ProgressiveFusion, frames: Frames, query: Query) -> None:
+        self._fusion, self._centre, self._target = fusion, frames.centre, query.target
+        self._total = self._mass = frames.centre.new_zeros(len(query.target), *frames.centre.shape[1:])
+        self._slopes: list[Tensor] = []
+
+    def add(self, rows: Tensor, frame: Tensor, source: Tensor, shown: Tensor) -> None:
+        """Count frames in for some rows; shown (rows, h, w) is W_eff, 1 for the key frame."""
+        target = self._target[rows]
+        slope, intercept, residual = (
+            getattr(self._fusion, name)[source, target][:, None, None] for name in ("slope", "intercept", "residual")
+        )
+        precision = shown / residual
+        self._total = self._total.index_add(0, rows, (slope * self._centre[frame] + intercept) * precision)
+        self._mass = self._mass.index_add(0, rows, precision)
+        self._slopes.append(torch.zeros_like(self._mass).index_add(0, rows, slope * precision))
+
+    def add_nothing(self) -> None:
+        """A step whose gates were all closed."""
+        self._slopes.append(torch.zeros_like(self._mass))
+
+    def image(self) -> Tensor:
+        """(q, h, w)."""
+        return self._total / self._mass
+
+    def shares(self) -> list[Tensor]:
+        """Per step (q, h, w): what a change of its frame adds to the image."""
+        return [slope / self._mass for slope in self._slopes]
+
+
+def _planned(plan: Plan, target: Tensor, position: int, like: Tensor) -> Decision:
+    steps = [plan[j][position] for j in target.tolist()]
+    facts = like.new_tensor([[step.weight, step.threshold, step.gate] for step in steps])
+    return facts[:, 0], facts[:, 1], facts[:, 2], torch.stack([step.memory for step in steps])
 
 
 @dataclass(frozen=True, slots=True)
