@@ -85,7 +85,7 @@ def measure(images: dict[str, np.ndarray], brain: np.ndarray, lesion: np.ndarray
 
 
 def _classes(t1: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Certain voxels of three classes in order of T1 brightness: CSF, grey, white."""
+    """Voxels of three classes in order of T1 brightness: CSF, grey, white."""
     values = t1[mask][:, None]
     low, high = np.percentile(values, (0.5, 99.5))
     sample = np.clip(values[:: max(1, len(values) // 40_000)], low, high)
@@ -97,7 +97,7 @@ def _classes(t1: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, ...]:
     out = []
     for k in range(3):
         chosen = np.zeros(mask.shape, bool)
-        chosen[mask] = posterior[:, k] > 0.8
+        chosen[mask] = posterior[:, k] > 0.5
         out.append(chosen)
     return tuple(out)
 
@@ -119,7 +119,9 @@ def _slope(image: np.ndarray, brain: np.ndarray, spacing: float) -> float:
 def table(real: dict[str, dict[str, float]], digital: dict[str, dict[str, float]]) -> str:
     """Markdown: per figure the real range, the cohort's range and mean, and whether the mean lies within."""
     names = list(dict.fromkeys(key for row in digital.values() for key in row))
-    lines = ["| figure | real, least to most (n) | cohort, least to most (n) | cohort mean | mean within the real range |"]
+    lines = [
+        "| figure | real, least to most (n) | cohort, least to most (n) | cohort mean | mean within the real range |"
+    ]
     lines.append("|---|---|---|---|---|")
     for name in names:
         a = [row[name] for row in real.values() if name in row]
@@ -149,7 +151,8 @@ def main() -> None:
     text = table(*measured)
     sys.stdout.write(text + "\n")
     if args.out:
-        head = "# The digital cohort beside real scans\n\nMade by `recipes/phantom_realism.py`, which says how each figure is taken."
+        head = "# The digital cohort beside real scans\n\nMade by `recipes/phantom_realism.py`,"
+        head += " which says how each figure is taken."
         real = ", ".join(measured[0])
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(f"{head}\nReal scans: {real}.\n\n{text}\n", encoding="utf-8")

@@ -36,9 +36,7 @@ def test_spin_echo_by_hand() -> None:
 
 
 def test_long_echo_darkens_short_t2_most() -> None:
-    short, long = (
-        spin_echo(900.0, t2, 1.0, 4000, 120) / spin_echo(900.0, t2, 1.0, 4000, 10) for t2 in (50.0, 200.0)
-    )
+    short, long = (spin_echo(900.0, t2, 1.0, 4000, 120) / spin_echo(900.0, t2, 1.0, 4000, 10) for t2 in (50.0, 200.0))
     assert short < 0.3 * long
 
 

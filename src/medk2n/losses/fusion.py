@@ -17,7 +17,7 @@ def key_weight_error(fused: Fused, sources: Tensor, mse: Tensor, variance: Tenso
     if not alone.any():
         return mse.new_zeros(())
     gain = (1 - mse.detach() / variance).clamp(0, 1)
-    return (fused.steps[0].weight[alone] - gain[alone]).square().mean()
+    return divergence(fused.steps[0].weight[alone], gain[alone]).mean()
 
 
 def added_weight_error(fused: Fused, dropped: Tensor, gain: Tensor) -> Tensor:
@@ -26,9 +26,19 @@ def added_weight_error(fused: Fused, dropped: Tensor, gain: Tensor) -> Tensor:
     for step in fused.steps[1:]:
         here = (step.source == dropped) & (dropped >= 0)
         if here.any():
-            total = total + (step.weight[here] - gain[here].clamp(0, 1)).square().sum()
+            total = total + divergence(step.weight[here], gain[here].clamp(0, 1)).sum()
             count += int(here.sum())
     return total / max(count, 1)
+
+
+def divergence(weight: Tensor, gain: Tensor) -> Tensor:
+    """Cross-entropy of a weight in (0, 1) against a gain in [0, 1], less its least value: 0 where they agree.
+
+    Unlike a squared error its gradient does not fade where the sigmoid saturates.
+    """
+    weight = weight.clamp(1e-4, 1 - 1e-4)
+    cross = gain * weight.log() + (1 - gain) * (1 - weight).log()
+    return -cross - torch.special.entr(gain) - torch.special.entr(1 - gain)
 
 
 def open_gates(fused: Fused) -> Tensor:

@@ -25,7 +25,9 @@ def ideal_image(body: Body, tissues: dict[str, Tissue], protocol: Protocol) -> n
     out = np.full(int(np.prod(body.grid.shape)), AIR_HU if protocol.sequence == "ct" else 0.0, np.float32)
     texture = body.texture.reshape(3, -1)
     for name, (index, share) in body.fractions.items():
-        pure, slopes = _ct_and_slopes(tissues[name]) if protocol.sequence == "ct" else _mr_and_slopes(tissues[name], protocol)
+        pure, slopes = (
+            _ct_and_slopes(tissues[name]) if protocol.sequence == "ct" else _mr_and_slopes(tissues[name], protocol)
+        )
         varied = np.full(len(index), pure, np.float32)
         for field, slope in zip(texture, slopes, strict=True):
             if slope:

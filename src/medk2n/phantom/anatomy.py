@@ -85,7 +85,14 @@ def load_icbm152() -> Anatomy:
 
 
 def build_anatomy(
-    t1: np.ndarray, grey: np.ndarray, white: np.ndarray, mask: np.ndarray, affine: np.ndarray, *, blurred: bool, name: str
+    t1: np.ndarray,
+    grey: np.ndarray,
+    white: np.ndarray,
+    mask: np.ndarray,
+    affine: np.ndarray,
+    *,
+    blurred: bool,
+    name: str,
 ) -> Anatomy:
     """Derive the distance and detail maps from posteriors on a 1 mm grid in the MNI frame."""
     csf = np.clip(1 - grey - white, 0, 1) * mask
@@ -102,9 +109,10 @@ def build_anatomy(
 
 def _ventricles(csf: np.ndarray, inwards: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """CSF deep in the brain, above the brain stem and near the midline."""
-    points = np.indices(csf.shape, dtype=np.float32).reshape(3, -1).T @ affine[:3, :3].T + affine[:3, 3]
-    near = (np.abs(points[:, 0]) < 40) & (points[:, 1] > -65) & (points[:, 1] < 40) & (np.abs(points[:, 2] - 10) < 22)
-    return binary_opening((csf > 0.5) & (inwards > 22) & near.reshape(csf.shape))
+    x, y, z = np.ogrid[tuple(slice(0, n) for n in csf.shape)]
+    x, y, z = (affine[i, i] * index + affine[i, 3] for i, index in enumerate((x, y, z)))  # no rotation in MNI's frame
+    near = (np.abs(x) < 40) & (y > -65) & (y < 40) & (np.abs(z - 10) < 22)
+    return binary_opening((csf > 0.5) & (inwards > 22) & near)
 
 
 def _shell(mask: np.ndarray, affine: np.ndarray, margin_mm: float = 50.0) -> tuple[np.ndarray, np.ndarray]:
@@ -176,7 +184,9 @@ def brain_fractions(
     return fractions
 
 
-def _carve_folds(log: dict[str, np.ndarray], channels: Mapping[str, np.ndarray], cortex: np.ndarray, ripple: np.ndarray) -> None:
+def _carve_folds(
+    log: dict[str, np.ndarray], channels: Mapping[str, np.ndarray], cortex: np.ndarray, ripple: np.ndarray
+) -> None:
     """Open sulci: where cortex would be too thick, and where the average T1 keeps a dark trace of one."""
     thickness = 3.9 + 0.5 * ripple[0]
     trace = np.clip(-0.75 - channels["detail"], -1.5, 1.5)  # above 0 in the dark lines between gyri

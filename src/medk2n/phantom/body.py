@@ -133,7 +133,12 @@ def build_body(anatomy: Anatomy, rng: np.random.Generator, spacing_mm: float, *,
 
 
 def _brain(
-    anatomy: Anatomy, plan: LesionPlan, rng: np.random.Generator, points: np.ndarray, fields: dict[int, np.ndarray], width: float
+    anatomy: Anatomy,
+    plan: LesionPlan,
+    rng: np.random.Generator,
+    points: np.ndarray,
+    fields: dict[int, np.ndarray],
+    width: float,
 ) -> dict[str, np.ndarray]:
     """Fractions of everything within the brain's surface, lesions and vessels included; they sum to 1."""
     before = plan.displaced(points)

@@ -15,6 +15,7 @@ import numpy as np
 
 import medk2n
 from medk2n.errors import OutputExistsError, UsageError
+from medk2n.io.atomic import check_writable
 from medk2n.io.names import bids_name
 from medk2n.phantom.acquire import coil_shading, scan, scan_adc
 from medk2n.phantom.anatomy import Anatomy, load_icbm152
@@ -79,6 +80,7 @@ def make_cohort(
     Raises:
         UsageError: an argument out of range.
         OutputExistsError: `out` exists and `overwrite` is False.
+        OutputPermissionError: the folder above `out` may not be written to.
     """
     out = Path(out)
     if subjects < 1 or not 0.5 <= spacing_mm <= 8 or protocols not in ("fixed", "random") or seed < 0:
@@ -89,7 +91,7 @@ def make_cohort(
     if out.exists() and not overwrite:
         raise OutputExistsError(f"{out}: already exists; choose another folder or pass --overwrite")
     working = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(out.parent)
     plan = CohortPlan(
         working, seed, spacing_mm, protocols, Path(anatomy) if anatomy else None, stripped, slice_thickness_mm
     )
@@ -194,7 +196,7 @@ def _scan(plan, rng, body, tissues, kind: str, protocol: Protocol, shading) -> t
 
 
 class _Writer:
-    """Puts one subject's files where BIDS wants them. The cohort's folder is renamed when whole: no file needs to be."""
+    """Puts one subject's files where BIDS wants them; not one by one under other names: the whole cohort is renamed."""
 
     def __init__(self, plan: CohortPlan, name: str, body: Body) -> None:
         self._body, self._name, self._affine = body, name, body.grid.affine
@@ -227,7 +229,10 @@ class _Writer:
     def lesion_ml(self) -> float:
         """Volume of all lesions."""
         voxel_ml = float(np.prod(self._body.grid.spacing_mm)) / 1000
-        return round(sum(float(self._body.fractions[n][1].sum()) for n in LESION_LABELS if n in self._body.fractions) * voxel_ml, 2)
+        return round(
+            sum(float(self._body.fractions[n][1].sum()) for n in LESION_LABELS if n in self._body.fractions) * voxel_ml,
+            2,
+        )
 
     def _save(self, path: Path, array: np.ndarray, dtype: type = np.int16) -> None:
         import nibabel as nib
@@ -259,7 +264,12 @@ def _write_tables(plan: CohortPlan, records: list[dict[str, Any]]) -> None:
     _json(truth / "dataset_description.json", derived)
     (plan.folder / "README").write_text("Synthetic heads made by `medk2n phantom`; no person was scanned.\n")
     people = [
-        {"participant_id": f"sub-{r['number']:03d}", "lesion": r["lesion"], "lesion_ml": r["lesion_ml"], "seed": plan.seed}
+        {
+            "participant_id": f"sub-{r['number']:03d}",
+            "lesion": r["lesion"],
+            "lesion_ml": r["lesion_ml"],
+            "seed": plan.seed,
+        }
         for r in records
     ]
     _table(plan.folder / "participants.tsv", people, "\t")
@@ -274,6 +284,8 @@ def _json(path: Path, content: dict[str, Any]) -> None:
 
 def _table(path: Path, rows: list[dict[str, Any]], delimiter: str, fields: tuple[str, ...] | None = None) -> None:
     with path.open("w", newline="") as handle:
-        writer = csv.DictWriter(handle, fields or list(rows[0]), delimiter=delimiter, lineterminator="\n", restval="n/a")
+        writer = csv.DictWriter(
+            handle, fields or list(rows[0]), delimiter=delimiter, lineterminator="\n", restval="n/a"
+        )
         writer.writeheader()
         writer.writerows(rows)

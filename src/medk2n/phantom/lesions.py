@@ -108,7 +108,9 @@ def lesion_fractions(
     return {}
 
 
-def _tumour(plan: LesionPlan, points_mm: np.ndarray, tissue: Mapping[str, np.ndarray], fields: np.ndarray) -> dict[str, np.ndarray]:
+def _tumour(
+    plan: LesionPlan, points_mm: np.ndarray, tissue: Mapping[str, np.ndarray], fields: np.ndarray
+) -> dict[str, np.ndarray]:
     offset = (points_mm - plan.centre_mm.astype(np.float32)) / plan.shape.astype(np.float32)
     radius = np.linalg.norm(offset, axis=1) / np.float32(plan.radius_mm)
     steep = np.float32(2.5 * plan.radius_mm)
@@ -129,7 +131,9 @@ def _tumour(plan: LesionPlan, points_mm: np.ndarray, tissue: Mapping[str, np.nda
     }
 
 
-def _stroke(plan: LesionPlan, points_mm: np.ndarray, tissue: Mapping[str, np.ndarray], fields: np.ndarray) -> dict[str, np.ndarray]:
+def _stroke(
+    plan: LesionPlan, points_mm: np.ndarray, tissue: Mapping[str, np.ndarray], fields: np.ndarray
+) -> dict[str, np.ndarray]:
     offset = points_mm - plan.centre_mm.astype(np.float32)
     radius = np.linalg.norm(offset, axis=1)
     if plan.radius_mm < 12:
@@ -137,7 +141,9 @@ def _stroke(plan: LesionPlan, points_mm: np.ndarray, tissue: Mapping[str, np.nda
     else:
         along = offset @ plan.shape.astype(np.float32)
         angle = np.arccos(np.clip(along / np.maximum(radius, 1e-3), -1, 1))
-        level = np.minimum(1 - radius / plan.radius_mm, (0.65 - angle) / 0.65) - 0.14 * fields[0] - 0.06 * fields[1] + 0.1
+        level = (
+            np.minimum(1 - radius / plan.radius_mm, (0.65 - angle) / 0.65) - 0.14 * fields[0] - 0.06 * fields[1] + 0.1
+        )
         level = np.minimum(level, (radius - 3) / plan.radius_mm)
     return {"stroke": sigmoid(0.9 * plan.radius_mm * level * 2) * (1 - tissue["csf"])}
 

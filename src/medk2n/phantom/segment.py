@@ -54,7 +54,7 @@ def find_brain(image: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:
     voxel_ml = float(np.prod(spacing_mm)) / 1000
     if (filled := ndimage.binary_fill_holes(bright)).sum() * voxel_ml < _BRAIN_ML[1]:
         return _largest(filled)
-    # The skull is dark: eroded by 4 mm, scalp and brain hang together no longer; the scalp is a thin shell and vanishes.
+    # The skull is dark: eroded by 4 mm, scalp and brain no longer hang together; the thin scalp vanishes.
     strong = image > threshold_otsu(np.clip(positive, 0, np.percentile(positive, 97)))
     inner = ndimage.distance_transform_edt(strong, sampling=spacing_mm) > 4.0
     grown = ndimage.distance_transform_edt(~_largest(inner), sampling=spacing_mm) < 5.5
@@ -92,7 +92,7 @@ def tissue_posteriors(t1: np.ndarray, inside: np.ndarray, template: Anatomy) -> 
     start = np.percentile(values, (6, 40, 80))[:, None]
     mixture = GaussianMixture(3, means_init=start, random_state=0).fit(values[:: max(1, len(values) // 50_000)])
     order = np.argsort(mixture.means_[:, 0])
-    # A wide class must not claim what is darker than CSF or brighter than white matter: beyond the outer means all is sure.
+    # A wide class must not claim what is darker than CSF or brighter than white: beyond the outer means all is sure.
     values = np.clip(values, mixture.means_[order[0]], mixture.means_[order[2]])
     posterior = mixture.predict_proba(values)[:, order]
     prior = [ndimage.gaussian_filter(template.maps[i], 3)[inside] + 0.08 for i in (2, 0, 1)]  # csf, grey, white

@@ -62,7 +62,9 @@ TISSUES: dict[str, Tissue] = {
     "caudate": Tissue(5, 1270, 92, 0.82, 740, 38, uptake_mm=0.025, source="W99, H08"),
     "putamen": Tissue(6, 1200, 84, 0.81, 720, 38, uptake_mm=0.025, source="W99, H08"),
     "pallidum": Tissue(7, 950, 66, 0.75, 750, 40, uptake_mm=0.025, source="W99 (iron), H08"),
-    "choroid": Tissue(8, 1900, 180, 0.90, 1500, 45, uptake_mm=0.6, texture=0.2, source="estimate between blood and CSF"),
+    "choroid": Tissue(
+        8, 1900, 180, 0.90, 1500, 45, uptake_mm=0.6, texture=0.2, source="estimate between blood and CSF"
+    ),
     "vessel": Tissue(9, 1800, 150, 0.85, 1500, 48, uptake_mm=1.4, flow=0.1, source="L03, S05"),
     "dura": Tissue(10, 1100, 45, 0.55, 800, 60, uptake_mm=0.5, source="estimate from fibrous tissue, S05"),
     "bone": Tissue(11, 900, 5, 0.10, 200, 1400, texture=0.10, source="K80; short-T2 bone"),

@@ -144,4 +144,4 @@ def straight_through_gate(weight: Tensor, threshold: Tensor, temperature: float,
     soft = ((weight - threshold) / temperature).sigmoid()
     if not hard:
         return soft
-    return (weight > threshold).to(soft.dtype) + soft - soft.detach()
+    return (weight > threshold).to(soft.dtype) + (soft - soft.detach())  # exactly 0 or 1 forward

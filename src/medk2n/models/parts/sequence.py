@@ -99,7 +99,8 @@ class ProgressiveFusion(nn.Module):
         super().__init__()
         self.temperature = temperature
         self.hard_gates = True
-        self.pool = nn.Linear(sum(channels[s] for s in FUSED_STRIDES), embedding)
+        pooled = sum(channels[s] for s in FUSED_STRIDES)
+        self.pool = nn.Sequential(nn.LayerNorm(pooled), nn.Linear(pooled, embedding))
         self.empty = nn.Parameter(torch.zeros(embedding))
         self.pre_weight = PreWeightNet(m, embedding, embedding, slots)
         self.threshold = ThresholdNet(embedding, *thresholds)
@@ -143,9 +144,7 @@ class ProgressiveFusion(nn.Module):
         rows = torch.arange(len(count), device=count.device)
         key = order[:, 0]
         frame = frames.row[query.sample, key]
-        # the forward value is 1; the backward one lets the choice of the key learn
-        drawn = (1 + first.share[rows, key] - first.share[rows, key].detach())[:, None, None, None]
-        state = {s: frames.pyramid[s][frame] * drawn for s in STRIDES}
+        state = {s: frames.pyramid[s][frame] for s in STRIDES}
         base = _Base(self, frames, query)
         base.add(rows, frame, key, torch.ones_like(frames.centre[frame]))
         held = first.weight[rows, key]
@@ -170,7 +169,7 @@ class ProgressiveFusion(nn.Module):
             if not torch.is_grad_enabled():
                 work = (gate > 0).nonzero().squeeze(1)  # a closed gate's work is skipped too
             pair = torch.cat([embeddings[source], embeddings[target]], dim=1)
-            facts = torch.cat([weight[:, None], tau[:, None], memory, pair], dim=1)
+            facts = torch.cat([weight.detach()[:, None], tau[:, None], memory, pair], dim=1)
             maps = self._advance(state, frames, shallow, active[work], frame[work], facts[work], gate[work], pair[work])
             effective = torch.zeros_like(weight)
             if len(work):
@@ -194,7 +193,8 @@ class ProgressiveFusion(nn.Module):
         # a log error of -5 (about 22 dB) is a usual one: near 0 after this
         weight, memory, attention = self.pre_weight(state, frame, e_i, e_j, quality / 5 + 1, target)
         tau = self.threshold(state, frame, e_i, e_j, self.history[source, target])
-        gate = straight_through_gate(weight, tau, self.temperature, self.hard_gates)
+        # W is a measurement's prediction and nothing else: the image may move tau, but not W
+        gate = straight_through_gate(weight.detach(), tau, self.temperature, self.hard_gates)
         return (weight, tau, gate, memory), attention
 
     def plan(self, fused: Fused, query: Query) -> Plan:
@@ -256,17 +256,13 @@ class ProgressiveFusion(nn.Module):
         table = torch.zeros(query.sources.shape, dtype=weight.dtype, device=weight.device).index_put((q, i), weight)
         memories = torch.zeros(*query.sources.shape, memory.shape[1], dtype=memory.dtype, device=memory.device)
         memories = memories.index_put((q, i), memory)
-        logits = torch.logit(table, eps=1e-4)
         choice = (table.detach() * 1e4).round()
         if generator is not None:
-            uniform = torch.rand(logits.shape, generator=generator).to(logits.device)
-            noise = -(-uniform.clamp(1e-6, 1 - 1e-6).log()).log()
-            logits = (logits + 0.5 * noise) / 0.5
-            choice = logits.detach()
-        lowest = torch.finfo(logits.dtype).min
-        share = logits.masked_fill(~query.sources, lowest).softmax(dim=1)
-        key = choice.masked_fill(~query.sources, lowest).argmax(dim=1)
-        return _FirstLook(table, memories, share, key, attention, target)
+            uniform = torch.rand(table.shape, generator=generator).to(table.device)
+            gumbel = -(-uniform.clamp(1e-6, 1 - 1e-6).log()).log()
+            choice = torch.logit(table.detach(), eps=1e-4) + 0.5 * gumbel
+        key = choice.masked_fill(~query.sources, torch.finfo(choice.dtype).min).argmax(dim=1)
+        return _FirstLook(table, memories, key, attention, target)
 
     def _pooled(self, state: Pyramid, inside: Pyramid, rows: Tensor, group: Tensor | None) -> Tensor:
         """State of the given rows pooled over the foreground -> (rows, p).
@@ -361,11 +357,10 @@ def _planned(plan: Plan, target: Tensor, position: int, like: Tensor) -> Decisio
 
 @dataclass(frozen=True, slots=True)
 class _FirstLook:
-    """Weights (q, m) and memories (q, m, d) against an empty state, the shares and the key frame (q,)."""
+    """Weights (q, m) and memories (q, m, d) against an empty state, and the key frame (q,)."""
 
     weight: Tensor
     memory: Tensor
-    share: Tensor
     key: Tensor
     attention: Tensor | None
     target: Tensor
@@ -378,7 +373,7 @@ class _FirstLook:
         for q, j in enumerate(query.target.tolist()):
             head = plan[j][0]
             weight[q, head.source], memory[q, head.source], key[q] = head.weight, head.memory, head.source
-        return cls(weight, memory, torch.ones_like(weight), key, None, query.target)
+        return cls(weight, memory, key, None, query.target)
 
 
 def _mean(total: Tensor, mass: Tensor, group: Tensor | None) -> Tensor:
