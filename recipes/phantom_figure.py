@@ -2,7 +2,7 @@
 
     python recipes/phantom_figure.py COHORT [--out docs/figures/phantom.png] [--subjects 5]
 
-Each row is cut where the lesion is largest, or in the middle of the brain where there is none.
+One subject of each kind of lesion comes first. Each row is cut where the lesion is largest, or in the middle of the brain where there is none.
 """
 
 import argparse
@@ -30,7 +30,10 @@ def main() -> None:
     parser.add_argument("--subjects", type=int, default=5)
     args = parser.parse_args()
     with (args.cohort / "participants.tsv").open() as handle:
-        people = list(csv.DictReader(handle, delimiter="\t"))[: args.subjects]
+        people = list(csv.DictReader(handle, delimiter="\t"))
+    largest = sorted(people, key=lambda person: -float(person["lesion_ml"]))
+    kinds = {person["lesion"]: person for person in reversed(largest)}  # of each kind the largest, then the others
+    people = (list(kinds.values()) + [person for person in largest if person not in kinds.values()])[: args.subjects]
     figure, axes = plt.subplots(len(people), len(MODALITIES), figsize=(16, 2.45 * len(people)), squeeze=False)
     for row, person in zip(axes, people, strict=True):
         draw_row(row, args.cohort, person["participant_id"], person["lesion"])
