@@ -2,7 +2,8 @@
 
     python recipes/phantom_figure.py COHORT [--out docs/figures/phantom.png] [--subjects 5]
 
-One subject of each kind of lesion comes first. Each row is cut where the lesion is largest, or in the middle of the brain where there is none.
+One subject of each kind of lesion comes first. Each row is cut
+where the lesion is largest, or in the middle of the brain where there is none.
 """
 
 import argparse

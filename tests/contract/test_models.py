@@ -97,7 +97,8 @@ def test_targets_and_batching_do_not_matter(name: str) -> None:
     with torch.no_grad():
         together = module(images(), query(*rows)).mean
         alone = torch.cat([module(images(), query(row)).mean for row in rows])
-    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+    # stirred weights give outputs beyond [0, 1]; 1e-5 is meant of their range
+    assert (together - alone).abs().max() <= 1e-5 * max(1.0, float(together.abs().max()))
 
 
 @pytest.mark.parametrize("half", [False, True])

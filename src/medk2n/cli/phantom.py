@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from medk2n.cli.common import OverwriteOption, SeedOption
+from medk2n.cli.common import ManifestOption, OverwriteOption, SeedOption
 
 
 class Protocols(StrEnum):
@@ -33,18 +33,26 @@ def phantom(
     ] = None,
     workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes (2, or 1 on one core).")] = None,
     overwrite: OverwriteOption = False,
+    manifest: ManifestOption = None,
 ) -> None:
     """Make digital subjects whose truth is known.
 
     Each has t1n t1c t2w t2f pd dwi adc ct, some a tumour, a stroke or white-matter lesions. Under
     derivatives/truth lie the noise-free images, tissue and lesion maps and the best attainable PSNR.
     """
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from medk2n.cli.common import run_manifest
     from medk2n.phantom.cohort import make_cohort
 
+    options = {"out": out, "subjects": subjects, "seed": seed, "spacing": spacing, "protocols": protocols.value}
+    options |= {"anatomy": anatomy, "stripped": stripped, "slice_thickness": slice_thickness, "overwrite": overwrite}
     columns = (TextColumn("subjects"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, transient=True) as bar:
+    with (
+        run_manifest(manifest, "phantom", options, overwrite=overwrite) as run,
+        Progress(*columns, console=Console(stderr=True), transient=True) as bar,
+    ):
         task = bar.add_task("subjects", total=subjects)
         make_cohort(
             out,
@@ -59,4 +67,6 @@ def phantom(
             overwrite=overwrite,
             progress=lambda done, _: bar.update(task, completed=done),
         )
+        run.inputs += [anatomy] if anatomy else []
+        run.outputs += [out / "dataset_description.json", out / "participants.tsv"]
     typer.echo(f"{subjects} digital subjects in {out}; truth and attainable PSNR in {out / 'derivatives' / 'truth'}")
