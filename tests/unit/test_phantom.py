@@ -7,6 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy.ndimage import binary_erosion
 
 from medk2n.errors import OutputExistsError, UsageError, VolumeReadError
 from medk2n.io.names import bids_name
@@ -117,13 +118,13 @@ def test_contrasts_are_those_of_a_textbook(cohort: Path) -> None:
 
 
 def test_the_stored_adc_recovers_the_tables(cohort: Path) -> None:
-    white = truth(cohort, "tissue_dseg") == TISSUES["white"].label
+    white = binary_erosion(truth(cohort, "tissue_dseg") == TISSUES["white"].label)
     assert np.median(image(cohort, "adc")[white]) == pytest.approx(TISSUES["white"].adc, rel=0.15)
 
 
 def test_labels_masks_and_head_nest(cohort: Path) -> None:
     brain, head = truth(cohort, "brain_mask") > 0, truth(cohort, "head_mask") > 0
-    assert brain.sum() * SPACING**3 / 1e6 == pytest.approx(1.5, abs=0.6)  # litres
+    assert brain.sum() * SPACING**3 / 1e6 == pytest.approx(1.9, abs=0.7)  # litres; MNI's frame is large
     assert head.sum() > 1.5 * brain.sum()
     assert (head | ~brain).mean() > 0.999
 
@@ -191,6 +192,7 @@ def test_mass_effect_moves_tissue_outwards_and_never_folds() -> None:
     assert (np.diff(before) > 0).all()
 
 
+@pytest.mark.slow
 def test_lesion_masks_agree_with_what_is_bright(tmp_path: Path) -> None:
     """In the first subjects of a seed that have one: oedema and white-matter lesions on FLAIR, strokes on DWI."""
     out = make_cohort(tmp_path / "c", subjects=6, seed=0, spacing_mm=4.0, workers=2)
@@ -198,10 +200,10 @@ def test_lesion_masks_agree_with_what_is_bright(tmp_path: Path) -> None:
     for number in range(1, 7):
         subject = f"{number:03d}"
         lesion, white = truth(out, "lesion_mask", subject), truth(out, "tissue_dseg", subject) == TISSUES["white"].label
-        for label, name in ((2, "t2f"), (5, "t2f"), (4, "dwi")):
+        for label, name, least in ((2, "t2f", 1.08), (5, "t2f", 1.08), (4, "dwi", 1.3)):
             if (lesion == label).sum() >= 8:
                 picture = image(out, name, subject)
-                assert picture[lesion == label].mean() > 1.15 * picture[white].mean()
+                assert picture[lesion == label].mean() > least * picture[white].mean()
                 seen.add(label)
         if (lesion == 3).sum() >= 8:
             gained = image(out, "t1c", subject)[lesion == 3].mean() / image(out, "t1n", subject)[lesion == 3].mean()
@@ -213,6 +215,7 @@ def test_lesion_masks_agree_with_what_is_bright(tmp_path: Path) -> None:
     assert len(seen) >= 2
 
 
+@pytest.mark.slow
 def test_a_head_can_be_segmented_and_lent(tmp_path: Path) -> None:
     """A digital head, whole, stands for the real one."""
     source = make_cohort(tmp_path / "source", subjects=1, seed=3, spacing_mm=2.0, workers=1)
