@@ -141,7 +141,7 @@ def test_thick_slices_blur_along_z_alone() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_deformations_never_fold(seed: int) -> None:
     origin, size = np.array([-60.0, -70.0, -50.0]), np.array([120.0, 140.0, 100.0])
-    deformation = random_deformation(np.random.default_rng(seed), origin, size, strength=3.0)
+    deformation = random_deformation(np.random.default_rng(seed), origin, size, strength=8.0)
     assert jacobian_determinant(deformation.displacement_mm).min() > 0
     assert np.linalg.det(deformation.affine) > 0.5
 
@@ -161,6 +161,11 @@ def test_backward_flow_undoes_forward_flow() -> None:
     inner = ((points > 4) & (points < np.array(velocity.shape[1:]) - 5)).all(axis=1)
     assert np.abs(moved[inner]).max() > 3
     assert np.abs(home[inner]).max() < 0.5
+
+
+def test_a_constant_velocity_moves_by_itself() -> None:
+    velocity = np.ones((3, 6, 7, 8), np.float32) * np.float32([3, -2, 1])[:, None, None, None]
+    np.testing.assert_allclose(exponentiate(velocity), velocity, rtol=1e-5)
 
 
 def test_affines_stay_gentle() -> None:
