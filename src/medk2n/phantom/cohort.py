@@ -249,7 +249,7 @@ def _write_tables(plan: CohortPlan, records: list[dict[str, Any]]) -> None:
     """Data set descriptions, participants, tissue labels and ceilings."""
     truth = plan.folder / "derivatives" / "truth"
     made_by = {"Name": "medk2n phantom", "Version": medk2n.__version__}
-    common = {"BIDSVersion": "1.9.0", "License": "CC0", "GeneratedBy": [made_by]}
+    common = {"BIDSVersion": "1.9.0", "GeneratedBy": [made_by]}
     settings = {
         "Seed": plan.seed,
         "SpacingMm": plan.spacing_mm,
