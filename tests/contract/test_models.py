@@ -175,6 +175,65 @@ def test_forced_closed_gates_give_the_key_frame_alone() -> None:
     assert not torch.equal(open_.mean, alone.mean)
 
 
+def test_added_frames_speak_as_loud_as_the_key_frame() -> None:
+    """However large a stage's output grows: at 280 times an added frame's size, all but the key frame were drowned."""
+    spec = registry.resolve("models", "medk2n")
+    torch.manual_seed(0)
+    module = spec.build(spec.params(), M, Statistics.neutral(M)).eval()
+    with torch.no_grad():
+        for blocks in module.encoder.stage.values():
+            blocks[-1].conv2.weight *= 100
+        frames = module.encode(images(), torch.ones(2, M, dtype=torch.bool))
+        both = module.decode(frames, query((0, (0, 1, 2), 3))).extras["fused"]
+        key = module.decode(frames, query((0, (int(both.steps[0].source),), 3))).extras["fused"]
+    for stride, state in both.state.items():
+        added = (state - key.state[stride]).square().mean().sqrt() / key.state[stride].square().mean().sqrt()
+        assert 0.2 < added < 2.0, f"stride {stride}"
+
+
+@pytest.mark.parametrize("sources", [(2,), (0, 1), (0, 2, 3), (0, 1, 2, 3)])
+def test_open_gates_give_the_least_squares_base_and_a_closed_one_leaves_its_source_out(
+    sources: tuple[int, ...],
+) -> None:
+    from medk2n.models.parts.base import BaseImage, LinearMaps
+
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((900, M)) @ rng.standard_normal((M, M)) * 0.1 + 0.4
+    mean, deviation = (
+        torch.tensor(v, dtype=torch.float32)[:, None].expand(M, M) for v in (values.mean(0), values.std(0))
+    )
+    correlation = torch.tensor(np.corrcoef(values.T), dtype=torch.float32)
+    maps = LinearMaps(Statistics(mean, deviation, correlation, deviation[:, 0] ** 2))
+    frames = torch.tensor(values.T.reshape(M, 30, 30), dtype=torch.float32)
+
+    def fitted(members: tuple[int, ...]) -> np.ndarray:
+        system = np.column_stack([values[:, list(members)], np.ones(len(values))])
+        return (system @ np.linalg.lstsq(system, values[:, 1], rcond=None)[0]).reshape(30, 30)
+
+    def base(gates: list[float]) -> BaseImage:
+        image = BaseImage(maps, frames, torch.tensor([1]))
+        for i, gate in zip(sources, gates, strict=True):
+            one = torch.tensor([gate])
+            image.add(torch.tensor([0]), torch.tensor([i]), torch.tensor([i]), one, torch.full((1, 30, 30), gate))
+        return image
+
+    everything = base([1.0] * len(sources))
+    np.testing.assert_allclose(everything.image()[0], fitted(sources), atol=2e-4)
+    level = everything.image() - sum(s * frames[i] for i, s in zip(sources, everything.shares(), strict=True))
+    assert level.std() < 1e-4, "what the shares do not explain is flat"
+    if len(sources) > 1:
+        without = base([1.0, 0.0] + [1.0] * (len(sources) - 2)).image()[0]
+        np.testing.assert_allclose(without, fitted((sources[0], *sources[2:])), atol=2e-4)
+
+
+def test_the_norm_sees_one_voxel_at_a_time() -> None:
+    from medk2n.models.parts.blocks import ChannelNorm
+
+    x = torch.randn(2, 8, 12, 10)
+    norm = ChannelNorm(8)
+    torch.testing.assert_close(norm(x)[..., 3:9, 2:7], norm(x[..., 3:9, 2:7]), atol=1e-6, rtol=0)
+
+
 def test_weights_thresholds_and_maps_stay_within_their_bounds() -> None:
     module = build("medk2n").eval()
     with torch.no_grad():

@@ -1,5 +1,6 @@
 """A run on a tiny array data set: it learns, repeats exactly, and leaves a usable model behind."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,8 @@ from medk2n.errors import ConfigError
 from medk2n.inference.predictor import load_predictor
 from medk2n.losses import fusion, reconstruction
 from medk2n.losses.likelihood import gaussian_nll
-from medk2n.training.queries import draw_sources, draw_targets
+from medk2n.training.contender import Contender
+from medk2n.training.queries import draw_sources, draw_targets, narrowed
 from medk2n.training.run import train
 
 SMALL = [
@@ -50,6 +52,29 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(data: Path, *overrides: str) -> TrainConfig:
     return load_config("tiny", [f"data=['{data}']", *SMALL, *overrides])
+
+
+def test_a_model_may_have_its_own_learning_rate(data: Path) -> None:
+    chosen = config(data, "models=[{name: unet, learning_rate: 3e-3}, {name: unet}]")
+    studies = [load_working(subject, 1.5) for subject in discover(data)]
+    builder = StatisticsBuilder(chosen.modalities)
+    for study in studies:
+        builder.add(study)
+    batch = draw_batch(
+        [Store(studies, chosen.modalities)],
+        [1.0],
+        np.random.default_rng(0),
+        batch_size=2,
+        crop=32,
+        slices=3,
+        augmentation=Augmentation(),
+    )
+    rates = []
+    for choice in chosen.models:
+        contender = Contender.of(choice, chosen, builder.finish(), "cpu")
+        contender.step(batch, seed=0)
+        rates.append(contender.optimiser.param_groups[0]["lr"])
+    assert rates[0] / rates[1] == pytest.approx(3e-3 / chosen.optimiser.learning_rate)
 
 
 def test_a_run_repeats_exactly_and_its_models_load(data: Path, tmp_path: Path) -> None:
@@ -95,6 +120,8 @@ def test_excluded_subjects_are_not_read(data: Path, tmp_path: Path) -> None:
         ("batch.crop=50", "batch.crop: .*multiple of 16"),
         ("budget={minutes: 1, steps: 2}", "minutes or steps, one of them"),
         ("modalities=[t1n, t3w]", "unknown modality 't3w'"),
+        ("modalities=[t1n]", "at least two modalities"),
+        ("core=[t1n, pet]", r"core: pet not among modalities \(adc, ct"),
         ("models=[{name: unnet}]", "unknown model 'unnet'"),
         ("seed", "expected key=value"),
         ("optimiser.learning_rate=-1", "greater than 0"),
@@ -159,6 +186,26 @@ def test_statistics_are_least_squares(data: Path) -> None:
     assert found.slope[1, 2] == pytest.approx(slope, abs=0.02)
     assert found.intercept[1, 2] == pytest.approx(intercept, abs=0.02)
     assert found.slope[1, 2] < 0 < found.slope[1, 0]
+    assert found.correlation[1, 2] * found.deviation[2, 1] / found.deviation[1, 2] == pytest.approx(slope, abs=0.03)
+    assert found.mean[2, 1] == pytest.approx(y.mean(), abs=0.02)
+    shrunk = builder.finish(shrinkage=0.1)
+    assert shrunk.correlation[1, 2] == pytest.approx(0.9 * found.correlation[1, 2])
+    np.testing.assert_allclose(np.diag(shrunk.correlation), 1)
+    assert shrunk.slope[1, 2] == found.slope[1, 2], "copy stays least squares"
+
+
+def test_correlations_of_pairs_seen_apart_fit_together(data: Path) -> None:
+    """Each pair in other subjects: t1n-t1c and t1n-t2w alike, t1c-t2w opposite, which no three variables can be."""
+    rng = np.random.default_rng(0)
+    builder = StatisticsBuilder(("t1c", "t1n", "t2w"))
+    study = load_working(discover(data)[0], None)
+    x = rng.random(study.foreground.shape)
+    for pair in ({"t1n": x, "t1c": x}, {"t1n": x, "t2w": x}, {"t1c": x, "t2w": 1 - x}):
+        builder.add(replace(study, images={n: v * study.foreground for n, v in pair.items()}))
+    correlation = builder.finish().correlation
+    assert np.linalg.eigvalsh(correlation).min() > 0
+    np.testing.assert_allclose(np.diag(correlation), 1)
+    assert correlation[0, 2] < 0 < correlation[0, 1]
 
 
 def test_draws_never_ask_for_what_is_absent() -> None:
@@ -188,6 +235,16 @@ def test_losses_at_their_known_values() -> None:
     assert mean.grad is None
     assert log_variance.grad.abs().max() < 1e-6, "the log-variance is at its optimum"
     assert loss.item() == pytest.approx(0.5 * np.log(0.01) + 0.5, rel=1e-4)
+
+
+def test_core_modalities_are_asked_alone_in_their_share_of_the_crops() -> None:
+    core = np.array([True, True, True, False, False])
+    full, poor = np.ones((4000, 5), dtype=bool), np.tile([True, False, False, True, True], (50, 1))
+    hidden = narrowed(full, core, np.random.default_rng(0), share=0.6)
+    assert (hidden == core).all(axis=1).mean() == pytest.approx(0.6, abs=0.03)
+    assert set(hidden.sum(axis=1)) == {3, 5}
+    assert (narrowed(poor, core, np.random.default_rng(0), share=1.0) == poor).all(), "one core contrast asks nothing"
+    assert (narrowed(full, np.zeros(5, dtype=bool), np.random.default_rng(0), share=1.0) == full).all()
 
 
 def test_memory_term_is_zero_for_even_use_and_grows_with_collapse() -> None:

@@ -28,9 +28,13 @@ class _Strict(BaseModel):
 
 
 class ModelChoice(_Strict):
-    """A component of `medk2n.models` and its sizes (defaults of its own where left out)."""
+    """A component of `medk2n.models`, its sizes (defaults of its own where left out) and its learning rate.
+
+    The rate is the optimiser's where left out: models that share a run differ in what suits them.
+    """
 
     name: str
+    learning_rate: Positive | None = None
     params: dict[str, Any] = {}
 
     @field_validator("name")
@@ -95,7 +99,10 @@ class TrainConfig(_Strict):
         validation: folder whose loss is watched; never learned from.
         subjects, exclude: ids to keep or to leave out, over all folders.
         modalities: what the model will know.
+        core: those of them that people mostly have; `core_share` of the crops are asked about these alone.
         spacing_mm: in-plane spacing of the working grid.
+        shrinkage: of the correlations behind the base image, 0 for one scanner; where grey scales differ between
+            scanners, the difference of two alike inputs misleads (docs/lab-log.md).
         models: the first is the model, the others are references trained interleaved with it.
         gain_every: steps between two measurements of a source's gain.
         soft_gates: share of the budget before the gates turn hard.
@@ -107,7 +114,10 @@ class TrainConfig(_Strict):
     subjects: list[str] = []
     exclude: list[str] = []
     modalities: list[str]
+    core: list[str] = []
+    core_share: Share = 0.6
     spacing_mm: Positive = 1.5
+    shrinkage: Share = 0.0
     models: Annotated[list[ModelChoice], Field(min_length=1)]
     optimiser: Optimiser = Optimiser()
     budget: Budget = Budget(minutes=30)
@@ -119,16 +129,22 @@ class TrainConfig(_Strict):
     licence: str = "Apache-2.0"
     seed: int = 0
 
-    @field_validator("modalities")
+    @field_validator("modalities", "core")
     @classmethod
     def _canonical(cls, given: list[str]) -> list[str]:
         try:
-            short = sorted({modality(name).name for name in given})
+            return sorted({modality(name).name for name in given})
         except UnknownNameError as error:
             raise ValueError(str(error)) from error
-        if len(short) < 2:
-            raise ValueError("a model needs at least two modalities")
-        return short
+
+    @model_validator(mode="after")
+    def _enough(self) -> "TrainConfig":
+        if len(self.modalities) < 2:
+            raise ValueError("modalities: a model needs at least two modalities")
+        foreign = sorted(set(self.core) - set(self.modalities))
+        if foreign:
+            raise ValueError(f"core: {', '.join(foreign)} not among modalities ({', '.join(self.modalities)})")
+        return self
 
 
 def load_config(preset_or_file: str | Path, overrides: list[str] | None = None) -> TrainConfig:

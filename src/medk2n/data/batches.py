@@ -47,7 +47,7 @@ class Augmentation:
     zoom: float = 0.15
     gamma: float = 0.25
     noise: float = 0.03
-    strip: float = 0.5
+    strip: float = 0.3
 
 
 class Store:

@@ -16,6 +16,8 @@ class CohortStatistics:
         modalities: order of the rows and columns.
         slope, intercept, residual: (m, m) of the best linear map source (row) -> target (column) and its
             mean squared error; a pair never acquired together maps to the target's mean.
+        mean, deviation, correlation: (m, m) of modality i among the subjects that have both i and j; correlation is
+            made positive definite, 0 for a pair never acquired together.
         variance: (m,) mean squared error of predicting the target's mean.
         typical_scaling: modality -> (low, high), medians over the subjects.
     """
@@ -24,6 +26,9 @@ class CohortStatistics:
     slope: np.ndarray
     intercept: np.ndarray
     residual: np.ndarray
+    mean: np.ndarray
+    deviation: np.ndarray
+    correlation: np.ndarray
     variance: np.ndarray
     typical_scaling: dict[str, tuple[float, float]]
 
@@ -55,19 +60,33 @@ class StatisticsBuilder:
             if name in self._windows:
                 self._windows[name].append((scaling.low, scaling.high))
 
-    def finish(self) -> CohortStatistics:
-        """The least-squares maps."""
+    def finish(self, shrinkage: float = 0.0) -> CohortStatistics:
+        """The least-squares maps; correlations lose a share of `shrinkage`, as in ridge regression."""
         n = np.maximum(self._pairs, 1)
         x, y, xx, yy, xy = (a / n for a in (self._x, self._y, self._xx, self._yy, self._xy))
         variance = np.maximum(np.diag(yy) - np.diag(y) ** 2, 1e-4)
         seen = self._pairs > 0
         slope = np.where(seen, (xy - x * y) / np.maximum(xx - x**2, 1e-9), 0.0)
-        mean = np.broadcast_to(np.diag(y), y.shape)
-        intercept = np.where(seen, y - slope * x, mean)
+        intercept = np.where(seen, y - slope * x, np.diag(y)[None, :])
         error = yy - y**2 - slope**2 * (xx - x**2)
         residual = np.where(seen, np.maximum(error, 1e-4), variance[None, :])
         np.fill_diagonal(slope, 1.0)
         np.fill_diagonal(intercept, 0.0)
         np.fill_diagonal(residual, 1e-4)
+        mean = np.where(seen, x, np.diag(x)[:, None])
+        deviation = np.where(seen, np.sqrt(np.maximum(xx - x**2, 1e-4)), np.sqrt(variance)[:, None])
+        correlation = _positive_definite(np.where(seen, (xy - x * y) / (deviation * deviation.T), 0.0))
+        correlation = (1 - shrinkage) * correlation + shrinkage * np.eye(len(mean))
         typical = {k: tuple(np.median(v, axis=0).tolist()) for k, v in self._windows.items() if v}
-        return CohortStatistics(self.modalities, slope, intercept, residual, variance, typical)
+        return CohortStatistics(
+            self.modalities, slope, intercept, residual, mean, deviation, correlation, variance, typical
+        )
+
+
+def _positive_definite(correlation: np.ndarray, least: float = 0.01) -> np.ndarray:
+    """The nearest matrix with eigenvalues of at least `least` and a unit diagonal: pairs seen in different
+    subjects need not fit together."""
+    values, vectors = np.linalg.eigh((correlation + correlation.T) / 2)
+    lifted = (vectors * np.maximum(values, least)) @ vectors.T
+    scale = np.sqrt(np.diag(lifted))
+    return lifted / np.outer(scale, scale)

@@ -181,7 +181,8 @@ class SlicePredictor:
         for step, share in zip(fused.steps, fused.shares, strict=True):
             source = int(step.source[rows][0])
             if source >= 0 and bool(share[rows].any()):
-                yield self.modalities[source], _numpy(share[rows, : size[0], : size[1]])
+                kept = share[rows] * prediction.extras["gain"][rows]
+                yield self.modalities[source], _numpy(kept[:, : size[0], : size[1]])
 
     def _count(
         self, prediction: Prediction, effective: dict[int, np.ndarray], slices: int, targets: Sequence[int], total: int

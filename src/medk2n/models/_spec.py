@@ -44,22 +44,24 @@ class Prediction:
 class Statistics:
     """What the training subjects tell a model before any step, all in scaled units inside the foreground.
 
+    Shapes (m, m): [i, j] speaks of modality i among the subjects that have both i and j.
+
     Attributes:
-        slope, intercept, residual: (m, m) of the best linear map from source i (row) to target j
-            (column) and its mean squared error; NaN-free: pairs never seen together hold 0, the
-            target's mean, and its variance.
+        mean, deviation: of modality i; of all subjects that have i where the pair was never seen together.
+        correlation: between i and j, positive definite; 0 where the pair was never seen together.
         variance: (m,) of each modality, the error of predicting its mean.
     """
 
-    slope: Tensor
-    intercept: Tensor
-    residual: Tensor
+    mean: Tensor
+    deviation: Tensor
+    correlation: Tensor
     variance: Tensor
 
     @classmethod
     def neutral(cls, m: int) -> "Statistics":
-        """The identity map with unit error: for tests and untrained models."""
-        return cls(torch.ones(m, m), torch.zeros(m, m), torch.full((m, m), 0.05), torch.full((m,), 0.05))
+        """Modalities alike in mean and spread, correlated by one half: for tests and untrained models."""
+        correlation = 0.5 * torch.ones(m, m) + 0.5 * torch.eye(m)
+        return cls(torch.full((m, m), 0.4), torch.full((m, m), 0.2), correlation, torch.full((m,), 0.05))
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,8 @@ class MedK2N(nn.Module):
         self.fusion = ProgressiveFusion(m, channels, params.embedding, params.memory_slots, statistics)
         self.decoder = Decoder(channels, params.embedding)
         scale_for_gelu(self)  # before the heads, which start at zero
+        for stem in self.encoder.stem1:
+            nn.init.uniform_(stem.bias, -1.0, 1.0)  # a reference beside which a channel norm keeps brightness
         self.heads = TaskHeadNet(m, channels, start_log_variance=-4.6)
 
     def encode(self, images: Tensor, needed: Tensor) -> Frames:
@@ -78,8 +80,8 @@ class MedK2N(nn.Module):
         """Fuse and decode; the prediction is on the padded grid of the frames."""
         fused = self.fusion(frames, query, self.embeddings, plan=plan, study=study, generator=generator)
         full, half = self.decoder(fused.state, self.embeddings[query.target])
-        mean, log_variance = self.heads(full, half, fused.base, query.target)
-        return Prediction(mean, log_variance, {"fused": fused})
+        mean, log_variance, gain = self.heads(full, half, fused.base, query.target)
+        return Prediction(mean, log_variance, {"fused": fused, "gain": gain})
 
     def forward(self, images: Tensor, query: Query, *, generator: torch.Generator | None = None) -> Prediction:
         """images (b, m, s, h, w) scaled, 0 outside the foreground -> one image per query."""

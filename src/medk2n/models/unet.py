@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medk2n.models._spec import ModelSpec, Prediction, Query, Statistics
+from medk2n.models.parts.blocks import ChannelNorm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,10 +25,10 @@ class _Double(nn.Sequential):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(
             nn.Conv2d(inputs, outputs, 3, padding=1),
-            nn.GroupNorm(8, outputs),
+            ChannelNorm(outputs),
             nn.GELU(),
             nn.Conv2d(outputs, outputs, 3, padding=1),
-            nn.GroupNorm(8, outputs),
+            ChannelNorm(outputs),
             nn.GELU(),
         )
 

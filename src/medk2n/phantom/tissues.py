@@ -4,17 +4,18 @@ Values are for 3 T and 37 degrees; the `source` of each row names where they com
 
 - W99  Wansapura et al. 1999, J Magn Reson Imaging 9:531 (T1, T2 of brain at 3 T)
 - S05  Stanisz et al. 2005, Magn Reson Med 54:507 (T1, T2 of blood, muscle and brain at 3 T)
-- L03  Lin et al. 2001, J Magn Reson Imaging 14:362, and Lu et al. 2004, Magn Reson Med 52:679 (CSF, blood)
+- L04  Lu et al. 2004, Magn Reson Med 52:679 (T1 of blood at 3 T); CSF is near free water, T1 about 4 s
 - B04  de Bazelaire et al. 2004, Radiology 230:652 (marrow, fat, muscle at 3 T)
 - H08  Helenius et al. 2002, AJNR 23:194 (ADC of normal brain)
 - T00  Tofts 2003, Quantitative MRI of the Brain (proton density, ADC and T1 of lesions)
-- P11  Provenzale et al. 2006, Radiology 239:632, and Upadhyay et al. 2011, Neuro-Oncology 13:61 (tumours)
+- P11  Provenzale et al. 2006, Radiology 239:632, and Upadhyay and Waldman 2011, Br J Radiol 84:S107 (tumours)
 - F13  Fiebach et al. 2002, Stroke 33:2206 (acute stroke: ADC, T2, CT)
 - K80  Kak and Slaney 1988; Hounsfield 1980, Med Phys 7:283 (CT numbers of tissue)
 
 Contrast uptake is the gadolinium concentration a few minutes after a standard dose, chosen so
 that enhancement ratios agree with what such scans show (blood a little above 1 mM); relaxivities are in
-`signal.py`. Where sources differ, the middle of their range was taken.
+`signal.py`. Where sources differ, a value inside their range was taken, rounded; the review of Bojorquez et al. 2017
+(Magn Reson Imaging 35:69) shows how far they differ (T1 of white matter at 3 T: 699 to 1735 ms).
 """
 
 from dataclasses import dataclass, replace
@@ -57,7 +58,7 @@ class Tissue:
 TISSUES: dict[str, Tissue] = {
     "grey": Tissue(1, 1331, 102, 0.82, 830, 38, uptake_mm=0.03, source="W99, T00, H08"),
     "white": Tissue(2, 832, 80, 0.70, 720, 30, uptake_mm=0.012, texture=0.04, source="W99, T00, H08"),
-    "csf": Tissue(3, 4000, 1700, 1.00, 3000, 8, texture=0.02, source="L03, H08"),
+    "csf": Tissue(3, 4000, 1700, 1.00, 3000, 8, texture=0.02, source="L04, H08"),
     "thalamus": Tissue(4, 1150, 88, 0.78, 760, 35, uptake_mm=0.025, source="W99, H08"),
     "caudate": Tissue(5, 1270, 92, 0.82, 740, 38, uptake_mm=0.025, source="W99, H08"),
     "putamen": Tissue(6, 1200, 84, 0.81, 720, 38, uptake_mm=0.025, source="W99, H08"),
@@ -65,14 +66,14 @@ TISSUES: dict[str, Tissue] = {
     "choroid": Tissue(
         8, 1900, 180, 0.90, 1500, 45, uptake_mm=0.6, texture=0.2, source="estimate between blood and CSF"
     ),
-    "vessel": Tissue(9, 1800, 150, 0.85, 1500, 48, uptake_mm=1.4, flow=0.1, source="L03, S05"),
+    "vessel": Tissue(9, 1800, 150, 0.85, 1500, 48, uptake_mm=1.4, flow=0.1, source="L04, S05"),
     "dura": Tissue(10, 1100, 45, 0.55, 800, 60, uptake_mm=0.5, source="estimate from fibrous tissue, S05"),
     "bone": Tissue(11, 900, 5, 0.10, 200, 1400, texture=0.10, source="K80; short-T2 bone"),
     "diploe": Tissue(12, 500, 55, 0.50, 250, 600, uptake_mm=0.05, fat=True, texture=0.20, source="B04, K80"),
     "fat": Tissue(13, 382, 68, 0.90, 60, -95, fat=True, texture=0.08, source="B04, K80"),
     "muscle": Tissue(14, 1400, 40, 0.75, 1500, 55, uptake_mm=0.12, texture=0.06, source="S05, B04"),
     "skin": Tissue(15, 900, 35, 0.65, 900, 40, uptake_mm=0.15, texture=0.06, source="estimate, B04"),
-    "eye": Tissue(16, 4000, 1200, 1.00, 2800, 10, texture=0.01, source="as CSF, L03"),
+    "eye": Tissue(16, 4000, 1200, 1.00, 2800, 10, texture=0.01, source="as CSF, L04"),
     "necrosis": Tissue(17, 2300, 260, 0.93, 1900, 16, uptake_mm=0.03, spread=0.12, texture=0.12, source="P11, T00"),
     "oedema": Tissue(18, 1480, 150, 0.84, 1300, 22, uptake_mm=0.015, spread=0.10, texture=0.08, source="P11, T00"),
     "enhancing": Tissue(19, 1500, 125, 0.84, 1050, 40, uptake_mm=0.8, spread=0.12, texture=0.20, source="P11"),

@@ -16,7 +16,7 @@ from medk2n.losses.reconstruction import mean_squared_error
 from medk2n.models._spec import Query, Statistics
 from medk2n.registry import resolve
 from medk2n.training.objectives import objective
-from medk2n.training.queries import as_query, draw_sources, draw_targets, every_target, without_one
+from medk2n.training.queries import as_query, draw_sources, draw_targets, every_target, narrowed, without_one
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Contender:
         params = spec.params(**{k: tuple(v) if isinstance(v, list) else v for k, v in choice.params.items()})
         tensors = [
             torch.from_numpy(np.array(getattr(statistics, name), dtype=np.float32))
-            for name in ("slope", "intercept", "residual", "variance")
+            for name in ("mean", "deviation", "correlation", "variance")
         ]
         module = spec.build(params, len(config.modalities), Statistics(*tensors))
         return cls(choice, config, module.to(device, memory_format=torch.channels_last), params, tensors[3].to(device))
@@ -87,7 +87,7 @@ class Contender:
             parts["loss"] = math.nan
             return parts
         for group in self.optimiser.param_groups:
-            group["lr"] = self.config.optimiser.learning_rate * self._schedule()
+            group["lr"] = (self.choice.learning_rate or self.config.optimiser.learning_rate) * self._schedule()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.module.parameters(), self.config.optimiser.clip)
@@ -100,7 +100,8 @@ class Contender:
 
     def ask(self, batch: Batch, rng: np.random.Generator) -> Query:
         """Draw the step's queries: Med-K2N decodes what is asked, a U-Net gives everything in one pass."""
-        acquired, shape = batch.acquired.numpy(), self.config.batch
+        core, shape = np.isin(self.config.modalities, self.config.core), self.config.batch
+        acquired = narrowed(batch.acquired.numpy(), core, rng, share=self.config.core_share)
         samples, subsets = draw_sources(acquired, rng, draws=shape.draws, most=shape.most_sources)
         if self.name == "unet":
             return as_query(*every_target(acquired, samples, subsets))

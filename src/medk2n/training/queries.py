@@ -7,6 +7,12 @@ from torch import Tensor
 from medk2n.models._spec import Query
 
 
+def narrowed(acquired: np.ndarray, core: np.ndarray, rng: np.random.Generator, *, share: float) -> np.ndarray:
+    """Hide what is not core (m,) in a share of the samples (b, m); never leaves fewer than two."""
+    chosen = (rng.random(len(acquired)) < share) & ((acquired & core).sum(axis=1) >= 2)
+    return np.where(chosen[:, None], acquired & core, acquired)
+
+
 def draw_sources(
     acquired: np.ndarray, rng: np.random.Generator, *, draws: int, most: int
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -23,12 +23,24 @@ class Film(nn.Module):
         return x * (1 + scale) + shift
 
 
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of every voxel (as in NAFNet, Chen 2022).
+
+    Nothing is averaged over the image, so a crop, a whole slice and a slice full of background are treated
+    alike: with group norm the models learned on crops and failed on whole heads (docs/lab-log.md).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (f, c, h, w) -> the same shape."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions with group norm; FiLM between them says which modality is meant."""
+    """Two 3 x 3 convolutions, normalised; FiLM between them says which modality is meant."""
 
     def __init__(self, channels: int, embedding: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(8, channels)
+        self.norm1 = ChannelNorm(channels)
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.film = Film(embedding, channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)

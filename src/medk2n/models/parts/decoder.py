@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medk2n.models.parts.blocks import Film, ResidualBlock
+from medk2n.models.parts.blocks import ChannelNorm, Film, ResidualBlock
 from medk2n.models.parts.encoder import Pyramid
 
 
@@ -20,7 +20,7 @@ class Decoder(nn.Module):
         self.bottom = ResidualBlock(channels[16], embedding)
         strides = (8, 4, 2, 1)
         self.reduce = nn.ModuleDict({str(s): nn.Conv2d(channels[2 * s], channels[s], 1) for s in strides})
-        self.norm = nn.ModuleDict({str(s): nn.GroupNorm(4, channels[s]) for s in strides})
+        self.norm = nn.ModuleDict({str(s): ChannelNorm(channels[s]) for s in strides})
         self.merge = nn.ModuleDict({str(s): nn.Conv2d(channels[s], channels[s], 3, padding=1) for s in strides})
         self.film = nn.ModuleDict({str(s): Film(embedding, channels[s]) for s in strides})
         self.refine = ResidualBlock(channels[8], embedding)
@@ -37,17 +37,31 @@ class Decoder(nn.Module):
         return x, half
 
 
+class OwnLinear(nn.Module):
+    """A 1 x 1 convolution with weights of each target's own; zero at the start."""
+
+    def __init__(self, m: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(m, inputs, outputs))
+        self.bias = nn.Parameter(torch.zeros(m, 1, outputs))
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        """x (q, inputs, h, w), target (q,) -> (q, outputs, h, w)."""
+        voxels = x.permute(0, 2, 3, 1)
+        out = torch.baddbmm(self.bias[target], voxels.flatten(1, 2), self.weight[target])
+        return out.unflatten(1, voxels.shape[1:3]).permute(0, 3, 1, 2)
+
+
 class ConvHead(nn.Module):
     """Reads the full-resolution features: good at fine texture."""
 
     def __init__(self, m: int, channels: dict[int, int], outputs: int) -> None:
         super().__init__()
-        self.m = m
-        self.out = nn.Conv2d(channels[1], m * outputs, 1)
+        self.out = OwnLinear(m, channels[1], outputs)
 
     def forward(self, full: Tensor, half: Tensor, target: Tensor) -> Tensor:
         """-> (q, outputs, h, w), each query by its target's own weights."""
-        return _own(self.out(full), self.m, target)
+        return self.out(full, target)
 
 
 class SubPixelHead(nn.Module):
@@ -55,47 +69,40 @@ class SubPixelHead(nn.Module):
 
     def __init__(self, m: int, channels: dict[int, int], outputs: int) -> None:
         super().__init__()
-        self.m = m
-        self.out = nn.Conv2d(channels[2], m * 4 * outputs, 1)
+        self.out = OwnLinear(m, channels[2], 4 * outputs)
 
     def forward(self, full: Tensor, half: Tensor, target: Tensor) -> Tensor:
         """-> (q, outputs, h, w), each query by its target's own weights."""
-        return functional.pixel_shuffle(_own(self.out(half), self.m, target), 2)
-
-
-def _own(everything: Tensor, m: int, target: Tensor) -> Tensor:
-    """(q, m outputs, h, w) -> (q, outputs, h, w) of each query's target."""
-    rows = torch.arange(len(target), device=target.device)
-    return everything.unflatten(1, (m, -1))[rows, target]
+        return functional.pixel_shuffle(self.out(half, target), 2)
 
 
 class TaskHeadNet(nn.Module):
-    """A per-voxel mixture of the heads: each gives a residual to the base image, a log-variance and a vote.
+    """A per-voxel mixture of the heads: each trusts the base image so far and adds a residual.
 
-    The mixture's variance is the total variance, sum pi (s^2 + mu^2) - mean^2, with mu and pi
-    detached: the variance follows the mean and never teaches it, so hard voxels are not starved.
-    Heads start at zero, so training starts at the base image.
+    A head gives a gain of the base, a residual, a log-variance and a vote. The mixture's variance is the total
+    variance, sum pi (s^2 + mu^2) - mean^2, with mu and pi detached: the variance follows the mean and never
+    teaches it, so hard voxels are not starved. Training starts at the base image.
     """
 
     HEADS = (ConvHead, SubPixelHead)
 
     def __init__(self, m: int, channels: dict[int, int], start_log_variance: float) -> None:
         super().__init__()
-        self.heads = nn.ModuleList(head(m, channels, 3) for head in self.HEADS)
+        self.heads = nn.ModuleList(head(m, channels, 4) for head in self.HEADS)
         for head in self.heads:
-            nn.init.zeros_(head.out.weight)
             # pixel_shuffle takes channel c * 4 + k to channel c, so outputs are contiguous groups
-            bias = torch.zeros(m, 3, len(head.out.bias) // (3 * m))
-            bias[:, 1] = start_log_variance
-            head.out.bias.data = bias.reshape(-1)
+            bias = head.out.bias.data.view(m, 4, -1)
+            bias[:, 0], bias[:, 2] = 1.0, start_log_variance
 
-    def forward(self, full: Tensor, half: Tensor, base: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """base (q, h, w), target (q,) -> mean and log-variance, both (q, h, w)."""
-        outputs = torch.stack([head(full, half, target) for head in self.heads], dim=1)  # (q, heads, 3, h, w)
-        residual, log_variance, vote = outputs.unbind(dim=2)
+    def forward(self, full: Tensor, half: Tensor, base: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """base (q, h, w), target (q,) -> mean, log-variance and the gain of the base, (q, h, w) each."""
+        outputs = torch.stack([head(full, half, target) for head in self.heads], dim=1)  # (q, heads, 4, h, w)
+        gain, residual, log_variance, vote = outputs.unbind(dim=2)
         pi = vote.softmax(dim=1)
-        mean = (pi * residual).sum(dim=1)
-        mu, share = residual.detach(), pi.detach()
-        variance = (share * (log_variance.clamp(-12, 3).exp() + mu.square())).sum(dim=1)
-        variance = variance - (share * mu).sum(dim=1).square()
-        return base + mean, variance.clamp_min(1e-6).log()
+        image = gain * base[:, None] + residual
+        mean = (pi * image).sum(dim=1)
+        mu, share = image.detach(), pi.detach()
+        # around the mean: far fewer digits are lost than in sum pi mu^2 - mean^2
+        spread = (mu - mean.detach()[:, None]).square()
+        variance = (share * (log_variance.clamp(-12, 3).exp() + spread)).sum(dim=1)
+        return mean, variance.clamp_min(1e-6).log(), (share * gain.detach()).sum(dim=1)

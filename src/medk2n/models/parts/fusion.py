@@ -121,6 +121,7 @@ class Refinement(nn.Module):
             {str(s): nn.Conv2d(channels[s] * (2 if s in FUSED_STRIDES else 1), channels[s], 1) for s in STRIDES}
         )
         self.film = nn.ModuleDict({str(s): Film(2 * embedding, channels[s]) for s in FUSED_STRIDES})
+        self.first = nn.ModuleDict({str(s): nn.Conv2d(channels[s], channels[s], 1) for s in FUSED_STRIDES})
         self.gain = nn.ModuleDict(
             {str(s): nn.Linear(2 * embedding, channels[s]) for s in STRIDES if s not in FUSED_STRIDES}
         )
@@ -133,6 +134,11 @@ class Refinement(nn.Module):
         """At a fused stride: state, frame (q, c, h, w), pair [e_i; e_j] (q, 2 d) -> (q, c, h, w)."""
         key = str(stride)
         return self.film[key](rms_norm(self.mix[key](torch.cat([state, frame], dim=1))), pair)
+
+    def key(self, frame: Tensor, stride: int, pair: Tensor) -> Tensor:
+        """At a fused stride: what the key frame (q, c, h, w) starts the state with."""
+        key = str(stride)
+        return self.film[key](rms_norm(self.first[key](frame)), pair)
 
     def channel_gain(self, stride: int, pair: Tensor) -> Tensor:
         """At strides 1 and 2: how strongly the pair uses each channel, (q, c, 1, 1)."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medk2n.models._spec import Query, Statistics
+from medk2n.models.parts.base import BaseImage, LinearMaps
 from medk2n.models.parts.blocks import mlp
 from medk2n.models.parts.encoder import FUSED_STRIDES, STRIDES, Pyramid
 from medk2n.models.parts.fusion import (
@@ -68,8 +69,8 @@ class Fused:
 
     Attributes:
         state: pyramid of q rows.
-        base: (q, h, w) gated, precision-weighted mean of the affine maps of the sources.
-        shares: per step (q, h, w), what a change of that frame adds to the base (share times slope).
+        base: (q, h, w) best linear map of the sources that were let in.
+        shares: per step (q, h, w), what a change of that frame adds to the base.
         steps: one `Step` per position in the sequence.
         quality: (q,) log mean squared error that the state predicts for itself.
         attention: memory attentions seen on the way, with their targets.
@@ -109,8 +110,7 @@ class ProgressiveFusion(nn.Module):
         self.judge = mlp(2 * embedding, embedding, 1)
         nn.init.constant_(self.judge[-1].bias, -4.6)  # log of 0.01, a usual mean squared error
         self.register_buffer("history", torch.zeros(m, m))
-        for name in ("slope", "intercept", "residual"):
-            self.register_buffer(name, getattr(statistics, name).clone())
+        self.linear_maps = LinearMaps(statistics)
 
     @torch.no_grad()
     def observe(self, source: Tensor, target: Tensor, gain: Tensor, momentum: float = 0.98) -> None:
@@ -144,14 +144,20 @@ class ProgressiveFusion(nn.Module):
         rows = torch.arange(len(count), device=count.device)
         key = order[:, 0]
         frame = frames.row[query.sample, key]
-        state = {s: frames.pyramid[s][frame] for s in STRIDES}
-        base = _Base(self, frames, query)
-        base.add(rows, frame, key, torch.ones_like(frames.centre[frame]))
+        shallow = self.refinement.shallow(frames.pyramid)
+        pair = torch.cat([embeddings[key], embeddings[query.target]], dim=1)
+        state = {
+            s: self.refinement.key(frames.pyramid[s][frame], s, pair)
+            if s in FUSED_STRIDES
+            else self.refinement.channel_gain(s, pair) * shallow[s][frame]
+            for s in STRIDES
+        }
         held = first.weight[rows, key]
         ones = torch.ones_like(held)
+        base = BaseImage(self.linear_maps, frames.centre, query.target)
+        base.add(rows, frame, key, ones, torch.ones_like(frames.centre[frame]))
         steps = [Step(frame, key, held, torch.zeros_like(held), ones, first.memory[rows, key], ones)]
         attention = [(first.attention, first.target)] if first.attention is not None else []
-        shallow = self.refinement.shallow(frames.pyramid) if order.shape[1] > 1 else {}
         for position in range(1, order.shape[1]):
             active = (count > position).nonzero().squeeze(1)
             source, target = order[active, position], query.target[active]
@@ -175,7 +181,7 @@ class ProgressiveFusion(nn.Module):
             if len(work):
                 effective = effective.index_add(0, work, maps[4].mean(dim=(1, 2, 3)))
                 shown = functional.interpolate(maps[4], scale_factor=4.0, mode="bilinear").squeeze(1)
-                base.add(active[work], frame[work], source[work], shown)
+                base.add(active[work], frame[work], source[work], gate[work], shown)
             else:
                 base.add_nothing()
             steps.append(_spread(len(count), active, frame, source, weight, tau, gate, memory, effective))
@@ -315,38 +321,6 @@ class ProgressiveFusion(nn.Module):
                 step = spread * self.refinement.channel_gain(s, pair) * shallow[s][frame]
             state[s] = state[s].index_add(0, rows, step)
         return maps
-
-
-class _Base:
-    """The base image: mean of the affine maps a_ij x_i + b_ij, weighted by W_eff and by the maps' precision."""
-
-    def __init__(self, fusion: ProgressiveFusion, frames: Frames, query: Query) -> None:
-        self._fusion, self._centre, self._target = fusion, frames.centre, query.target
-        self._total = self._mass = frames.centre.new_zeros(len(query.target), *frames.centre.shape[1:])
-        self._slopes: list[Tensor] = []
-
-    def add(self, rows: Tensor, frame: Tensor, source: Tensor, shown: Tensor) -> None:
-        """Count frames in for some rows; shown (rows, h, w) is W_eff, 1 for the key frame."""
-        target = self._target[rows]
-        slope, intercept, residual = (
-            getattr(self._fusion, name)[source, target][:, None, None] for name in ("slope", "intercept", "residual")
-        )
-        precision = shown / residual
-        self._total = self._total.index_add(0, rows, (slope * self._centre[frame] + intercept) * precision)
-        self._mass = self._mass.index_add(0, rows, precision)
-        self._slopes.append(torch.zeros_like(self._mass).index_add(0, rows, slope * precision))
-
-    def add_nothing(self) -> None:
-        """A step whose gates were all closed."""
-        self._slopes.append(torch.zeros_like(self._mass))
-
-    def image(self) -> Tensor:
-        """(q, h, w)."""
-        return self._total / self._mass
-
-    def shares(self) -> list[Tensor]:
-        """Per step (q, h, w): what a change of its frame adds to the image."""
-        return [slope / self._mass for slope in self._slopes]
 
 
 def _planned(plan: Plan, target: Tensor, position: int, like: Tensor) -> Decision:
