@@ -101,8 +101,6 @@ class TrainConfig(_Strict):
         modalities: what the model will know.
         core: those of them that people mostly have; `core_share` of the crops are asked about these alone.
         spacing_mm: in-plane spacing of the working grid.
-        shrinkage: of the correlations behind the base image, 0 for one scanner; where grey scales differ between
-            scanners, the difference of two alike inputs misleads (docs/lab-log.md).
         models: the first is the model, the others are references trained interleaved with it.
         gain_every: steps between two measurements of a source's gain.
         soft_gates: share of the budget before the gates turn hard.
@@ -117,7 +115,6 @@ class TrainConfig(_Strict):
     core: list[str] = []
     core_share: Share = 0.6
     spacing_mm: Positive = 1.5
-    shrinkage: Share = 0.0
     models: Annotated[list[ModelChoice], Field(min_length=1)]
     optimiser: Optimiser = Optimiser()
     budget: Budget = Budget(minutes=30)

@@ -60,8 +60,8 @@ class StatisticsBuilder:
             if name in self._windows:
                 self._windows[name].append((scaling.low, scaling.high))
 
-    def finish(self, shrinkage: float = 0.0) -> CohortStatistics:
-        """The least-squares maps; correlations lose a share of `shrinkage`, as in ridge regression."""
+    def finish(self) -> CohortStatistics:
+        """The least-squares maps."""
         n = np.maximum(self._pairs, 1)
         x, y, xx, yy, xy = (a / n for a in (self._x, self._y, self._xx, self._yy, self._xy))
         variance = np.maximum(np.diag(yy) - np.diag(y) ** 2, 1e-4)
@@ -76,7 +76,6 @@ class StatisticsBuilder:
         mean = np.where(seen, x, np.diag(x)[:, None])
         deviation = np.where(seen, np.sqrt(np.maximum(xx - x**2, 1e-4)), np.sqrt(variance)[:, None])
         correlation = _positive_definite(np.where(seen, (xy - x * y) / (deviation * deviation.T), 0.0))
-        correlation = (1 - shrinkage) * correlation + shrinkage * np.eye(len(mean))
         typical = {k: tuple(np.median(v, axis=0).tolist()) for k, v in self._windows.items() if v}
         return CohortStatistics(
             self.modalities, slope, intercept, residual, mean, deviation, correlation, variance, typical

@@ -140,7 +140,7 @@ def _read(config: TrainConfig, report: Report) -> _Data:
         stores.append(store)
         shares.append(float(share))
         subjects[root] = [study.id for study in studies]
-    statistics = builder.finish(config.shrinkage)
+    statistics = builder.finish()
     unseen = [name for name in config.modalities if name not in statistics.typical_scaling]
     if unseen:
         raise ConfigError(
