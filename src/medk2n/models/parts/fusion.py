@@ -43,7 +43,7 @@ class PreWeightNet(nn.Module):
     """Global contribution W_ij = sigmoid(MLP[x_ij; m_ij]) with a memory bank M_j per target.
 
     x_ij encodes the pooled state and frame, both embeddings and the state's quality; m_ij is read
-    from M_j by attention. W is anchored by regression on measured gains (training/gains).
+    from M_j by attention. W is anchored by measured gains (losses/fusion.py).
     """
 
     def __init__(self, m: int, pooled: int, embedding: int, slots: int) -> None:
