@@ -119,6 +119,14 @@ def test_subjects_vary_around_the_table() -> None:
     assert all(row.source for row in TISSUES.values())
 
 
+@pytest.mark.parametrize("lesion", ["oedema", "wm_lesion"])
+def test_lesions_are_bright_on_flair_in_every_subject(lesion: str) -> None:
+    for i in range(300):
+        rows = draw_tissues(np.random.default_rng(i))
+        ill, white = (mr_signal(FIXED["t2f"], r.t1_ms, r.t2_ms, r.pd, r.adc) for r in (rows[lesion], rows["white"]))
+        assert 1.15 < ill / white < 2.3
+
+
 def test_rician_mean_in_air_and_in_strong_signal() -> None:
     rng = np.random.default_rng(0)
     air = rician(rng, np.zeros((30, 31, 32), np.float32), 2.0)
@@ -141,7 +149,7 @@ def test_thick_slices_blur_along_z_alone() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_deformations_never_fold(seed: int) -> None:
     origin, size = np.array([-60.0, -70.0, -50.0]), np.array([120.0, 140.0, 100.0])
-    deformation = random_deformation(np.random.default_rng(seed), origin, size, strength=8.0)
+    deformation = random_deformation(np.random.default_rng(seed), origin, size, np.full(3, 0.9), strength=8.0)
     assert jacobian_determinant(deformation.displacement_mm).min() > 0
     assert np.linalg.det(deformation.affine) > 0.5
 

@@ -15,6 +15,8 @@ from scipy.ndimage import binary_closing, binary_opening, distance_transform_edt
 from medk2n.phantom.deform import sample
 
 CHANNELS = ("grey", "white", "csf", "detail", "from_white", "from_ventricle", "from_outside")
+# The MNI frame is larger than life: its brain, with the CSF between the folds, holds 2 litres, an adult's 1.45.
+_ICBM152_LIFE_SIZE = (0.9, 0.9, 0.9)
 _SHELL_STEP_MM = 2.0  # the distance map around the brain is smooth and may be coarse
 
 # Deep grey nuclei, right side, MNI millimetres: centre, half axes. After the Harvard-Oxford and Talairach
@@ -38,6 +40,7 @@ class Anatomy:
         affine: (4, 4) voxel -> MNI millimetres of `maps`.
         outside_mm: (x, y, z) float32 on a padded lattice: signed distance to the brain, negative inside.
         outside_affine: (4, 4) of `outside_mm`.
+        life_size: (3,) millimetres of a head as it is in life per MNI millimetre, along each axis.
         blurred: the maps are a group average whose folds need carving.
         name: where it came from, for the records.
     """
@@ -46,6 +49,7 @@ class Anatomy:
     affine: np.ndarray
     outside_mm: np.ndarray
     outside_affine: np.ndarray
+    life_size: np.ndarray
     blurred: bool
     name: str
 
@@ -80,7 +84,14 @@ def load_icbm152() -> Anatomy:
     arrays = {name: image.get_fdata(dtype=np.float32) for name, image in images.items()}
     mask = arrays["mask"] > 0.5
     return build_anatomy(
-        arrays["t1"], arrays["grey"], arrays["white"], mask, images["t1"].affine, blurred=True, name="ICBM152 2009a"
+        arrays["t1"],
+        arrays["grey"],
+        arrays["white"],
+        mask,
+        images["t1"].affine,
+        life_size=np.array(_ICBM152_LIFE_SIZE),
+        blurred=True,
+        name="ICBM152 2009a",
     )
 
 
@@ -91,6 +102,7 @@ def build_anatomy(
     mask: np.ndarray,
     affine: np.ndarray,
     *,
+    life_size: np.ndarray,
     blurred: bool,
     name: str,
 ) -> Anatomy:
@@ -104,7 +116,7 @@ def build_anatomy(
     ventricles = _ventricles(csf, inwards, affine)
     from_ventricle = distance_transform_edt(~ventricles) if ventricles.any() else np.full(mask.shape, 60.0)
     maps = np.stack([grey * mask, white * mask, csf, detail, np.minimum(from_white, 15), from_ventricle, inwards])
-    return Anatomy(maps.astype(np.float32), np.asarray(affine, float), shell, shell_affine, blurred, name)
+    return Anatomy(maps.astype(np.float32), np.asarray(affine, float), shell, shell_affine, life_size, blurred, name)
 
 
 def _ventricles(csf: np.ndarray, inwards: np.ndarray, affine: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from medk2n.phantom.lesions import LesionPlan, draw_lesions, lesion_fractions
 from medk2n.phantom.tissues import LESION_LABELS, TISSUES
 from medk2n.phantom.vessels import vessel_map
 
-# Field of view in MNI millimetres: it holds the head down to the upper neck.
+# Field of view in subject millimetres, about the same origin as MNI: it holds the head down to the upper neck.
 FOV_LOW_MM = np.array([-98.0, -136.0, -86.0])
 FOV_HIGH_MM = np.array([98.0, 108.0, 104.0])
 LEAST_FRACTION = 0.004  # smaller shares of a voxel are dropped
@@ -103,7 +103,7 @@ def build_body(anatomy: Anatomy, rng: np.random.Generator, spacing_mm: float, *,
         stripped: leave out everything around the brain.
     """
     grid, in_template = subject_grid(rng, spacing_mm)
-    deformation = random_deformation(rng, FOV_LOW_MM, FOV_HIGH_MM - FOV_LOW_MM)
+    deformation = random_deformation(rng, FOV_LOW_MM, FOV_HIGH_MM - FOV_LOW_MM, anatomy.life_size)
     plan = draw_lesions(anatomy, rng)
     fields = {mm: smooth_field(rng, grid.shape, spacing_mm, mm).ravel() for mm in (5, 9, 35, 60)}
     points = deformation.on_grid(grid.shape, in_template)

@@ -73,7 +73,7 @@ def random_affine(rng: np.random.Generator) -> np.ndarray:
         turn = np.eye(3)
         turn[[i, i, j, j], [i, j, i, j]] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
         matrix = matrix @ turn
-    sizes = 1 + np.clip(rng.normal(0, 0.035) + rng.normal(0, 0.025, 3), -0.1, 0.1)
+    sizes = 1 + np.clip(rng.normal(0, 0.025) + rng.normal(0, 0.025, 3), -0.1, 0.1)
     shear = np.eye(3) + np.triu(rng.normal(0, 0.015, (3, 3)), 1)
     affine = np.eye(4)
     affine[:3, :3] = matrix @ np.diag(sizes) @ shear
@@ -104,18 +104,23 @@ class Deformation:
 
 
 def random_deformation(
-    rng: np.random.Generator, origin_mm: np.ndarray, size_mm: np.ndarray, strength: float = 1.0
+    rng: np.random.Generator,
+    origin_mm: np.ndarray,
+    size_mm: np.ndarray,
+    life_size: np.ndarray,
+    strength: float = 1.0,
 ) -> Deformation:
     """Draw one subject's deformation over the box that begins at `origin_mm` and is `size_mm` long.
 
-    A draw that folds anywhere is made gentler until it does not.
+    Subjects vary about a head of `life_size` (subject millimetres per template millimetre, one per axis):
+    brain, skull and scalp alike. A draw that folds anywhere is made gentler until it does not.
 
     Raises:
         InternalError: if no gentler draw is free of folds.
     """
     shape = tuple(int(n) for n in np.ceil(np.asarray(size_mm) / STEP_MM) + 1)
     velocity = random_velocity(rng, shape, strength)
-    affine = random_affine(rng)
+    affine = np.diag([*(1 / life_size), 1.0]) @ random_affine(rng)
     for _ in range(6):
         displacement = exponentiate(velocity)
         if jacobian_determinant(displacement).min() > 0.05:

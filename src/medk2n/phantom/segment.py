@@ -36,13 +36,15 @@ def load_head(path: Path) -> Anatomy:
             "pass a T1-weighted image of an adult, best skull-stripped"
         )
     template = load_icbm152()
-    to_image = np.linalg.inv(affine) @ _box_match(template, mask, affine) @ template.affine
+    match = _box_match(template, mask, affine)
+    to_image = np.linalg.inv(affine) @ match @ template.affine
     shape = template.maps.shape[1:]
     t1 = ndimage.affine_transform(image, to_image, output_shape=shape, order=1, output=np.float32)
     inside = ndimage.affine_transform(mask.astype(np.float32), to_image, output_shape=shape, order=1) > 0.5
     t1 = t1 * inside
     grey, white = tissue_posteriors(t1, inside, template)
-    return build_anatomy(t1, grey, white, inside, template.affine, blurred=False, name=path.name)
+    life_size = match.diagonal()[:3]
+    return build_anatomy(t1, grey, white, inside, template.affine, life_size=life_size, blurred=False, name=path.name)
 
 
 def find_brain(image: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:

@@ -75,10 +75,10 @@ TISSUES: dict[str, Tissue] = {
     "skin": Tissue(15, 900, 35, 0.65, 900, 40, uptake_mm=0.15, texture=0.06, source="estimate, B04"),
     "eye": Tissue(16, 4000, 1200, 1.00, 2800, 10, texture=0.01, source="as CSF, L04"),
     "necrosis": Tissue(17, 2300, 260, 0.93, 1900, 16, uptake_mm=0.03, spread=0.12, texture=0.12, source="P11, T00"),
-    "oedema": Tissue(18, 1480, 150, 0.84, 1300, 22, uptake_mm=0.015, spread=0.10, texture=0.08, source="P11, T00"),
+    "oedema": Tissue(18, 1480, 160, 0.84, 1300, 22, uptake_mm=0.015, spread=0.10, texture=0.08, source="P11, T00"),
     "enhancing": Tissue(19, 1500, 125, 0.84, 1050, 40, uptake_mm=0.8, spread=0.12, texture=0.20, source="P11"),
     "stroke": Tissue(20, 1420, 128, 0.83, 430, 25, uptake_mm=0.02, spread=0.10, texture=0.06, source="F13"),
-    "wm_lesion": Tissue(21, 1250, 140, 0.82, 1100, 25, uptake_mm=0.015, spread=0.10, texture=0.06, source="T00"),
+    "wm_lesion": Tissue(21, 1250, 150, 0.82, 1100, 25, uptake_mm=0.015, spread=0.10, texture=0.06, source="T00"),
 }
 
 LESION_LABELS = {"necrosis": 1, "oedema": 2, "enhancing": 3, "stroke": 4, "wm_lesion": 5}
@@ -87,11 +87,15 @@ LESION_LABELS = {"necrosis": 1, "oedema": 2, "enhancing": 3, "stroke": 4, "wm_le
 def draw_tissues(rng: np.random.Generator) -> dict[str, Tissue]:
     """One subject's own tissues: each value times a log-normal factor of the row's `spread`.
 
-    Proton density varies a third as much as the times, CT numbers by up to 2 HU plus 3 percent.
+    Water content lengthens T1 and T2 and raises proton density together, as within a subject: drawn apart, a long
+    T1 beside a short T2 would hide oedema on FLAIR. Proton density varies a third as much as the times, CT numbers
+    by up to 2 HU plus 3 percent.
     """
 
     def vary(row: Tissue) -> Tissue:
-        t1, t2, pd, adc, uptake = np.exp(row.spread * rng.standard_normal(5) * (1, 1, 0.33, 1, 3))
+        water, t2_own, pd_own, adc, uptake = rng.standard_normal(5)
+        drawn = np.array([water, 0.6 * water + 0.8 * t2_own, 0.2 * water + 0.27 * pd_own, adc, 3 * uptake])
+        t1, t2, pd, adc, uptake = np.exp(row.spread * drawn)
         return replace(
             row,
             t1_ms=float(row.t1_ms * t1),
