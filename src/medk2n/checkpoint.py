@@ -133,7 +133,7 @@ def save(folder: Path, module: "nn.Module", config: ModelConfig, *, half: bool =
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for name, tensor in module.state_dict().items():
-        small = tensor.dtype != torch.float32 or tensor.numel() < 256 or name.startswith("fusion.linear_maps")
+        small = tensor.dtype != torch.float32 or tensor.numel() < 256 or name.startswith("linear_maps")
         tensors[name] = tensor.detach().to("cpu", tensor.dtype if small or not half else torch.float16).contiguous()
     raw = to_bytes(tensors)
     atomic_write(folder / WEIGHTS, lambda path: path.write_bytes(raw))

@@ -84,11 +84,12 @@ class LossWeights(_Strict):
     log_mse: float = 1.0
     edges: float = 2.0
     likelihood: float = 0.1
-    remade: float = 0.25
+    remade: float = 0.1
     weights: float = 1.0
     gates: float = 0.002
     memory: float = 0.01
     quality: float = 0.1
+    proposals: float = 0.5
 
 
 class TrainConfig(_Strict):

@@ -1,6 +1,6 @@
 """Med-K2N: any K modalities of a study in, any N out (arXiv 2510.02815; docs/model.md for how it is built here).
 
-Every frame is encoded once and shared by all targets: K encodes, K N light fusions, N decodes.
+Every frame is encoded once and shared by all targets: K encodes, K N light fusions, N light decodes.
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medk2n.models._spec import ModelSpec, Prediction, Query, Statistics
+from medk2n.models.parts.base import LinearMaps, Proposals, Proposed
 from medk2n.models.parts.blocks import scale_for_gelu
 from medk2n.models.parts.decoder import Decoder, TaskHeadNet
 from medk2n.models.parts.encoder import FUSED_STRIDES, ConvEncoder
@@ -31,7 +32,7 @@ class Params:
     """
 
     slices: int = 3
-    widths: tuple[int, int, int, int, int] = (12, 24, 64, 96, 128)
+    widths: tuple[int, int, int, int, int] = (16, 32, 64, 96, 128)
     embedding: int = 48
     memory_slots: int = 8
 
@@ -45,7 +46,9 @@ class MedK2N(nn.Module):
         self.params = params
         self.embeddings = nn.Parameter(torch.randn(m, params.embedding) * 0.5)
         self.encoder = ConvEncoder(m, params.slices, channels, params.embedding)
-        self.fusion = ProgressiveFusion(m, channels, params.embedding, params.memory_slots, statistics)
+        self.fusion = ProgressiveFusion(m, channels, params.embedding, params.memory_slots)
+        self.linear_maps = LinearMaps(statistics)
+        self.proposals = Proposals(m, channels[1])
         self.decoder = Decoder(channels, params.embedding)
         scale_for_gelu(self)  # before the heads, which start at zero
         for stem in self.encoder.stem1:
@@ -78,10 +81,13 @@ class MedK2N(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Prediction:
         """Fuse and decode; the prediction is on the padded grid of the frames."""
-        fused = self.fusion(frames, query, self.embeddings, plan=plan, study=study, generator=generator)
+        proposed = self._propose(frames, query)
+        fused = self.fusion(
+            frames, query, self.embeddings, self.linear_maps, proposed, plan=plan, study=study, generator=generator
+        )
         full, half = self.decoder(fused.state, self.embeddings[query.target])
         mean, log_variance, gain = self.heads(full, half, fused.base, query.target)
-        return Prediction(mean, log_variance, {"fused": fused, "gain": gain})
+        return Prediction(mean, log_variance, {"fused": fused, "gain": gain, "proposed": proposed, "frames": frames})
 
     def forward(self, images: Tensor, query: Query, *, generator: torch.Generator | None = None) -> Prediction:
         """images (b, m, s, h, w) scaled, 0 outside the foreground -> one image per query."""
@@ -96,8 +102,15 @@ class MedK2N(nn.Module):
         """A study's plan from some of its slices: images (slices, m, s, h, w), every target on every slice."""
         needed = torch.zeros(images.shape[:2], dtype=torch.long, device=images.device)
         needed = needed.index_add(0, query.sample, query.sources.long()) > 0
-        fused = self.fusion(self.encode(images, needed), query, self.embeddings, study=True)
+        frames = self.encode(images, needed)
+        fused = self.fusion(frames, query, self.embeddings, self.linear_maps, self._propose(frames, query), study=True)
         return self.fusion.plan(fused, query)
+
+    def _propose(self, frames: Frames, query: Query) -> Proposed:
+        """In training every frame is taught all targets; else only what is asked is proposed."""
+        every = torch.arange(len(self.embeddings), device=query.target.device)
+        targets = every if self.training else query.target.unique()
+        return self.proposals(frames.pyramid[1], frames.centre, frames.modality, targets, self.linear_maps)
 
 
 COMPONENT = ModelSpec(name="medk2n", params=Params, build=MedK2N)

@@ -37,5 +37,22 @@ def objective(
         parts["weights"] = weights.weights * fusion.key_weight_error(fused, query.sources, mse, variance[query.target])
         parts["gates"] = weights.gates * fusion.open_gates(fused)
         parts["memory"] = weights.memory * fusion.memory_collapse(fused)
+        parts["proposals"] = weights.proposals * proposal_error(prediction, batch, weights)
         parts["quality"] = weights.quality * fusion.quality_error(fused, mse)
     return sum(parts.values()), mse.detach(), {name: float(value.detach()) for name, value in parts.items()}
+
+
+def proposal_error(prediction: Prediction, batch: Batch, weights: LossWeights) -> Tensor:
+    """What every frame alone proposes for every other image that its sample has: judged as the answer is."""
+    frames, proposed = prediction.extras["frames"], prediction.extras["proposed"]
+    sample = (frames.row >= 0).nonzero()[:, 0]  # frames are numbered in this order
+    other = batch.acquired[sample][:, proposed.targets] & (frames.modality[:, None] != proposed.targets)
+    frame, column = other.nonzero().unbind(dim=1)
+    if not len(frame):
+        return prediction.mean.new_zeros(())
+    h, w = batch.foreground.shape[-2:]
+    mean, log_variance = (x[frame, column, :h, :w] for x in (proposed.mean, proposed.log_variance))
+    target = proposed.targets[column]
+    truth, inside = batch.targets[sample[frame], target], batch.foreground[sample[frame]]
+    nll = gaussian_nll(mean, log_variance, truth, inside)
+    return (weights.log_mse * log_mse(mean, truth, inside) + weights.likelihood * nll).mean()

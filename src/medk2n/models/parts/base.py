@@ -1,15 +1,24 @@
-"""The base image: the best linear map of the frames that were let in (design, section 6).
+"""The base image: a linear map of the frames that were let in, and what each proposes beyond (design, section 6).
 
 L_S is the least-squares map from the sources S to the target, solved from what training subjects say about pairs.
 Frame by frame the base moves from L_(S without i) towards L_S, at each voxel as far as W_eff lets frame i in: with
 every map at 1 it is L_S itself, with all gates closed the key frame's own map. (A precision-weighted mean of the pairs'
 maps, which takes their errors for independent, was 0.5 dB worse than the better of two: docs/lab-log.md.)
+
+To it comes the mean of the frames' corrections. A frame's correction is read from its own features, once per frame and
+target, and its proposal, its own map with the correction, is taught every image that its sample has: a frame learns
+from all targets at once. W_eff times the predicted precision is its weight in the mean.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from medk2n.models._spec import Statistics
+
+LOG_VARIANCE = (-9.0, 1.0)
+"""Bounds of a proposal's log-variance: 39 dB is better than any scan is repeated."""
 
 
 class LinearMaps(nn.Module):
@@ -33,25 +42,88 @@ class LinearMaps(nn.Module):
         slope = width[:, None] * beta / spread
         return slope, height - (slope * centre).sum(dim=1)
 
+    def pair(self, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """source, target (q,) -> slope, intercept and mean squared error of the map of one source, (q,) each."""
+        slope = self.correlation[source, target] * self.deviation[target, source] / self.deviation[source, target]
+        error = self.deviation[target, source].square() * (1 - self.correlation[source, target].square())
+        return slope, self.mean[target, source] - slope * self.mean[source, target], error
+
+
+@dataclass(frozen=True, slots=True)
+class Proposed:
+    """What f frames propose for n targets.
+
+    Attributes:
+        targets: (n,) indices, ascending.
+        mean: (f, n, h, w), the proposals.
+        correction: (f, n, h, w), what a proposal adds to the pair's linear map.
+        slope: (f, n, h, w), what a change of the frame adds to its correction.
+        log_variance: (f, n, h, w), of the proposals.
+    """
+
+    targets: Tensor
+    mean: Tensor
+    correction: Tensor
+    slope: Tensor
+    log_variance: Tensor
+
+    def of(self, frame: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """frame, target (q,) -> correction, its slope and the proposal's precision (no gradient), (q, h, w) each."""
+        column = torch.searchsorted(self.targets, target)
+        precision = (-self.log_variance[frame, column].detach()).exp()
+        return self.correction[frame, column], self.slope[frame, column], precision
+
+
+class Proposals(nn.Module):
+    """One 1 x 1 convolution for all targets: a gain of the pair's map, a residual, a log-variance.
+
+    Gain and residual are 0 before any step, and always for the frame's own modality: it proposes itself.
+    """
+
+    def __init__(self, m: int, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(m, 3, channels))
+        self.bias = nn.Parameter(torch.zeros(m, 3))
+
+    def forward(
+        self, features: Tensor, centre: Tensor, modality: Tensor, targets: Tensor, maps: LinearMaps
+    ) -> Proposed:
+        """features (f, c, h, w), centre (f, h, w), modality (f,), targets (n,) ascending."""
+        f, n = len(modality), len(targets)
+        out = nn.functional.linear(
+            features.permute(0, 2, 3, 1), self.weight[targets].flatten(0, 1), self.bias[targets].flatten()
+        )
+        gain, residual, log_variance = out.permute(0, 3, 1, 2).unflatten(1, (n, 3)).unbind(dim=2)
+        source, target = modality.repeat_interleave(n), targets.repeat(f)
+        slope, intercept, error = (x.view(f, n, 1, 1) for x in maps.pair(source, target))
+        other = (source != target).view(f, n, 1, 1)
+        linear = slope * centre[:, None] + intercept
+        correction = other * (gain * linear + residual)
+        log_variance = (log_variance + error.clamp_min(1e-3).log()).clamp(*LOG_VARIANCE)
+        return Proposed(targets, linear + correction, correction, other * gain * slope, log_variance)
+
 
 class BaseImage:
     """The base image of q queries while their frames are let in one by one.
 
     Args:
         maps: of the training subjects.
+        proposed: by all frames.
         centre: (f, h, w), middle slices of all frames.
         target: (q,).
     """
 
-    def __init__(self, maps: LinearMaps, centre: Tensor, target: Tensor) -> None:
-        self._maps, self._centre, self._target = maps, centre, target
+    def __init__(self, maps: LinearMaps, proposed: Proposed, centre: Tensor, target: Tensor) -> None:
+        self._maps, self._proposed, self._centre, self._target = maps, proposed, centre, target
         q, m = len(target), len(maps.mean)
         self._members = torch.zeros(q, m, dtype=torch.bool, device=target.device)
         self._slope, self._offset = centre.new_zeros(q, m), centre.new_zeros(q)
         self._shares: list[Tensor] = []
+        self._own: list[Tensor] = []
         self._frames: list[Tensor] = []
         self._sources: list[Tensor] = []
         self._level = centre.new_zeros(q, *centre.shape[1:])
+        self._corrections, self._mass = torch.zeros_like(self._level), torch.zeros_like(self._level)
 
     def add(self, rows: Tensor, frame: Tensor, source: Tensor, gate: Tensor, shown: Tensor) -> None:
         """Let a frame into some rows: gate (rows,), shown (rows, h, w) is W_eff, 1 for the key frame.
@@ -74,20 +146,27 @@ class BaseImage:
         self._members = self._members.index_put((rows[let_in],), members[let_in])
         self._slope = self._slope.index_put((rows[let_in],), slope[let_in])
         self._offset = self._offset.index_put((rows[let_in],), offset[let_in])
+        correction, steepness, precision = self._proposed.of(frame, self._target[rows])
+        weight = shown * precision
+        self._corrections = self._corrections.index_add(0, rows, weight * correction)
+        self._mass = self._mass.index_add(0, rows, weight)
+        self._own.append(torch.zeros_like(self._level).index_add(0, rows, (weight * steepness).detach()))
 
     def add_nothing(self) -> None:
         """A step whose gates were all closed."""
         self._frames.append(torch.zeros_like(self._target))
         self._sources.append(torch.zeros_like(self._target))
         self._shares.append(torch.zeros_like(self._level))
+        self._own.append(torch.zeros_like(self._level))
 
     def image(self) -> Tensor:
         """(q, h, w)."""
-        image = self._level
+        image = self._level + self._corrections / self._mass
         for frame, share in zip(self._frames, self._shares, strict=True):
             image = image + share * self._centre[frame]
         return image
 
     def shares(self) -> list[Tensor]:
         """Per step (q, h, w): what a change of its frame adds to the image."""
-        return self._shares
+        mass = self._mass.detach()
+        return [linear + own / mass for linear, own in zip(self._shares, self._own, strict=True)]

@@ -35,6 +35,14 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class FaintConv2d(nn.Conv2d):
+    """A convolution whose output is added to something finer or earlier, and starts at a tenth of its strength.
+
+    Until the coarse and the deep learn, they are noise: at full strength they drowned what the finest stride
+    already knew (docs/lab-log.md).
+    """
+
+
 class ResidualBlock(nn.Module):
     """Two 3 x 3 convolutions, normalised; FiLM between them says which modality is meant."""
 
@@ -43,7 +51,7 @@ class ResidualBlock(nn.Module):
         self.norm1 = ChannelNorm(channels)
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.film = Film(embedding, channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = FaintConv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
         h = self.conv1(functional.gelu(self.norm1(x)))
@@ -66,3 +74,5 @@ def scale_for_gelu(module: nn.Module) -> None:
         if isinstance(part, nn.Conv2d):
             nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
             nn.init.zeros_(part.bias)
+        if isinstance(part, FaintConv2d):
+            part.weight.data.mul_(0.1)

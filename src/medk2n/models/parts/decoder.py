@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medk2n.models.parts.blocks import ChannelNorm, Film, ResidualBlock
+from medk2n.models.parts.blocks import ChannelNorm, FaintConv2d, Film
 from medk2n.models.parts.encoder import Pyramid
 
 
@@ -17,23 +17,19 @@ class Decoder(nn.Module):
 
     def __init__(self, channels: dict[int, int], embedding: int) -> None:
         super().__init__()
-        self.bottom = ResidualBlock(channels[16], embedding)
         strides = (8, 4, 2, 1)
-        self.reduce = nn.ModuleDict({str(s): nn.Conv2d(channels[2 * s], channels[s], 1) for s in strides})
+        self.reduce = nn.ModuleDict({str(s): FaintConv2d(channels[2 * s], channels[s], 1) for s in strides})
         self.norm = nn.ModuleDict({str(s): ChannelNorm(channels[s]) for s in strides})
         self.merge = nn.ModuleDict({str(s): nn.Conv2d(channels[s], channels[s], 3, padding=1) for s in strides})
         self.film = nn.ModuleDict({str(s): Film(embedding, channels[s]) for s in strides})
-        self.refine = ResidualBlock(channels[8], embedding)
 
     def forward(self, state: Pyramid, e: Tensor) -> tuple[Tensor, Tensor]:
         """state of q queries, e (q, embedding) -> features (q, c1, h, w) and (q, c2, h / 2, w / 2)."""
-        half = x = self.bottom(state[16], e)
+        half = x = state[16]
         for stride in (8, 4, 2, 1):
             half, key = x, str(stride)  # after the loop: the features at stride 2
             x = functional.interpolate(self.reduce[key](x), scale_factor=2.0, mode="nearest") + state[stride]
             x = functional.gelu(self.film[key](self.merge[key](functional.gelu(self.norm[key](x))), e))
-            if stride == 8:
-                x = self.refine(x, e)
         return x, half
 
 

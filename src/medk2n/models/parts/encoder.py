@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medk2n.models.parts.blocks import ChannelNorm, Film, ResidualBlock
+from medk2n.models.parts.blocks import ChannelNorm, FaintConv2d, Film, ResidualBlock
 
 STRIDES = (1, 2, 4, 8, 16)
 FUSED_STRIDES = (4, 8, 16)
@@ -18,7 +18,7 @@ Pyramid = dict[int, Tensor]
 
 
 class ConvEncoder(nn.Module):
-    """A stem at strides 1 and 2 and residual stages at 4, 8, 16, all conditioned on the modality.
+    """A stem at strides 1 and 2, residual stages at 4, 8, 16 and a neck, all conditioned on the modality.
 
     The first convolution is each modality's own (specific beside shared parts: they help, and cost nothing);
     everything after it is shared.
@@ -29,18 +29,13 @@ class ConvEncoder(nn.Module):
         self.channels = channels
         self.stem1 = nn.ModuleList(nn.Conv2d(slices, channels[1], 3, padding=1) for _ in range(m))
         self.film1 = Film(embedding, channels[1])
-        self.stem2 = nn.Conv2d(channels[1], channels[2], 3, stride=2, padding=1)
-        self.norm2 = ChannelNorm(channels[2])
-        self.film2 = Film(embedding, channels[2])
-        self.refine2 = nn.Conv2d(channels[2], channels[2], 3, padding=1)
         self.down = nn.ModuleDict()
         self.stage = nn.ModuleDict()
-        self.norm = nn.ModuleDict()
-        for stride in FUSED_STRIDES:
+        for stride in STRIDES[1:]:
             self.down[str(stride)] = nn.Conv2d(channels[stride // 2], channels[stride], 3, stride=2, padding=1)
-            blocks = 1 if stride == 4 else 2
+            blocks = 1 if stride <= 4 else 2
             self.stage[str(stride)] = nn.ModuleList(ResidualBlock(channels[stride], embedding) for _ in range(blocks))
-            self.norm[str(stride)] = ChannelNorm(channels[stride])
+        self.neck = Neck(channels, embedding)
 
     def forward(self, frames: Tensor, modality: Tensor, e: Tensor) -> Pyramid:
         """frames (f, s, h, w) with h and w multiples of 16, modality (f,), e (f, embedding) -> the pyramid."""
@@ -50,11 +45,34 @@ class ConvEncoder(nn.Module):
             rows = (modality == i).nonzero().squeeze(1)
             first = first.index_copy(0, rows, self.stem1[i]((frames[rows] - 0.4) / 0.25))
         pyramid = {1: functional.gelu(self.film1(first, e))}
-        x = functional.gelu(self.film2(self.norm2(self.stem2(pyramid[1])), e))
-        pyramid[2] = functional.gelu(self.refine2(x)) + x
-        for stride in FUSED_STRIDES:
+        for stride in STRIDES[1:]:
             x = self.down[str(stride)](pyramid[stride // 2])
             for block in self.stage[str(stride)]:
                 x = block(x, e)
-            pyramid[stride] = x = self.norm[str(stride)](x)
-        return pyramid
+            pyramid[stride] = x
+        return self.neck(pyramid, e)
+
+
+class Neck(nn.Module):
+    """Top-down path of a feature pyramid (Lin 2017): every stride comes to know its surroundings.
+
+    Understanding a frame is done here, once per frame, so that what is done per target can stay light.
+    """
+
+    def __init__(self, channels: dict[int, int], embedding: int) -> None:
+        super().__init__()
+        finer = STRIDES[-2::-1]
+        self.reduce = nn.ModuleDict({str(s): FaintConv2d(channels[2 * s], channels[s], 1) for s in finer})
+        self.block = nn.ModuleDict({str(s): ResidualBlock(channels[s], embedding) for s in finer})
+        self.norm = nn.ModuleDict({str(s): ChannelNorm(channels[s]) for s in STRIDES})
+
+    def forward(self, pyramid: Pyramid, e: Tensor) -> Pyramid:
+        """Bottom-up pyramid of f frames, e (f, embedding) -> the same shapes, every voxel normalised."""
+        x = pyramid[STRIDES[-1]]
+        out = {STRIDES[-1]: self.norm[str(STRIDES[-1])](x)}
+        for stride in STRIDES[-2::-1]:
+            key = str(stride)
+            x = functional.interpolate(self.reduce[key](x), scale_factor=2.0, mode="nearest") + pyramid[stride]
+            x = self.block[key](x, e)
+            out[stride] = self.norm[key](x)
+        return out

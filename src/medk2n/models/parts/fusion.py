@@ -111,24 +111,18 @@ class EffiWeightNet(nn.Module):
 class Refinement(nn.Module):
     """R(F_i, f): what a frame adds to the state, RMS-normalised so that W_eff has a scale.
 
-    At strides 1 and 2 it reads the frame alone: `shallow` is computed once per frame and shared
-    by all queries, which keeps the two expensive strides light.
+    At strides 1 and 2 a frame adds its own features, normalised by the encoder: only `channel_gain` depends
+    on the pair, which keeps the two expensive strides light.
     """
 
     def __init__(self, channels: dict[int, int], embedding: int) -> None:
         super().__init__()
-        self.mix = nn.ModuleDict(
-            {str(s): nn.Conv2d(channels[s] * (2 if s in FUSED_STRIDES else 1), channels[s], 1) for s in STRIDES}
-        )
+        self.mix = nn.ModuleDict({str(s): nn.Conv2d(2 * channels[s], channels[s], 1) for s in FUSED_STRIDES})
         self.film = nn.ModuleDict({str(s): Film(2 * embedding, channels[s]) for s in FUSED_STRIDES})
         self.first = nn.ModuleDict({str(s): nn.Conv2d(channels[s], channels[s], 1) for s in FUSED_STRIDES})
         self.gain = nn.ModuleDict(
             {str(s): nn.Linear(2 * embedding, channels[s]) for s in STRIDES if s not in FUSED_STRIDES}
         )
-
-    def shallow(self, pyramid: Pyramid) -> Pyramid:
-        """Pyramid of f frames -> what each would add at strides 1 and 2, (f, c, h / stride, w / stride)."""
-        return {s: rms_norm(self.mix[str(s)](pyramid[s])) for s in STRIDES if s not in FUSED_STRIDES}
 
     def forward(self, state: Tensor, frame: Tensor, stride: int, pair: Tensor) -> Tensor:
         """At a fused stride: state, frame (q, c, h, w), pair [e_i; e_j] (q, 2 d) -> (q, c, h, w)."""

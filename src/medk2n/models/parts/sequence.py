@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medk2n.models._spec import Query, Statistics
-from medk2n.models.parts.base import BaseImage, LinearMaps
+from medk2n.models._spec import Query
+from medk2n.models.parts.base import BaseImage, LinearMaps, Proposed
 from medk2n.models.parts.blocks import mlp
 from medk2n.models.parts.encoder import FUSED_STRIDES, STRIDES, Pyramid
 from medk2n.models.parts.fusion import (
@@ -69,7 +69,7 @@ class Fused:
 
     Attributes:
         state: pyramid of q rows.
-        base: (q, h, w) best linear map of the sources that were let in.
+        base: (q, h, w) base image of the frames that were let in.
         shares: per step (q, h, w), what a change of that frame adds to the base.
         steps: one `Step` per position in the sequence.
         quality: (q,) log mean squared error that the state predicts for itself.
@@ -93,7 +93,6 @@ class ProgressiveFusion(nn.Module):
         channels: dict[int, int],
         embedding: int,
         slots: int,
-        statistics: Statistics,
         thresholds: tuple[float, float] = (0.0, 0.04),
         temperature: float = 0.01,
     ) -> None:
@@ -110,7 +109,6 @@ class ProgressiveFusion(nn.Module):
         self.judge = mlp(2 * embedding, embedding, 1)
         nn.init.constant_(self.judge[-1].bias, -4.6)  # log of 0.01, a usual mean squared error
         self.register_buffer("history", torch.zeros(m, m))
-        self.linear_maps = LinearMaps(statistics)
 
     @torch.no_grad()
     def observe(self, source: Tensor, target: Tensor, gain: Tensor, momentum: float = 0.98) -> None:
@@ -123,6 +121,8 @@ class ProgressiveFusion(nn.Module):
         frames: Frames,
         query: Query,
         embeddings: Tensor,
+        maps: LinearMaps,
+        proposed: Proposed,
         *,
         plan: Plan | None = None,
         study: bool = False,
@@ -134,6 +134,8 @@ class ProgressiveFusion(nn.Module):
             frames: encoded frames.
             query: q queries.
             embeddings: (m, d).
+            maps: linear maps of the training subjects.
+            proposed: what every frame alone says of every target.
             plan: decisions to follow instead of taking them.
             study: all samples are slices of one study: pool over them before deciding.
             generator: draw the key frame by Gumbel noise (training); None takes the largest weight.
@@ -144,17 +146,16 @@ class ProgressiveFusion(nn.Module):
         rows = torch.arange(len(count), device=count.device)
         key = order[:, 0]
         frame = frames.row[query.sample, key]
-        shallow = self.refinement.shallow(frames.pyramid)
         pair = torch.cat([embeddings[key], embeddings[query.target]], dim=1)
         state = {
             s: self.refinement.key(frames.pyramid[s][frame], s, pair)
             if s in FUSED_STRIDES
-            else self.refinement.channel_gain(s, pair) * shallow[s][frame]
+            else self.refinement.channel_gain(s, pair) * frames.pyramid[s][frame]
             for s in STRIDES
         }
         held = first.weight[rows, key]
         ones = torch.ones_like(held)
-        base = BaseImage(self.linear_maps, frames.centre, query.target)
+        base = BaseImage(maps, proposed, frames.centre, query.target)
         base.add(rows, frame, key, ones, torch.ones_like(frames.centre[frame]))
         steps = [Step(frame, key, held, torch.zeros_like(held), ones, first.memory[rows, key], ones)]
         attention = [(first.attention, first.target)] if first.attention is not None else []
@@ -176,11 +177,11 @@ class ProgressiveFusion(nn.Module):
                 work = (gate > 0).nonzero().squeeze(1)  # a closed gate's work is skipped too
             pair = torch.cat([embeddings[source], embeddings[target]], dim=1)
             facts = torch.cat([weight.detach()[:, None], tau[:, None], memory, pair], dim=1)
-            maps = self._advance(state, frames, shallow, active[work], frame[work], facts[work], gate[work], pair[work])
+            let_in = self._advance(state, frames, active[work], frame[work], facts[work], gate[work], pair[work])
             effective = torch.zeros_like(weight)
             if len(work):
-                effective = effective.index_add(0, work, maps[4].mean(dim=(1, 2, 3)))
-                shown = functional.interpolate(maps[4], scale_factor=4.0, mode="bilinear").squeeze(1)
+                effective = effective.index_add(0, work, let_in[4].mean(dim=(1, 2, 3)))
+                shown = functional.interpolate(let_in[4], scale_factor=4.0, mode="bilinear").squeeze(1)
                 base.add(active[work], frame[work], source[work], gate[work], shown)
             else:
                 base.add_nothing()
@@ -300,7 +301,6 @@ class ProgressiveFusion(nn.Module):
         self,
         state: Pyramid,
         frames: Frames,
-        shallow: Pyramid,
         rows: Tensor,
         frame: Tensor,
         facts: Tensor,
@@ -318,7 +318,7 @@ class ProgressiveFusion(nn.Module):
                 step = maps[s] * self.refinement(here[s], there[s], s, pair)
             else:
                 spread = functional.interpolate(maps[4], scale_factor=4.0 / s, mode="nearest")
-                step = spread * self.refinement.channel_gain(s, pair) * shallow[s][frame]
+                step = spread * self.refinement.channel_gain(s, pair) * frames.pyramid[s][frame]
             state[s] = state[s].index_add(0, rows, step)
         return maps
 
