@@ -82,6 +82,7 @@ def test_every_parameter_gets_a_gradient_within_three_steps(name: str) -> None:
         if out.log_variance is not None:
             fused = out.extras["fused"]
             loss = loss + out.log_variance.square().mean() + fused.quality.square().mean()
+            loss = loss + out.extras["proposed"].log_variance.square().mean()
             loss = loss + sum(step.weight.square().mean() for step in fused.steps)
         optimiser.zero_grad()
         loss.backward()
@@ -191,7 +192,7 @@ def test_added_frames_speak_as_loud_as_the_key_frame() -> None:
 def test_open_gates_give_the_least_squares_base_and_a_closed_one_leaves_its_source_out(
     sources: tuple[int, ...],
 ) -> None:
-    from medk2n.models.parts.base import BaseImage, LinearMaps
+    from medk2n.models.parts.base import BaseImage, LinearMaps, Proposals
 
     rng = np.random.default_rng(0)
     values = rng.standard_normal((900, M)) @ rng.standard_normal((M, M)) * 0.1 + 0.4
@@ -206,20 +207,72 @@ def test_open_gates_give_the_least_squares_base_and_a_closed_one_leaves_its_sour
         system = np.column_stack([values[:, list(members)], np.ones(len(values))])
         return (system @ np.linalg.lstsq(system, values[:, 1], rcond=None)[0]).reshape(30, 30)
 
+    with torch.no_grad():
+        proposed = Proposals(M, 8)(torch.rand(M, 8, 30, 30), frames, torch.arange(M), torch.tensor([1]), maps)
+
     def base(gates: list[float]) -> BaseImage:
-        image = BaseImage(maps, frames, torch.tensor([1]))
+        image = BaseImage(maps, proposed, frames, torch.tensor([1]))
         for i, gate in zip(sources, gates, strict=True):
             one = torch.tensor([gate])
             image.add(torch.tensor([0]), torch.tensor([i]), torch.tensor([i]), one, torch.full((1, 30, 30), gate))
         return image
 
     everything = base([1.0] * len(sources))
-    np.testing.assert_allclose(everything.image()[0], fitted(sources), atol=2e-4)
-    level = everything.image() - sum(s * frames[i] for i, s in zip(sources, everything.shares(), strict=True))
+    np.testing.assert_allclose(everything.linear()[0], fitted(sources), atol=2e-4)
+    level = everything.linear() - sum(s * frames[i] for i, (s, _) in zip(sources, everything.shares(), strict=True))
     assert level.std() < 1e-4, "what the shares do not explain is flat"
     if len(sources) > 1:
-        without = base([1.0, 0.0] + [1.0] * (len(sources) - 2)).image()[0]
+        without = base([1.0, 0.0] + [1.0] * (len(sources) - 2)).linear()[0]
         np.testing.assert_allclose(without, fitted((sources[0], *sources[2:])), atol=2e-4)
+
+
+def test_corrections_are_averaged_by_precision_as_far_as_they_are_let_in() -> None:
+    from medk2n.models.parts.base import BaseImage, LinearMaps, Proposals
+
+    torch.manual_seed(0)
+    maps, proposals = LinearMaps(Statistics.neutral(M)), Proposals(M, 8)
+    for parameter in proposals.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    frames = torch.rand(M, 16, 16)
+    features, targets = torch.randn(M, 8, 16, 16), torch.tensor([1, 3])
+    with torch.no_grad():
+        proposed = proposals(features, frames, torch.arange(M), targets, maps)
+        louder = proposals(features, frames + 0.1, torch.arange(M), targets, maps)
+    torch.testing.assert_close(proposed.mean[1, 0], frames[1], msg="a frame proposes itself")
+    slope, intercept, _ = maps.pair(torch.tensor([0]), torch.tensor([3]))
+    assert torch.allclose(proposed.mean[0, 1], slope * frames[0] + intercept + proposed.correction[0, 1], atol=1e-6)
+    torch.testing.assert_close((louder.correction - proposed.correction) / 0.1, proposed.slope, atol=1e-4, rtol=0)
+
+    def correction(shown: float) -> torch.Tensor:
+        image = BaseImage(maps, proposed, frames, torch.tensor([3]))
+        for i, share in ((0, 1.0), (2, shown)):
+            one = torch.tensor([share])
+            image.add(torch.tensor([0]), torch.tensor([i]), torch.tensor([i]), one, torch.full((1, 16, 16), share))
+        return image.correction()[0]
+
+    torch.testing.assert_close(correction(0.0), proposed.correction[0, 1])
+    precision = (-proposed.log_variance[[0, 2], 1]).exp()
+    expected = (precision * proposed.correction[[0, 2], 1]).sum(0) / precision.sum(0)
+    torch.testing.assert_close(correction(1.0), expected)
+    assert not torch.allclose(correction(0.5), expected, atol=1e-3)
+
+
+def test_every_frame_is_taught_all_images_of_its_sample_but_its_own() -> None:
+    from medk2n.config.schema import LossWeights
+    from medk2n.data.batches import Batch
+    from medk2n.training.objectives import proposal_error
+
+    module = build("medk2n").train()
+    acquired = torch.tensor([[True, True, False, True], [True, False, True, False]])
+    truth = torch.where(acquired[:, :, None, None], images()[:, :, 1], torch.nan)
+    batch = Batch(images(), acquired, truth, torch.ones(2, 32, 48, dtype=torch.bool))
+    asked = query((0, (0, 3), 1), (1, (2,), 0))
+    prediction = module(batch.images, asked, generator=torch.Generator().manual_seed(0))
+    error = proposal_error(prediction, batch, LossWeights(likelihood=0.0))
+    mean = prediction.extras["proposed"].mean  # frames: sample 0's 0 and 3, sample 1's 2
+    pairs = [(0, 0, 1), (0, 0, 3), (1, 0, 0), (1, 0, 1), (2, 1, 0)]
+    wanted = [0.5 * ((mean[f, j] - truth[b, j]).square().mean() + 1e-3).log() for f, b, j in pairs]
+    torch.testing.assert_close(error, torch.stack(wanted).mean())
 
 
 def test_the_norm_sees_one_voxel_at_a_time() -> None:

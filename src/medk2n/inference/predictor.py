@@ -178,11 +178,12 @@ class SlicePredictor:
         fused = prediction.extras.get("fused")
         if fused is None:
             return
-        for step, share in zip(fused.steps, fused.shares, strict=True):
+        gains = [gain[rows] for gain in prediction.extras["gains"]]
+        for step, (linear, own) in zip(fused.steps, fused.base.shares(), strict=True):
             source = int(step.source[rows][0])
-            if source >= 0 and bool(share[rows].any()):
-                kept = share[rows] * prediction.extras["gain"][rows]
-                yield self.modalities[source], _numpy(kept[:, : size[0], : size[1]])
+            share = gains[0] * linear[rows] + gains[1] * own[rows]
+            if source >= 0 and bool(share.any()):
+                yield self.modalities[source], _numpy(share[:, : size[0], : size[1]])
 
     def _count(
         self, prediction: Prediction, effective: dict[int, np.ndarray], slices: int, targets: Sequence[int], total: int

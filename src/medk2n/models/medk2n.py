@@ -86,8 +86,9 @@ class MedK2N(nn.Module):
             frames, query, self.embeddings, self.linear_maps, proposed, plan=plan, study=study, generator=generator
         )
         full, half = self.decoder(fused.state, self.embeddings[query.target])
-        mean, log_variance, gain = self.heads(full, half, fused.base, query.target)
-        return Prediction(mean, log_variance, {"fused": fused, "gain": gain, "proposed": proposed, "frames": frames})
+        base = fused.base
+        mean, log_variance, gains = self.heads(full, half, base.linear(), base.correction(), query.target)
+        return Prediction(mean, log_variance, {"fused": fused, "gains": gains, "proposed": proposed, "frames": frames})
 
     def forward(self, images: Tensor, query: Query, *, generator: torch.Generator | None = None) -> Prediction:
         """images (b, m, s, h, w) scaled, 0 outside the foreground -> one image per query."""

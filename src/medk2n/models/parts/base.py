@@ -5,9 +5,10 @@ Frame by frame the base moves from L_(S without i) towards L_S, at each voxel as
 every map at 1 it is L_S itself, with all gates closed the key frame's own map. (A precision-weighted mean of the pairs'
 maps, which takes their errors for independent, was 0.5 dB worse than the better of two: docs/lab-log.md.)
 
-To it comes the mean of the frames' corrections. A frame's correction is read from its own features, once per frame and
-target, and its proposal, its own map with the correction, is taught every image that its sample has: a frame learns
-from all targets at once. W_eff times the predicted precision is its weight in the mean.
+Beside it stands the mean of the frames' corrections. What a frame alone proposes for a target is read from its own
+features, once per frame and target, and taught every image that its sample has: a frame learns from all targets at
+once. Its correction is what its proposal adds to its own map; W_eff times the predicted precision is its weight in the
+mean. The heads decide per voxel how far to follow the linear map, and how far the corrections.
 """
 
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ class LinearMaps(nn.Module):
         super().__init__()
         for name in ("mean", "deviation", "correlation"):
             self.register_buffer(name, getattr(statistics, name).clone())
+        self.register_buffer("level", statistics.mean.diagonal().clone())  # of each modality
 
     def forward(self, members: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """members (q, m) bool, target (q,) -> slopes (q, m), 0 where not a member, and intercepts (q,)."""
@@ -68,16 +70,20 @@ class Proposed:
     log_variance: Tensor
 
     def of(self, frame: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """frame, target (q,) -> correction, its slope and the proposal's precision (no gradient), (q, h, w) each."""
+        """frame, target (q,) -> correction, its slope, the proposal's precision, (q, h, w) each, without gradient."""
         column = torch.searchsorted(self.targets, target)
-        precision = (-self.log_variance[frame, column].detach()).exp()
-        return self.correction[frame, column], self.slope[frame, column], precision
+        correction, slope, log_variance = (
+            x.detach()[frame, column] for x in (self.correction, self.slope, self.log_variance)
+        )
+        return correction, slope, (-log_variance).exp()
 
 
 class Proposals(nn.Module):
-    """One 1 x 1 convolution for all targets: a gain of the pair's map, a residual, a log-variance.
+    """One 1 x 1 convolution for all targets: a gain of the pair's map, an image, a log-variance.
 
-    Gain and residual are 0 before any step, and always for the frame's own modality: it proposes itself.
+    The gain starts at 0 and the image at the target's mean: learned as what to add to the pair's map, every pair would
+    be a task of its own; so there is one task per source, to see the anatomy, and one per target, to paint it. For its
+    own modality a frame proposes itself.
     """
 
     def __init__(self, m: int, channels: int) -> None:
@@ -93,14 +99,14 @@ class Proposals(nn.Module):
         out = nn.functional.linear(
             features.permute(0, 2, 3, 1), self.weight[targets].flatten(0, 1), self.bias[targets].flatten()
         )
-        gain, residual, log_variance = out.permute(0, 3, 1, 2).unflatten(1, (n, 3)).unbind(dim=2)
+        gain, image, log_variance = out.permute(0, 3, 1, 2).unflatten(1, (n, 3)).unbind(dim=2)
         source, target = modality.repeat_interleave(n), targets.repeat(f)
         slope, intercept, error = (x.view(f, n, 1, 1) for x in maps.pair(source, target))
         other = (source != target).view(f, n, 1, 1)
         linear = slope * centre[:, None] + intercept
-        correction = other * (gain * linear + residual)
+        mean = torch.where(other, gain * linear + image + maps.level[targets][:, None, None], linear)
         log_variance = (log_variance + error.clamp_min(1e-3).log()).clamp(*LOG_VARIANCE)
-        return Proposed(targets, linear + correction, correction, other * gain * slope, log_variance)
+        return Proposed(targets, mean, mean - linear, other * (gain - 1) * slope, log_variance)
 
 
 class BaseImage:
@@ -150,7 +156,7 @@ class BaseImage:
         weight = shown * precision
         self._corrections = self._corrections.index_add(0, rows, weight * correction)
         self._mass = self._mass.index_add(0, rows, weight)
-        self._own.append(torch.zeros_like(self._level).index_add(0, rows, (weight * steepness).detach()))
+        self._own.append(torch.zeros_like(self._level).index_add(0, rows, weight * steepness))
 
     def add_nothing(self) -> None:
         """A step whose gates were all closed."""
@@ -159,14 +165,17 @@ class BaseImage:
         self._shares.append(torch.zeros_like(self._level))
         self._own.append(torch.zeros_like(self._level))
 
-    def image(self) -> Tensor:
-        """(q, h, w)."""
-        image = self._level + self._corrections / self._mass
+    def linear(self) -> Tensor:
+        """The linear map (q, h, w)."""
+        image = self._level
         for frame, share in zip(self._frames, self._shares, strict=True):
             image = image + share * self._centre[frame]
         return image
 
-    def shares(self) -> list[Tensor]:
-        """Per step (q, h, w): what a change of its frame adds to the image."""
-        mass = self._mass.detach()
-        return [linear + own / mass for linear, own in zip(self._shares, self._own, strict=True)]
+    def correction(self) -> Tensor:
+        """The weighted mean of the corrections (q, h, w)."""
+        return self._corrections / self._mass
+
+    def shares(self) -> list[tuple[Tensor, Tensor]]:
+        """Per step (q, h, w): what a change of its frame adds to the linear map, and what to the correction."""
+        return [(linear, own / self._mass) for linear, own in zip(self._shares, self._own, strict=True)]

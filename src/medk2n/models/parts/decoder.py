@@ -73,32 +73,35 @@ class SubPixelHead(nn.Module):
 
 
 class TaskHeadNet(nn.Module):
-    """A per-voxel mixture of the heads: each trusts the base image so far and adds a residual.
+    """A per-voxel mixture of the heads: each follows the base image so far and adds a residual.
 
-    A head gives a gain of the base, a residual, a log-variance and a vote. The mixture's variance is the total
-    variance, sum pi (s^2 + mu^2) - mean^2, with mu and pi detached: the variance follows the mean and never
-    teaches it, so hard voxels are not starved. Training starts at the base image.
+    A head gives a gain of the linear map, one of the corrections, a residual, a log-variance and a vote. The mixture's
+    variance is the total variance, sum pi (s^2 + mu^2) - mean^2, with mu and pi detached: the variance follows the mean
+    and never teaches it, so hard voxels are not starved. Training starts at the base image.
     """
 
     HEADS = (ConvHead, SubPixelHead)
 
     def __init__(self, m: int, channels: dict[int, int], start_log_variance: float) -> None:
         super().__init__()
-        self.heads = nn.ModuleList(head(m, channels, 4) for head in self.HEADS)
+        self.heads = nn.ModuleList(head(m, channels, 5) for head in self.HEADS)
         for head in self.heads:
             # pixel_shuffle takes channel c * 4 + k to channel c, so outputs are contiguous groups
-            bias = head.out.bias.data.view(m, 4, -1)
-            bias[:, 0], bias[:, 2] = 1.0, start_log_variance
+            bias = head.out.bias.data.view(m, 5, -1)
+            bias[:, 0], bias[:, 1], bias[:, 3] = 1.0, 1.0, start_log_variance
 
-    def forward(self, full: Tensor, half: Tensor, base: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """base (q, h, w), target (q,) -> mean, log-variance and the gain of the base, (q, h, w) each."""
-        outputs = torch.stack([head(full, half, target) for head in self.heads], dim=1)  # (q, heads, 4, h, w)
-        gain, residual, log_variance, vote = outputs.unbind(dim=2)
+    def forward(
+        self, full: Tensor, half: Tensor, linear: Tensor, correction: Tensor, target: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """linear, correction (q, h, w), target (q,) -> mean, log-variance and the two gains, (q, h, w) each."""
+        outputs = torch.stack([head(full, half, target) for head in self.heads], dim=1)  # (q, heads, 5, h, w)
+        gain, trust, residual, log_variance, vote = outputs.unbind(dim=2)
         pi = vote.softmax(dim=1)
-        image = gain * base[:, None] + residual
+        image = gain * linear[:, None] + trust * correction[:, None] + residual
         mean = (pi * image).sum(dim=1)
         mu, share = image.detach(), pi.detach()
         # around the mean: far fewer digits are lost than in sum pi mu^2 - mean^2
         spread = (mu - mean.detach()[:, None]).square()
         variance = (share * (log_variance.clamp(-12, 3).exp() + spread)).sum(dim=1)
-        return mean, variance.clamp_min(1e-6).log(), (share * gain.detach()).sum(dim=1)
+        gains = [(share * g.detach()).sum(dim=1) for g in (gain, trust)]
+        return mean, variance.clamp_min(1e-6).log(), (gains[0], gains[1])

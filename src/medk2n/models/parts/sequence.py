@@ -69,16 +69,14 @@ class Fused:
 
     Attributes:
         state: pyramid of q rows.
-        base: (q, h, w) base image of the frames that were let in.
-        shares: per step (q, h, w), what a change of that frame adds to the base.
+        base: base image of the frames that were let in.
         steps: one `Step` per position in the sequence.
         quality: (q,) log mean squared error that the state predicts for itself.
         attention: memory attentions seen on the way, with their targets.
     """
 
     state: Pyramid
-    base: Tensor
-    shares: list[Tensor]
+    base: BaseImage
     steps: list[Step]
     quality: Tensor
     attention: list[tuple[Tensor, Tensor]]
@@ -189,7 +187,7 @@ class ProgressiveFusion(nn.Module):
         e_j = embeddings[query.target].detach()
         pooled = self._pooled(state, inside, rows, groups).detach()
         quality = self.judge(torch.cat([pooled, e_j], dim=1)).squeeze(1)
-        return Fused(state, base.image(), base.shares(), steps, quality, attention)
+        return Fused(state, base, steps, quality, attention)
 
     def _decide(
         self, state: Tensor, frame: Tensor, source: Tensor, target: Tensor, embeddings: Tensor
