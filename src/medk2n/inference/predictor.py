@@ -102,7 +102,7 @@ class SlicePredictor:
         means = {name: np.zeros(shape, np.float32) for name in targets}
         variances: dict[str, np.ndarray] = {}
         effective = {j: np.zeros(len(self.modalities)) for j in wanted}
-        shares: dict[str, dict[str, np.ndarray]] = {}
+        shares: dict[str, dict[str, np.ndarray]] = {name: {} for name in targets}
         plan = None
         if hasattr(self.module, "decide"):
             at = deciding_slices(depth_range)
@@ -123,8 +123,7 @@ class SlicePredictor:
                         prediction.log_variance[rows].exp()
                     )
                 for source, share in self._shares(prediction, rows, size=(where[1].size, where[2].size)):
-                    maps = shares.setdefault(name, {})
-                    maps.setdefault(source, np.zeros(shape, np.float32))[where] = share
+                    shares[name].setdefault(source, np.zeros(shape, np.float32))[where] = share
             self._count(prediction, effective, len(at), wanted, len(depth_range))
             if progress:
                 progress(min(start + chunk, len(depth_range)), len(depth_range))
