@@ -275,6 +275,17 @@ def test_every_frame_is_taught_all_images_of_its_sample_but_its_own() -> None:
     torch.testing.assert_close(error, torch.stack(wanted).mean())
 
 
+def test_what_is_coarse_or_deep_starts_faint_beside_what_it_is_added_to() -> None:
+    spec = registry.resolve("models", "medk2n")
+    torch.manual_seed(0)
+    module = spec.build(spec.params(), M, Statistics.neutral(M))
+    finer = [*module.encoder.neck.reduce.values(), *module.decoder.reduce.values()]
+    deeper = [block.conv2 for blocks in module.encoder.stage.values() for block in blocks]
+    with torch.no_grad():
+        for conv in [*finer, *deeper, *(block.conv2 for block in module.encoder.neck.block.values())]:
+            assert 0.05 < conv(torch.randn(2, conv.in_channels, 16, 16)).square().mean().sqrt() < 0.3
+
+
 def test_the_norm_sees_one_voxel_at_a_time() -> None:
     from medk2n.models.parts.blocks import ChannelNorm
 

@@ -18,7 +18,6 @@ from medk2n.errors import ConfigError
 from medk2n.inference.predictor import load_predictor
 from medk2n.losses import fusion, reconstruction
 from medk2n.losses.likelihood import gaussian_nll
-from medk2n.training.contender import Contender
 from medk2n.training.queries import draw_sources, draw_targets, narrowed
 from medk2n.training.run import train
 
@@ -52,29 +51,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(data: Path, *overrides: str) -> TrainConfig:
     return load_config("tiny", [f"data=['{data}']", *SMALL, *overrides])
-
-
-def test_a_model_may_have_its_own_learning_rate(data: Path) -> None:
-    chosen = config(data, "models=[{name: unet, learning_rate: 3e-3}, {name: unet}]")
-    studies = [load_working(subject, 1.5) for subject in discover(data)]
-    builder = StatisticsBuilder(chosen.modalities)
-    for study in studies:
-        builder.add(study)
-    batch = draw_batch(
-        [Store(studies, chosen.modalities)],
-        [1.0],
-        np.random.default_rng(0),
-        batch_size=2,
-        crop=32,
-        slices=3,
-        augmentation=Augmentation(),
-    )
-    rates = []
-    for choice in chosen.models:
-        contender = Contender.of(choice, chosen, builder.finish(), "cpu")
-        contender.step(batch, seed=0)
-        rates.append(contender.optimiser.param_groups[0]["lr"])
-    assert rates[0] / rates[1] == pytest.approx(3e-3 / chosen.optimiser.learning_rate)
 
 
 def test_a_run_repeats_exactly_and_its_models_load(data: Path, tmp_path: Path) -> None:

@@ -28,13 +28,9 @@ class _Strict(BaseModel):
 
 
 class ModelChoice(_Strict):
-    """A component of `medk2n.models`, its sizes (defaults of its own where left out) and its learning rate.
-
-    The rate is the optimiser's where left out: models that share a run differ in what suits them.
-    """
+    """A component of `medk2n.models` and its sizes (defaults of its own where left out)."""
 
     name: str
-    learning_rate: Positive | None = None
     params: dict[str, Any] = {}
 
     @field_validator("name")

@@ -87,7 +87,7 @@ class Contender:
             parts["loss"] = math.nan
             return parts
         for group in self.optimiser.param_groups:
-            group["lr"] = (self.choice.learning_rate or self.config.optimiser.learning_rate) * self._schedule()
+            group["lr"] = self.config.optimiser.learning_rate * self._schedule()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.module.parameters(), self.config.optimiser.clip)

@@ -29,7 +29,6 @@ class LinearMaps(nn.Module):
         super().__init__()
         for name in ("mean", "deviation", "correlation"):
             self.register_buffer(name, getattr(statistics, name).clone())
-        self.register_buffer("level", statistics.mean.diagonal().clone())  # of each modality
 
     def forward(self, members: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """members (q, m) bool, target (q,) -> slopes (q, m), 0 where not a member, and intercepts (q,)."""
@@ -46,9 +45,9 @@ class LinearMaps(nn.Module):
 
     def pair(self, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """source, target (q,) -> slope, intercept and mean squared error of the map of one source, (q,) each."""
-        slope = self.correlation[source, target] * self.deviation[target, source] / self.deviation[source, target]
+        slope, intercept = self(nn.functional.one_hot(source, len(self.mean)).bool(), target)
         error = self.deviation[target, source].square() * (1 - self.correlation[source, target].square())
-        return slope, self.mean[target, source] - slope * self.mean[source, target], error
+        return slope.gather(1, source[:, None]).squeeze(1), intercept, error
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +102,8 @@ class Proposals(nn.Module):
         source, target = modality.repeat_interleave(n), targets.repeat(f)
         slope, intercept, error = (x.view(f, n, 1, 1) for x in maps.pair(source, target))
         other = (source != target).view(f, n, 1, 1)
-        linear = slope * centre[:, None] + intercept
-        mean = torch.where(other, gain * linear + image + maps.level[targets][:, None, None], linear)
+        linear, level = slope * centre[:, None] + intercept, maps.mean.diagonal()[targets][:, None, None]
+        mean = torch.where(other, gain * linear + image + level, linear)
         log_variance = (log_variance + error.clamp_min(1e-3).log()).clamp(*LOG_VARIANCE)
         return Proposed(targets, mean, mean - linear, other * (gain - 1) * slope, log_variance)
 
@@ -132,7 +131,7 @@ class BaseImage:
         self._corrections, self._mass = torch.zeros_like(self._level), torch.zeros_like(self._level)
 
     def add(self, rows: Tensor, frame: Tensor, source: Tensor, gate: Tensor, shown: Tensor) -> None:
-        """Let a frame into some rows: gate (rows,), shown (rows, h, w) is W_eff, 1 for the key frame.
+        """Let a frame into some rows, or none: gate (rows,), shown (rows, h, w) is W_eff, 1 for the key frame.
 
         A closed gate's frame does not become a member (`shown` is 0 there, and carries the gate's gradient).
         """
@@ -157,13 +156,6 @@ class BaseImage:
         self._corrections = self._corrections.index_add(0, rows, weight * correction)
         self._mass = self._mass.index_add(0, rows, weight)
         self._own.append(torch.zeros_like(self._level).index_add(0, rows, weight * steepness))
-
-    def add_nothing(self) -> None:
-        """A step whose gates were all closed."""
-        self._frames.append(torch.zeros_like(self._target))
-        self._sources.append(torch.zeros_like(self._target))
-        self._shares.append(torch.zeros_like(self._level))
-        self._own.append(torch.zeros_like(self._level))
 
     def linear(self) -> Tensor:
         """The linear map (q, h, w)."""

@@ -176,13 +176,11 @@ class ProgressiveFusion(nn.Module):
             pair = torch.cat([embeddings[source], embeddings[target]], dim=1)
             facts = torch.cat([weight.detach()[:, None], tau[:, None], memory, pair], dim=1)
             let_in = self._advance(state, frames, active[work], frame[work], facts[work], gate[work], pair[work])
-            effective = torch.zeros_like(weight)
+            effective, shown = torch.zeros_like(weight), frames.centre[:0]
             if len(work):
                 effective = effective.index_add(0, work, let_in[4].mean(dim=(1, 2, 3)))
                 shown = functional.interpolate(let_in[4], scale_factor=4.0, mode="bilinear").squeeze(1)
-                base.add(active[work], frame[work], source[work], gate[work], shown)
-            else:
-                base.add_nothing()
+            base.add(active[work], frame[work], source[work], gate[work], shown)
             steps.append(_spread(len(count), active, frame, source, weight, tau, gate, memory, effective))
         e_j = embeddings[query.target].detach()
         pooled = self._pooled(state, inside, rows, groups).detach()
