@@ -12,8 +12,9 @@ from medk2n import checkpoint
 from medk2n.config.schema import TrainConfig, load_config
 from medk2n.data.batches import Augmentation, Store, draw_batch
 from medk2n.data.discover import discover
+from medk2n.data.intensity import Scaling
 from medk2n.data.statistics import StatisticsBuilder
-from medk2n.data.working import load_working
+from medk2n.data.working import WorkingStudy, load_working, scaled
 from medk2n.errors import ConfigError
 from medk2n.inference.predictor import load_predictor
 from medk2n.losses import fusion, reconstruction
@@ -89,6 +90,18 @@ def test_excluded_subjects_are_not_read(data: Path, tmp_path: Path) -> None:
     assert list(ids.values()) == [["p1", "p2"]]
 
 
+def test_one_image_can_be_excluded(data: Path, tmp_path: Path) -> None:
+    train(config(data, "exclude=['p0:t1c']", "modalities=[t1n, t2w]", "budget={steps: 1}"), tmp_path / "run")
+    with pytest.raises(ConfigError, match="no training subject has t1c"):
+        train(config(data, "exclude=['p0:t1c', 'p2:t1c', 'p3:t1c']"), tmp_path / "other")
+
+
+@pytest.mark.parametrize("setting", ["exclude=[p00]", "exclude=['p1:t1c']", "subjects=[p00]"])
+def test_an_id_that_is_nowhere_is_refused(setting: str, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is in none of the data folders, did you mean p"):
+        train(config(data, setting), tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -147,6 +160,47 @@ def test_without_augmentation_a_crop_is_the_image(data: Path) -> None:
         for j in range(volume.shape[2] - 31)
     )
     assert best < 0.05, "up to the sub-voxel shift of a random centre"
+
+
+def test_restyled_crops_lie_between_two_subjects_styles() -> None:
+    """Grey scales move towards the lender's histogram, inputs and targets alike; order, air and CT numbers stay."""
+    rng = np.random.default_rng(0)
+    inside = np.ones((4, 48, 48), bool)
+    inside[:, :4] = False
+
+    def study(name: str, power: float) -> WorkingStudy:
+        head = np.where(inside, rng.uniform(0.02, 1, inside.shape) ** power, 0).astype(np.float32)
+        scalings = {"t1n": Scaling(0, 1), "ct": Scaling(-1000, 2000, kind="fixed")}
+        return WorkingStudy(name, {"t1n": head, "ct": head}, inside, scalings)
+
+    store = Store([study("dark", 3.0), study("light", 1.0)], ("ct", "t1n"))
+    medians = []
+    for seed in range(80):
+        crop = store.crop(np.random.default_rng(seed), 3, Augmentation(strip=0, restyle=1))
+        own, moved = crop.targets.astype(int)  # both contrasts were the same image
+        medians.append(np.median(moved[4:]))
+        assert (crop.images[:, 1] == crop.targets).all()
+        assert (moved[:4] == 0).all()
+        assert moved[4:].min() >= 1
+        assert (np.diff(moved.ravel()[np.argsort(own, axis=None, kind="stable")]) >= 0).all()
+    assert np.percentile(medians, [0, 100]) == pytest.approx([255 * 0.51**3, 255 * 0.51], rel=0.12)
+    assert np.mean([50 < m < 115 for m in medians]) > 0.3, "and anywhere between"
+
+
+def test_a_stripped_crop_has_the_grey_scale_of_a_stripped_scan() -> None:
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[-1:1:48j, -1:1:48j]
+    head, brain = (np.broadcast_to(x**2 + y**2 < r**2, (4, 48, 48)) for r in (0.9, 0.7))
+    raw = np.where(brain, rng.uniform(100, 300, brain.shape), np.where(head, 900, 0)).astype(np.float32)
+    whole, inside, scaling = scaled(raw, "t1n")
+    store = Store([WorkingStudy("a", {"t1n": whole}, inside, {"t1n": scaling}, brain=brain)], ("t1n",))
+    crop = store.crop(np.random.default_rng(0), 3, Augmentation(strip=1))
+    alone, _, _ = scaled(np.where(brain, raw, 0), "t1n")
+    assert whole[brain].max() < 0.4, "beside bright scalp the brain is dark"
+    slices = np.abs(alone - crop.targets[0] / 255).max(axis=(1, 2))
+    assert slices.min() < 0.015, "within the rounding of bytes, stretched"
+    assert (crop.images[0, 1] == crop.targets[0]).all()
+    assert (crop.targets[0][~brain[0]] == 0).all()
 
 
 def test_statistics_are_least_squares(data: Path) -> None:

@@ -65,13 +65,19 @@ class Budget(_Strict):
 
 
 class BatchShape(_Strict):
-    """`size` crops of `crop` pixels; each serves `draws` input subsets with `targets` outputs each."""
+    """`size` crops of `crop` pixels; each serves `draws` input subsets with `targets` outputs each.
+
+    `strip` is the chance that a head with a known brain mask is shown skull-stripped, `restyle` the chance that a
+    crop's grey scales move towards those of another subject of its data set.
+    """
 
     size: Count = 6
     crop: Annotated[int, Field(ge=16, multiple_of=16)] = 96
     draws: Count = 2
     targets: Count = 2
     most_sources: Count = 4
+    strip: Share = 0.3
+    restyle: Share = 0.0
 
 
 class LossWeights(_Strict):
@@ -94,7 +100,7 @@ class TrainConfig(_Strict):
     Attributes:
         data: folders, each with its share of the crops after a colon ("DIR:0.5"; 1 where left out).
         validation: folder whose loss is watched; never learned from.
-        subjects, exclude: ids to keep or to leave out, over all folders.
+        subjects, exclude: ids to keep or to leave out, over all folders; "ID:modality" leaves one image out.
         modalities: what the model will know.
         core: those of them that people mostly have; `core_share` of the crops are asked about these alone.
         spacing_mm: in-plane spacing of the working grid.

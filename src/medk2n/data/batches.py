@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from medk2n.data.intensity import PERCENTILES
 from medk2n.data.working import WorkingStudy
 
 
@@ -40,7 +41,10 @@ class Augmentation:
         zoom: largest relative change of size.
         gamma: largest absolute log of the exponent.
         noise: largest standard deviation.
-        strip: chance of cutting the skull away where a brain mask is known.
+        strip: chance of cutting the skull away where a brain mask is known; grey scales are stretched again, since
+            those of a whole head would not be met in a stripped scan.
+        restyle: chance of moving a subject's grey scales towards those of another subject of its data set; the one
+            change that targets share, for a scanner draws all contrasts of a visit in its own way.
     """
 
     rotation: float = 0.15
@@ -48,6 +52,7 @@ class Augmentation:
     gamma: float = 0.25
     noise: float = 0.03
     strip: float = 0.3
+    restyle: float = 0.0
 
 
 class Store:
@@ -67,7 +72,11 @@ class Store:
     def crop(self, rng: np.random.Generator, slices: int, augmentation: Augmentation) -> "_Crop":
         """One random slice with its neighbours, before it is moved and cut to size."""
         k, z = self._slices[rng.integers(len(self._slices))]
-        return self._studies[k].at(z, slices, rng, augmentation)
+        tables = None
+        if rng.random() < augmentation.restyle:
+            lender = self._studies[rng.integers(len(self._studies))]
+            tables = self._studies[k].towards(lender, rng.uniform())
+        return self._studies[k].at(z, slices, rng, augmentation, tables)
 
 
 def draw_batch(
@@ -99,7 +108,7 @@ def draw_batch(
 def whole_slices(study: WorkingStudy, modalities: Sequence[str], at: Sequence[int], slices: int) -> Batch:
     """Chosen slices of a study as they are, without augmentation."""
     stored = _Stored.of(study, tuple(modalities))
-    plain = Augmentation(0.0, 0.0, 0.0, 0.0, 0.0)
+    plain = Augmentation(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     crops = [stored.at(z, slices, None, plain) for z in at]
     images = torch.stack([torch.from_numpy(c.images).float() / 255 for c in crops])
     targets = torch.stack([torch.from_numpy(c.targets).float() / 255 for c in crops])
@@ -128,6 +137,8 @@ class _Stored:
     foreground: np.ndarray
     brain: np.ndarray | None
     useful: np.ndarray
+    shares: tuple[np.ndarray | None, ...]  # per modality with a grey scale of its own: (256,) share below each level
+    stretched: tuple[tuple[np.ndarray, ...], ...]  # per modality and acquisition: (256,) table once it is stripped
 
     @classmethod
     def of(cls, study: WorkingStudy, modalities: tuple[str, ...]) -> "_Stored":
@@ -138,9 +149,38 @@ class _Stored:
             for name in modalities
         )
         area = study.foreground.mean(axis=(1, 2))
-        return cls(variants, study.foreground, study.brain, area > 0.03)
+        shares = tuple(
+            _shares(v[0][study.foreground]) if v and study.scalings[name].kind == "robust" else None
+            for name, v in zip(modalities, variants, strict=True)
+        )
+        stretched = tuple(
+            tuple(_stretched(array, study.brain) if own is not None else np.arange(256, dtype=np.uint8) for array in v)
+            for v, own in zip(variants, shares, strict=True)
+        )
+        return cls(variants, study.foreground, study.brain, area > 0.03, shares, stretched)
 
-    def at(self, z: int, slices: int, rng: np.random.Generator | None, augmentation: Augmentation) -> _Crop:
+    def towards(self, lender: "_Stored", amount: float) -> tuple[np.ndarray | None, ...]:
+        """Per modality a (256,) uint8 table of grey levels, part of the way to the lender's histogram.
+
+        Histogram matching, interpolated: a mix of two quantile functions is one too (their Wasserstein barycentre),
+        so that order is kept and styles between the two are met as well. None where either has no such scale.
+        """
+        levels = np.arange(256.0)
+        return tuple(
+            None
+            if own is None or theirs is None
+            else _bytes((levels > 0) * ((1 - amount) * levels + amount * np.interp(own, theirs, levels)) / 255)
+            for own, theirs in zip(self.shares, lender.shares, strict=True)
+        )
+
+    def at(
+        self,
+        z: int,
+        slices: int,
+        rng: np.random.Generator | None,
+        augmentation: Augmentation,
+        tables: Sequence[np.ndarray | None] | None = None,
+    ) -> _Crop:
         inside, depth = self.foreground[z], len(self.foreground)
         around = neighbours(z, depth, slices)
         keep = None
@@ -151,10 +191,30 @@ class _Stored:
         targets = np.zeros((len(self.variants), h, w), np.uint8)
         for m, variants in enumerate(self.variants):
             if variants:
-                chosen = variants[0 if rng is None else rng.integers(len(variants))]
-                images[m] = chosen[around] if keep is None else chosen[around] * keep
-                targets[m] = variants[0][z] if keep is None else variants[0][z] * inside
+                which = 0 if rng is None else rng.integers(len(variants))
+                image, target = variants[which][around], variants[0][z]
+                if tables is not None and (table := tables[m]) is not None:
+                    target = table[target]
+                    image = table[image] if which == 0 else image  # other protocols have scales of their own
+                if keep is not None:
+                    image, target = self.stretched[m][which][image] * keep, self.stretched[m][0][target] * inside
+                images[m], targets[m] = image, target
         return _Crop(images, targets, inside, np.array([len(v) > 0 for v in self.variants]))
+
+
+def _shares(values: np.ndarray) -> np.ndarray:
+    """(256,) share of the voxels below each level, counting half of those at it."""
+    counts = np.bincount(values, minlength=256) / max(1, values.size)
+    return np.cumsum(counts) - counts / 2
+
+
+def _stretched(array: np.ndarray, brain: np.ndarray | None) -> np.ndarray:
+    """(256,) uint8 table: the scaling that the brain alone would have had."""
+    if brain is None or not brain.any():
+        return np.arange(256, dtype=np.uint8)
+    low, high = np.percentile(array[brain], PERCENTILES)
+    levels = np.arange(256)
+    return _bytes((levels > 0) * np.maximum((levels - low) / max(high - low, 1.0), 1 / 255))
 
 
 def _bytes(array: np.ndarray) -> np.ndarray:

@@ -8,7 +8,9 @@ import numpy as np
 from medk2n.errors import VolumeReadError
 from medk2n.vocabulary import modality as vocabulary_row
 
-_PERCENTILES = (0.5, 99.5)
+PERCENTILES = (0.5, 99.5)
+"""Of the values inside the foreground: what becomes 0 and 1."""
+
 _MOST_SAMPLES = 1_000_000
 
 
@@ -53,7 +55,7 @@ def fit_scaling(array: np.ndarray, mask: np.ndarray, modality: str) -> Scaling:
         raise VolumeReadError(f"{row.name} volume: no foreground found; expected a patient in it; check the image")
     if row.scaling == "fixed" and not _is_grey_levels(array, row.window):
         return Scaling(*row.window, kind="fixed")
-    low, high = np.percentile(values[:: values.size // _MOST_SAMPLES + 1], _PERCENTILES)
+    low, high = np.percentile(values[:: values.size // _MOST_SAMPLES + 1], PERCENTILES)
     if not high - low > 1e-6 * max(abs(low), abs(high), 1e-30):
         raise VolumeReadError(
             f"{row.name} volume: no contrast inside the foreground (0.5 and 99.5 percentiles are both {low:g}); "

@@ -11,6 +11,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -122,11 +123,12 @@ class _Data:
             batch_size=config.batch.size,
             crop=config.batch.crop,
             slices=runner.params.slices,
-            augmentation=Augmentation(),
+            augmentation=Augmentation(strip=config.batch.strip, restyle=config.batch.restyle),
         )
 
 
 def _read(config: TrainConfig, report: Report) -> _Data:
+    _refuse_unknown_ids(config)
     builder = StatisticsBuilder(config.modalities)
     stores, shares, subjects = [], [], {}
     for entry in config.data:
@@ -173,10 +175,25 @@ def _studies(root: str, config: TrainConfig, report: Report, stage: str) -> list
     studies = []
     for k, subject in enumerate(found):
         report(stage, k / len(found), {})
-        wanted = {name: read for name, read in subject.readers.items() if name in config.modalities}
+        wanted = {
+            name: read
+            for name, read in subject.readers.items()
+            if name in config.modalities and f"{subject.id}:{name}" not in config.exclude
+        }
         if wanted:
             studies.append(load_working(_only(subject, wanted), config.spacing_mm))
     return studies
+
+
+def _refuse_unknown_ids(config: TrainConfig) -> None:
+    """A mistyped id must not let a test subject in."""
+    roots = [entry.rpartition(":")[0] if _has_share(entry) else entry for entry in config.data]
+    found = [s for root in [*roots, *filter(None, [config.validation])] for s in discover(root)]
+    known = {s.id for s in found} | {f"{s.id}:{name}" for s in found for name in s.modalities}
+    for unknown in (i for i in [*config.subjects, *config.exclude] if i not in known):
+        near = get_close_matches(unknown, known, n=3)
+        hint = f", did you mean {', '.join(near)}?" if near else "; compare with the names of the files"
+        raise ConfigError(f"subjects, exclude: {unknown!r} is in none of the data folders{hint}")
 
 
 def _only(subject, wanted):
