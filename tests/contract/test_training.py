@@ -185,6 +185,9 @@ def test_restyled_crops_lie_between_two_subjects_styles() -> None:
         assert (np.diff(moved.ravel()[np.argsort(own, axis=None, kind="stable")]) >= 0).all()
     assert np.percentile(medians, [0, 100]) == pytest.approx([255 * 0.51**3, 255 * 0.51], rel=0.12)
     assert np.mean([50 < m < 115 for m in medians]) > 0.3, "and anywhere between"
+    stripped = Store([replace(study("a", 2.0), stripped=True)], ("ct", "t1n"))
+    crop = store.crop(np.random.default_rng(0), 3, Augmentation(strip=0, restyle=1), lenders=stripped)
+    assert (crop.targets[0] == crop.targets[1]).all(), "a brain's grey scale is not lent to a head"
 
 
 def test_a_stripped_crop_has_the_grey_scale_of_a_stripped_scan() -> None:

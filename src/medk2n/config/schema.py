@@ -68,7 +68,7 @@ class BatchShape(_Strict):
     """`size` crops of `crop` pixels; each serves `draws` input subsets with `targets` outputs each.
 
     `strip` is the chance that a head with a known brain mask is shown skull-stripped, `restyle` the chance that a
-    crop's grey scales move towards those of another subject of its data set.
+    crop's grey scales move towards those of another subject.
     """
 
     size: Count = 6

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from medk2n.data.intensity import PERCENTILES
+from medk2n.data.grey import UNCHANGED, Style, shares_below, stretched, to_bytes, towards
 from medk2n.data.working import WorkingStudy
 
 
@@ -43,8 +43,8 @@ class Augmentation:
         noise: largest standard deviation.
         strip: chance of cutting the skull away where a brain mask is known; grey scales are stretched again, since
             those of a whole head would not be met in a stripped scan.
-        restyle: chance of moving a subject's grey scales towards those of another subject of its data set; the one
-            change that targets share, for a scanner draws all contrasts of a visit in its own way.
+        restyle: chance of moving a subject's grey scales towards those of another, heads to heads and brains to
+            brains; the one change that targets share, for a scanner draws all contrasts of a visit in its own way.
     """
 
     rotation: float = 0.15
@@ -69,14 +69,23 @@ class Store:
         """Number of slices with enough foreground to learn from."""
         return len(self._slices)
 
-    def crop(self, rng: np.random.Generator, slices: int, augmentation: Augmentation) -> "_Crop":
-        """One random slice with its neighbours, before it is moved and cut to size."""
+    def crop(
+        self, rng: np.random.Generator, slices: int, augmentation: Augmentation, lenders: "Store | None" = None
+    ) -> "_Crop":
+        """One random slice with its neighbours, before it is moved and cut to size.
+
+        Args:
+            lenders: whose grey scales may be lent; None is this store.
+        """
         k, z = self._slices[rng.integers(len(self._slices))]
-        tables = None
+        study = self._studies[k]
+        strip = rng.random() < augmentation.strip and study.brain is not None and bool(study.brain[z].any())
+        tables, alone = None, strip or study.stripped
         if rng.random() < augmentation.restyle:
-            lender = self._studies[rng.integers(len(self._studies))]
-            tables = self._studies[k].towards(lender, rng.uniform())
-        return self._studies[k].at(z, slices, rng, augmentation, tables)
+            styles = [style for s in (lenders or self)._studies if (style := s.styles[alone]) is not None]
+            if styles and (own := study.styles[alone]) is not None:
+                tables = towards(own, styles[rng.integers(len(styles))], rng.uniform())
+        return study.at(z, slices, rng, strip=strip, tables=tables)
 
 
 def draw_batch(
@@ -89,11 +98,12 @@ def draw_batch(
     slices: int,
     augmentation: Augmentation,
 ) -> Batch:
-    """Draw `batch_size` crops; each comes from store k with probability `shares[k]`."""
-    crops = [
-        stores[rng.choice(len(stores), p=np.asarray(shares) / sum(shares))].crop(rng, slices, augmentation)
-        for _ in range(batch_size)
-    ]
+    """Draw `batch_size` crops; each comes from store k with probability `shares[k]`, as does a lent grey scale."""
+
+    def any_store() -> Store:
+        return stores[rng.choice(len(stores), p=np.asarray(shares) / sum(shares))]
+
+    crops = [any_store().crop(rng, slices, augmentation, lenders=any_store()) for _ in range(batch_size)]
     moved = [_moved(c, rng, crop, augmentation) for c in crops]
     images = torch.stack([m[0] for m in moved])
     targets = torch.stack([m[1] for m in moved])
@@ -108,8 +118,7 @@ def draw_batch(
 def whole_slices(study: WorkingStudy, modalities: Sequence[str], at: Sequence[int], slices: int) -> Batch:
     """Chosen slices of a study as they are, without augmentation."""
     stored = _Stored.of(study, tuple(modalities))
-    plain = Augmentation(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-    crops = [stored.at(z, slices, None, plain) for z in at]
+    crops = [stored.at(z, slices) for z in at]
     images = torch.stack([torch.from_numpy(c.images).float() / 255 for c in crops])
     targets = torch.stack([torch.from_numpy(c.targets).float() / 255 for c in crops])
     acquired = torch.tensor(np.stack([c.acquired for c in crops]))
@@ -136,56 +145,51 @@ class _Stored:
     variants: tuple[tuple[np.ndarray, ...], ...]  # per modality: acquisitions (s, h, w) uint8, the target first
     foreground: np.ndarray
     brain: np.ndarray | None
+    stripped: bool
     useful: np.ndarray
-    shares: tuple[np.ndarray | None, ...]  # per modality with a grey scale of its own: (256,) share below each level
-    stretched: tuple[tuple[np.ndarray, ...], ...]  # per modality and acquisition: (256,) table once it is stripped
+    alone: tuple[tuple[np.ndarray, ...], ...]  # per modality and acquisition: (256,) table once it is stripped
+    styles: tuple[Style | None, Style | None]  # with the skull, and without; None where it is not seen so
 
     @classmethod
     def of(cls, study: WorkingStudy, modalities: tuple[str, ...]) -> "_Stored":
         variants = tuple(
-            tuple(_bytes(a) for a in (study.images[name], *study.inputs_only.get(name, ())))
+            tuple(to_bytes(a) for a in (study.images[name], *study.inputs_only.get(name, ())))
             if name in study.images
             else ()
             for name in modalities
         )
+        own = [name in study.scalings and study.scalings[name].kind == "robust" for name in modalities]
+        brain = study.brain if study.brain is not None and study.brain.any() else None
+        alone = tuple(
+            tuple(stretched(a, brain) if free and brain is not None else UNCHANGED for a in v)
+            for v, free in zip(variants, own, strict=True)
+        )
+        seen: Style = tuple(
+            shares_below(v[0][study.foreground]) if free else None for v, free in zip(variants, own, strict=True)
+        )
+        brain_seen: Style | None = None
+        if brain is not None:
+            brain_seen = tuple(
+                shares_below(tables[0][v[0][brain]]) if free else None
+                for v, tables, free in zip(variants, alone, own, strict=True)
+            )
+        styles = (None, seen) if study.stripped else (seen, brain_seen)
         area = study.foreground.mean(axis=(1, 2))
-        shares = tuple(
-            _shares(v[0][study.foreground]) if v and study.scalings[name].kind == "robust" else None
-            for name, v in zip(modalities, variants, strict=True)
-        )
-        stretched = tuple(
-            tuple(_stretched(array, study.brain) if own is not None else np.arange(256, dtype=np.uint8) for array in v)
-            for v, own in zip(variants, shares, strict=True)
-        )
-        return cls(variants, study.foreground, study.brain, area > 0.03, shares, stretched)
-
-    def towards(self, lender: "_Stored", amount: float) -> tuple[np.ndarray | None, ...]:
-        """Per modality a (256,) uint8 table of grey levels, part of the way to the lender's histogram.
-
-        Histogram matching, interpolated: a mix of two quantile functions is one too (their Wasserstein barycentre),
-        so that order is kept and styles between the two are met as well. None where either has no such scale.
-        """
-        levels = np.arange(256.0)
-        return tuple(
-            None
-            if own is None or theirs is None
-            else _bytes((levels > 0) * ((1 - amount) * levels + amount * np.interp(own, theirs, levels)) / 255)
-            for own, theirs in zip(self.shares, lender.shares, strict=True)
-        )
+        return cls(variants, study.foreground, brain, study.stripped, area > 0.03, alone, styles)
 
     def at(
         self,
         z: int,
         slices: int,
-        rng: np.random.Generator | None,
-        augmentation: Augmentation,
-        tables: Sequence[np.ndarray | None] | None = None,
+        rng: np.random.Generator | None = None,
+        *,
+        strip: bool = False,
+        tables: Sequence[np.ndarray] | None = None,
     ) -> _Crop:
-        inside, depth = self.foreground[z], len(self.foreground)
-        around = neighbours(z, depth, slices)
-        keep = None
-        if self.brain is not None and rng is not None and rng.random() < augmentation.strip and self.brain[z].any():
-            keep, inside = self.brain[around], self.brain[z]
+        """Slice z with its neighbours; without `rng` the acquisition that is also the target is the input."""
+        around = neighbours(z, len(self.foreground), slices)
+        brain = self.brain if strip else None
+        inside = self.foreground[z] if brain is None else brain[z]
         h, w = inside.shape
         images = np.zeros((len(self.variants), slices, h, w), np.uint8)
         targets = np.zeros((len(self.variants), h, w), np.uint8)
@@ -193,33 +197,14 @@ class _Stored:
             if variants:
                 which = 0 if rng is None else rng.integers(len(variants))
                 image, target = variants[which][around], variants[0][z]
-                if tables is not None and (table := tables[m]) is not None:
-                    target = table[target]
-                    image = table[image] if which == 0 else image  # other protocols have scales of their own
-                if keep is not None:
-                    image, target = self.stretched[m][which][image] * keep, self.stretched[m][0][target] * inside
+                if brain is not None:
+                    image = self.alone[m][which][image] * brain[around]
+                    target = self.alone[m][0][target] * inside
+                if tables is not None:
+                    target = tables[m][target]
+                    image = tables[m][image] if which == 0 else image  # other protocols have scales of their own
                 images[m], targets[m] = image, target
         return _Crop(images, targets, inside, np.array([len(v) > 0 for v in self.variants]))
-
-
-def _shares(values: np.ndarray) -> np.ndarray:
-    """(256,) share of the voxels below each level, counting half of those at it."""
-    counts = np.bincount(values, minlength=256) / max(1, values.size)
-    return np.cumsum(counts) - counts / 2
-
-
-def _stretched(array: np.ndarray, brain: np.ndarray | None) -> np.ndarray:
-    """(256,) uint8 table: the scaling that the brain alone would have had."""
-    if brain is None or not brain.any():
-        return np.arange(256, dtype=np.uint8)
-    low, high = np.percentile(array[brain], PERCENTILES)
-    levels = np.arange(256)
-    return _bytes((levels > 0) * np.maximum((levels - low) / max(high - low, 1.0), 1 / 255))
-
-
-def _bytes(array: np.ndarray) -> np.ndarray:
-    """[0, 1] -> uint8; the foreground keeps at least 1, so that 0 still means outside."""
-    return np.where(array > 0, np.clip(np.rint(array * 255), 1, 255), 0).astype(np.uint8)
 
 
 def _moved(

@@ -54,6 +54,7 @@ class WorkingStudy:
         brain: (s, h, w) bool if the data set gives a brain mask.
         lesion: (s, h, w) bool if the data set gives a lesion mask or segmentation.
         inputs_only: modality -> further acquisitions that serve as inputs alone.
+        stripped: whether the images came skull-stripped.
     """
 
     id: str
@@ -63,6 +64,7 @@ class WorkingStudy:
     brain: np.ndarray | None = None
     lesion: np.ndarray | None = None
     inputs_only: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    stripped: bool = False
 
     def thinned(self, at: Sequence[int]) -> "WorkingStudy":
         """The same study with only the slices `at`: for scoring, not for predicting (slices lose their neighbours)."""
@@ -74,6 +76,7 @@ class WorkingStudy:
             scalings=self.scalings,
             brain=None if self.brain is None else self.brain[keep],
             lesion=None if self.lesion is None else self.lesion[keep],
+            stripped=self.stripped,
         )
 
 
@@ -150,6 +153,7 @@ def load_working(subject: Subject, spacing_mm: float | None) -> WorkingStudy:
         brain=masks.get("brain"),
         lesion=masks.get("lesion"),
         inputs_only=further,
+        stripped=skull_stripped(volumes),
     )
 
 
