@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from medk2n import errors as errors
+    from medk2n.config.control import FusionRule as FusionRule
+    from medk2n.config.control import WeightRule as WeightRule
     from medk2n.data.discover import discover as discover
     from medk2n.data.subject import Subject as Subject
     from medk2n.geometry.grid import Grid as Grid
@@ -27,11 +29,13 @@ __version__ = "0.1.0"
 
 _HOME = {
     "MODALITIES": "medk2n.vocabulary",
+    "FusionRule": "medk2n.config.control",
     "Grid": "medk2n.geometry.grid",
     "Modality": "medk2n.vocabulary",
     "Subject": "medk2n.data.subject",
     "Synthesis": "medk2n.inference.synthesizer",
     "Synthesizer": "medk2n.inference.synthesizer",
+    "WeightRule": "medk2n.config.control",
     "Volume": "medk2n.io.volume",
     "discover": "medk2n.data.discover",
     "modality": "medk2n.vocabulary",

@@ -8,6 +8,7 @@ import torch
 
 from medk2n import checkpoint, registry
 from medk2n.models._spec import Query, Statistics
+from medk2n.models.parts.sequence import Control
 
 M = 4
 SMALL = {
@@ -170,6 +171,29 @@ def test_forced_closed_gates_give_the_key_frame_alone() -> None:
         open_ = module.decode(frames, query((0, (0, 1, 2), 3)))
     assert torch.equal(closed.mean, alone.mean)
     assert not torch.equal(open_.mean, alone.mean)
+
+
+def test_a_fixed_weight_opens_a_closed_gate_inside_its_mask_alone() -> None:
+    module = build("medk2n").eval()
+    module.fusion.threshold.lowest = module.fusion.threshold.highest = 2.0  # the content closes every gate
+    bounds = torch.tensor([0.0, 1.0])[None, :, None, None].repeat(2, 1, 32, 48)
+    bounds[:, :, :, 24:] = 0.5
+    asked = query((0, (0, 1), 3))
+    with torch.no_grad():
+        frames = module.encode(images(), torch.ones(2, M, dtype=torch.bool))
+        closed = module.decode(frames, asked, control=Control(key={3: 0})).extras["fused"]
+        fixed = module.decode(frames, asked, control=Control(key={3: 0}, bounds={(3, 1): bounds})).extras["fused"]
+        capped = bounds.clone()
+        capped[:, 0] = 0.0
+        still = module.decode(frames, asked, control=Control(key={3: 0}, bounds={(3, 1): capped})).extras["fused"]
+    assert torch.equal(fixed.state[4][..., :6], closed.state[4][..., :6])
+    assert not torch.isclose(fixed.state[4][..., 6:], closed.state[4][..., 6:]).all()
+    assert float(fixed.steps[1].effective) == pytest.approx(0.25)
+    assert torch.equal(still.state[4], closed.state[4]), "an upper bound opens nothing"
+    planned = module.decode(
+        frames, asked, plan=module.fusion.plan(fixed, asked), control=Control(bounds={(3, 1): bounds})
+    )
+    assert torch.equal(planned.extras["fused"].state[4], fixed.state[4]), "nor does following a plan"
 
 
 def test_added_frames_speak_as_loud_as_the_key_frame() -> None:

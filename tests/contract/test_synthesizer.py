@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from medk2n import checkpoint, registry
-from medk2n.errors import GeometryError, UnknownNameError, UsageError, VolumeReadError
+from medk2n.config.control import FusionRule, WeightRule, load_control
+from medk2n.errors import ConfigError, GeometryError, UnknownNameError, UsageError, VolumeReadError
 from medk2n.geometry.grid import Grid
 from medk2n.inference.contribution import shapley
 from medk2n.inference.predictor import SlicePredictor, deciding_slices
@@ -200,3 +201,101 @@ def test_deciding_slices_are_spread_and_few() -> None:
     assert deciding_slices(list(range(10, 110))) == sorted(set(deciding_slices(list(range(10, 110)))))
     assert len(deciding_slices(list(range(100)))) == 16
     assert deciding_slices([7]) == [7]
+
+
+STUDY = {"t1n": (head(), AFFINE), "t2w": (head(1), AFFINE), "t1c": (head(2), AFFINE)}
+
+
+def steps(synthesizer: Synthesizer, **rule) -> tuple:
+    """Image and steps of ct from three inputs under a rule."""
+    result = synthesizer.synth(STUDY, ["ct"], control={"ct": FusionRule(**rule)})
+    return result["ct"].array, result.explanations["ct"].steps
+
+
+@pytest.mark.parametrize("key", ["t1n", "t2w", "t1c"])
+def test_a_forced_key_frame_comes_first(synthesizer: Synthesizer, key: str) -> None:
+    result = synthesizer.synth(STUDY, ["ct"], control={"CT": FusionRule(key=key)})
+    assert result.explanations["ct"].key == key
+    assert result.record["control"] == {"ct": {"key": key}}, "and the record says so"
+
+
+def test_an_input_left_out_of_one_target_is_as_if_it_were_absent(synthesizer: Synthesizer) -> None:
+    rule = {"ct": FusionRule(leave_out=["t1c"])}
+    both = synthesizer.synth(STUDY | {"t2w": STUDY["t2w"]}, ["ct", "t1n"], control=rule)
+    without = synthesizer.synth({name: STUDY[name] for name in ("t1n", "t2w")}, ["ct"])
+    untouched = synthesizer.synth(STUDY, ["t1n"])
+    np.testing.assert_allclose(both["ct"].array, without["ct"].array, atol=0.05)  # of 3000 HU
+    np.testing.assert_allclose(both["t1n"].array, untouched["t1n"].array, atol=0.05)
+    assert both.explanations["ct"].contribution_db["t1c"] == 0
+    assert {step.source for step in both.explanations["ct"].steps} == {"t1n", "t2w"}
+
+
+def test_weights_are_capped_and_fixed(synthesizer: Synthesizer) -> None:
+    def used(**weights: WeightRule) -> float:
+        _, sequence = steps(synthesizer, key="t1n", weights=weights)
+        return next(step.effective_weight for step in sequence if step.source == "t2w")
+
+    free = used()
+    assert 0.05 < free < 1, "the trial needs an input that the content lets in"
+    assert used(t2w=WeightRule(at_most=free / 4)) == pytest.approx(free / 4, rel=0.02)
+    assert used(t2w=WeightRule(at_most=1)) == pytest.approx(free, rel=1e-5)
+    assert used(t2w=WeightRule(fixed=0.9)) == pytest.approx(0.9, rel=0.02)
+    shut = WeightRule(at_most=0)
+    assert used(t2w=shut) == 0
+    capped, _ = steps(synthesizer, key="t1n", weights={"t2w": shut, "t1c": shut})
+    alone, _ = steps(synthesizer, leave_out=["t2w", "t1c"])
+    np.testing.assert_allclose(capped, alone, atol=0.05, err_msg="with every weight at 0 the key frame is alone")
+
+
+def test_a_mask_says_where_a_weight_holds(synthesizer: Synthesizer, tmp_path) -> None:
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[: SHAPE[0] // 2] = 1
+    nib.save(nib.Nifti1Image(mask, AFFINE), tmp_path / "half.nii.gz")
+    free, _ = steps(synthesizer, key="t1n")
+    none, _ = steps(synthesizer, key="t1n", weights={"t2w": WeightRule(at_most=0)})
+    half, _ = steps(synthesizer, key="t1n", weights={"t2w": WeightRule(at_most=0, where=tmp_path / "half.nii.gz")})
+    left, right = (abs(half - none), abs(half - free))
+    rows = SHAPE[0] // 2
+    assert abs(free - none).mean() > 1, "the trial needs an input that matters"
+    assert left[: rows - 5].mean() < 0.3 * right[: rows - 5].mean()
+    assert right[rows + 5 :].mean() < 0.3 * left[rows + 5 :].mean()
+
+
+@pytest.mark.parametrize(
+    ("target", "rule", "message"),
+    [
+        ("t2w", {"key": "t1n"}, r"fusion.t2w: not among the targets \(ct\)"),
+        ("ct", {"key": "pd"}, r"fusion.ct: pd is not among the inputs \(t1n, t2w, t1c\)"),
+        ("ct", {"leave_out": ["t1n", "t2w", "t1c"]}, "fusion.ct.leave_out: no input is left"),
+        ("ct", {"key": "t1n", "leave_out": ["t1n"]}, "t1n is to be the key frame and left out"),
+        ("ct", {"key": "t1n", "weights": {"t1n": {"fixed": 0.5}}}, "t1n is the key frame and enters whole"),
+        ("ct", {"leave_out": ["t2w"], "weights": {"t2w": {"fixed": 0.5}}}, "t2w is left out and has a weight"),
+    ],
+)
+def test_rules_that_cannot_be_followed_are_refused(synthesizer: Synthesizer, target, rule, message) -> None:
+    with pytest.raises(UsageError, match=message):
+        synthesizer.synth(STUDY, ["ct"], control={target: FusionRule(**rule)})
+
+
+def test_rules_come_from_set_options() -> None:
+    rules = load_control(["fusion.flair.key=T1w", "fusion.t2f.leave_out=[t1ce]", "fusion.ct.weights.t2w.at_most=0.3"])
+    assert rules == {
+        "t2f": FusionRule(key="t1n", leave_out=["t1c"]),
+        "ct": FusionRule(weights={"t2w": WeightRule(at_most=0.3)}),
+    }
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("fusion.ct.keys=t1n", "unknown setting, did you mean 'key'"),
+        ("fusion.ct.key=t9", "unknown modality 't9'"),
+        ("fusion.t9.key=t1n", "unknown modality 't9'"),
+        ("fusion.ct.weights.t2w.at_most=2", "fusion.weights.t2w.at_most: .*less than or equal to 1"),
+        ("fusion.ct.weights.t2w.where=a.nii", "give at_most or fixed, one of the two"),
+        ("seed=3", "--set seed: expected fusion.TARGET.key"),
+    ],
+)
+def test_set_options_that_are_no_rules_are_refused(option: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_control([option])

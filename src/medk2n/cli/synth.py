@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medk2n.cli.common import DeviceOption, Manifest, ManifestOption, ModelOption, OverwriteOption, SeedOption
+from medk2n.cli.common import (
+    DeviceOption,
+    Manifest,
+    ManifestOption,
+    ModelOption,
+    OverwriteOption,
+    SeedOption,
+    SetOption,
+)
 from medk2n.cli.complaints import SOME_FAILED, explain
 
 if TYPE_CHECKING:
@@ -47,21 +55,27 @@ def synth(
     model: ModelOption = "default",
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
+    overrides: SetOption = None,
     overwrite: OverwriteOption = False,
     manifest: ManifestOption = None,
 ) -> None:
     """Make the missing scans of a patient from those that are there.
 
     Example: medk2n synth -i t1n=A.nii.gz -i t2w=B.nii.gz -t t1c -t t2f -o OUT
+
+    The content decides which input counts how much for a target. To decide yourself: --set fusion.t2f.key=t1n,
+    --set fusion.t2f.leave_out=[t1c], --set fusion.t2f.weights.t2w.at_most=0.3 (or .fixed), and .where=MASK.nii.gz.
     """
     from medk2n.checkpoint import find_model, read_config
     from medk2n.cli.common import modality_names, resolve_device, run_manifest
+    from medk2n.config.control import load_control
     from medk2n.io.atomic import check_writable, refuse_existing
     from medk2n.report.outputs import planned_outputs
 
     options = {"study": study, "input": inputs, "target": targets, "reference": reference, "out": out}
-    options |= {"model": model, "device": device, "seed": seed, "overwrite": overwrite}
+    options |= {"model": model, "device": device, "seed": seed, "set": overrides, "overwrite": overwrite}
     with run_manifest(manifest, "synth", options, overwrite=overwrite) as run:
+        control = load_control(overrides or [])
         folder = find_model(model)
         config = read_config(folder)
         wanted = modality_names(targets, "--target")
@@ -75,7 +89,8 @@ def synth(
         from medk2n.inference.synthesizer import Synthesizer
 
         synthesizer = Synthesizer.from_pretrained(folder, device=run.device)
-        failed = _run(synthesizer, jobs, run, {"reference": reference, "seed": seed}, out, overwrite=overwrite)
+        how = {"reference": reference, "control": control, "seed": seed}
+        failed = _run(synthesizer, jobs, run, how, out, overwrite=overwrite)
         if failed:
             raise typer.Exit(SOME_FAILED)
 

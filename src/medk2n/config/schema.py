@@ -4,7 +4,6 @@ Order of precedence: default in this file < preset or YAML file < `--set key=val
 """
 
 import json
-import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from medk2n.config.overrides import Yaml12, apply_override
 from medk2n.errors import ConfigError, UnknownNameError
 from medk2n.registry import names
 from medk2n.vocabulary import modality
@@ -160,30 +160,17 @@ def load_config(preset_or_file: str | Path, overrides: list[str] | None = None) 
         known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
         raise ConfigError(f"no preset or file {str(preset_or_file)!r}; presets: {known}")
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Yaml12)
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=Yaml12)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping of settings")
     for override in overrides or []:
-        _override(tree, override)
+        apply_override(tree, override)
     try:
         return TrainConfig.model_validate_json(json.dumps(tree))
     except ValidationError as error:
         raise ConfigError("; ".join(_complaint(e) for e in error.errors())) from error
-
-
-def _override(tree: dict[str, Any], override: str) -> None:
-    key, separator, value = override.partition("=")
-    if not separator or not key:
-        raise ConfigError(f"--set {override!r}: expected key=value, for example --set batch.size=4")
-    *parents, leaf = key.split(".")
-    branch = tree
-    for parent in parents:
-        branch = branch.setdefault(parent, {})
-        if not isinstance(branch, dict):
-            raise ConfigError(f"--set {override!r}: {parent!r} holds no further settings")
-    branch[leaf] = yaml.load(value, Loader=_Yaml12)
 
 
 def _complaint(error: Any) -> str:
@@ -200,21 +187,3 @@ def _all_fields(model: type[BaseModel]) -> set[str]:
     for part in (Optimiser, Budget, BatchShape, LossWeights, ModelChoice):
         found |= set(part.model_fields)
     return found
-
-
-class _Yaml12(yaml.SafeLoader):
-    """SafeLoader without YAML 1.1's guesses: 1e-4 is a number, `no` and `on` are words."""
-
-
-_Yaml12.yaml_implicit_resolvers = {
-    first: [
-        (tag, pattern) for tag, pattern in resolvers if tag not in {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"}
-    ]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Yaml12.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false|True|False)$"), list("tfTF"))
-_Yaml12.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$"),
-    list("-+0123456789."),
-)

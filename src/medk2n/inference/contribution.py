@@ -14,6 +14,7 @@ from math import factorial
 import numpy as np
 import torch
 
+from medk2n.inference.control import StudyControl
 from medk2n.inference.predictor import SlicePredictor, bounding_box, deciding_slices
 from medk2n.models._spec import Query
 
@@ -29,13 +30,24 @@ class Contributions:
     method: str
 
 
-def contributions(predictor: SlicePredictor, images: Mapping[str, np.ndarray], targets: Sequence[str]) -> Contributions:
-    """Contribution of every input to every target on some slices of a study; images as for `infer`."""
+def contributions(
+    predictor: SlicePredictor,
+    images: Mapping[str, np.ndarray],
+    targets: Sequence[str],
+    control: StudyControl | None = None,
+) -> Contributions:
+    """Contribution of every input to every target on some slices of a study; images and control as for `infer`.
+
+    An input that a target must not see contributes 0 to it.
+    """
+    control = control or StudyControl()
     sources = predictor.indices(images)
     exact = len(sources) <= EXACT_UP_TO
     sizes = range(1, len(sources) + 1) if exact else (len(sources) - 1, len(sources))
     values = {
-        subset: _predicted(predictor, images, subset, targets) for k in sizes for subset in combinations(sources, k)
+        subset: _predicted(predictor, images, subset, targets, control)
+        for k in sizes
+        for subset in combinations(sources, k)
     }
     everything = tuple(sources)
     decibels = {}
@@ -63,7 +75,11 @@ def shapley(worth: Mapping[tuple[int, ...], float], players: tuple[int, ...], pl
 
 @torch.inference_mode()
 def _predicted(
-    predictor: SlicePredictor, images: Mapping[str, np.ndarray], subset: tuple[int, ...], targets: Sequence[str]
+    predictor: SlicePredictor,
+    images: Mapping[str, np.ndarray],
+    subset: tuple[int, ...],
+    targets: Sequence[str],
+    control: StudyControl,
 ) -> list[float]:
     """Predicted PSNR of every target from a subset of the inputs, decided as for a whole study."""
     box, depth_range = bounding_box(images)
@@ -73,12 +89,15 @@ def _predicted(
     inside = torch.from_numpy(np.any([array[at][..., *box] > 0 for array in images.values()], axis=0)).to(
         predictor.device
     )
-    wanted = predictor.indices(list(targets))
-    query: Query = predictor.query(len(at), subset, wanted)
-    needed = query.sources[:1].expand(len(at), -1)
-    module = predictor.module
-    prediction = module.decode(module.encode(stack, needed), query, study=True)
-    variance = prediction.log_variance[:, : inside.shape[1], : inside.shape[2]].exp()
-    return [
-        float(-10 * torch.log10(variance[t * len(at) : (t + 1) * len(at)][inside].mean())) for t in range(len(targets))
-    ]
+    seen = {predictor.modalities.index(name): control.sources(name, given) for name in targets}
+    known = {j: predictor.indices(names) for j, names in seen.items() if names}
+    worth = {j: -10 * np.log10(predictor.config.statistics.variance[predictor.modalities[j]]) for j in seen}
+    if known:
+        query: Query = predictor.query(len(at), known)
+        needed = query.sources.any(dim=0).expand(len(at), -1)
+        module, laid_down = predictor.module, control.for_slices(predictor.modalities, box, at, predictor.device)
+        prediction = module.decode(module.encode(stack, needed), query, control=laid_down, study=True)
+        variance = prediction.log_variance[:, : inside.shape[1], : inside.shape[2]].exp()
+        for t, j in enumerate(known):
+            worth[j] = float(-10 * torch.log10(variance[t * len(at) : (t + 1) * len(at)][inside].mean()))
+    return list(worth.values())

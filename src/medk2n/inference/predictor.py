@@ -17,8 +17,9 @@ from medk2n.checkpoint import ModelConfig, load
 from medk2n.data.batches import neighbours
 from medk2n.data.working import every_nth
 from medk2n.errors import UsageError
+from medk2n.inference.control import StudyControl
 from medk2n.models._spec import Prediction, Query
-from medk2n.models.parts.sequence import Plan
+from medk2n.models.parts.sequence import Control, Plan
 
 _DECIDING_SLICES = 16
 _CHUNK_PIXELS = 400_000  # of all frames and targets of a chunk: about half a gigabyte of activations
@@ -83,6 +84,7 @@ class SlicePredictor:
         progress: Progress | None = None,
         *,
         only: Sequence[int] | None = None,
+        control: StudyControl | None = None,
     ) -> Inference:
         """All targets of one study in one call.
 
@@ -91,12 +93,15 @@ class SlicePredictor:
             targets: short names; one that is also an input is re-made.
             progress: called with (slices done, slices in all).
             only: slices to compute; all others stay 0. None is all. Decisions are taken from the whole study.
+            control: what the user laid down about the fusion.
 
         Raises:
             UsageError: a modality that the model does not know, or no input.
         """
         sources = self.indices(images)
         wanted = self.indices(targets)
+        control = control or StudyControl()
+        seen = {j: self.indices(control.sources(name, images)) for j, name in zip(wanted, targets, strict=True)}
         shape = next(iter(images.values())).shape
         box, depth_range = bounding_box(images)
         means = {name: np.zeros(shape, np.float32) for name in targets}
@@ -106,14 +111,16 @@ class SlicePredictor:
         plan = None
         if hasattr(self.module, "decide"):
             at = deciding_slices(depth_range)
-            plan = self.module.decide(self.stack(images, box, at), self.query(len(at), sources, wanted))
+            laid_down = control.for_slices(self.modalities, box, at, self.device)
+            plan = self.module.decide(self.stack(images, box, at), self.query(len(at), seen), laid_down)
         size = (box[0].stop - box[0].start) * (box[1].stop - box[1].start)
         if only is not None:
             depth_range = sorted(set(depth_range) & set(only))
         chunk = max(1, _CHUNK_PIXELS // (size * (len(sources) + len(wanted))))
         for start in range(0, len(depth_range), chunk):
             at = depth_range[start : start + chunk]
-            prediction = self._run(self.stack(images, box, at), self.query(len(at), sources, wanted), plan)
+            laid_down = control.for_slices(self.modalities, box, at, self.device)
+            prediction = self._run(self.stack(images, box, at), self.query(len(at), seen), plan, laid_down)
             for t, name in enumerate(targets):
                 # queries run over slices first, then targets
                 rows, where = slice(t * len(at), (t + 1) * len(at)), (np.array(at)[:, None, None], *_open(box))
@@ -128,7 +135,7 @@ class SlicePredictor:
             if progress:
                 progress(min(start + chunk, len(depth_range)), len(depth_range))
         named = {
-            self.modalities[j]: {self.modalities[i]: float(v) for i, v in enumerate(values) if v or i in sources}
+            self.modalities[j]: {self.modalities[i]: float(v) for i, v in enumerate(values) if v or i in seen[j]}
             for j, values in effective.items()
         }
         return Inference(means, variances, plan, named if plan else {}, shares)
@@ -154,23 +161,24 @@ class SlicePredictor:
             out[:, self.modalities.index(name)] = torch.from_numpy(np.ascontiguousarray(array[around][..., *box]))
         return out.to(self.device)
 
-    def query(self, slices: int, sources: Sequence[int], targets: Sequence[int]) -> Query:
-        """Every target on every slice from the same sources."""
-        mask = torch.zeros(len(self.modalities), dtype=torch.bool)
-        mask[list(sources)] = True
-        n = len(targets)
+    def query(self, slices: int, sources: Mapping[int, Sequence[int]]) -> Query:
+        """Every target on every slice, each from its own sources: target -> sources. Slices run fastest."""
+        mask = torch.zeros(len(sources), len(self.modalities), dtype=torch.bool)
+        for row, given in enumerate(sources.values()):
+            mask[row, list(given)] = True
+        n = len(sources)
         return Query(
             torch.arange(slices).repeat(n).to(self.device),
-            mask.expand(slices * n, -1).to(self.device),
-            torch.tensor(list(targets)).repeat_interleave(slices).to(self.device),
+            mask.repeat_interleave(slices, dim=0).to(self.device),
+            torch.tensor(list(sources)).repeat_interleave(slices).to(self.device),
         )
 
-    def _run(self, images: torch.Tensor, query: Query, plan: Plan | None) -> Prediction:
+    def _run(self, images: torch.Tensor, query: Query, plan: Plan | None, control: Control) -> Prediction:
         if plan is None:
             return self.module(images, query)
         h, w = images.shape[-2:]
-        needed = query.sources[:1].expand(len(images), -1)
-        prediction = self.module.decode(self.module.encode(images, needed), query, plan=plan)
+        needed = query.sources.any(dim=0).expand(len(images), -1)
+        prediction = self.module.decode(self.module.encode(images, needed), query, plan=plan, control=control)
         return Prediction(prediction.mean[:, :h, :w], prediction.log_variance[:, :h, :w], prediction.extras)
 
     def _shares(self, prediction: Prediction, rows: slice, size: tuple[int, int]) -> Iterator[tuple[str, np.ndarray]]:

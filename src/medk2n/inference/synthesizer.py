@@ -20,6 +20,7 @@ import torch
 
 import medk2n
 from medk2n.checkpoint import ModelConfig, find_model
+from medk2n.config.control import FusionRule
 from medk2n.data.discover import discover_study
 from medk2n.data.intensity import Scaling
 from medk2n.data.subject import Subject
@@ -27,6 +28,7 @@ from medk2n.data.working import Workspace, align, scaled, skull_stripped
 from medk2n.errors import UsageError
 from medk2n.geometry.grid import Grid
 from medk2n.inference.contribution import contributions
+from medk2n.inference.control import StudyControl
 from medk2n.inference.predictor import Inference, Progress, SlicePredictor, load_predictor
 from medk2n.io.atomic import sha256_array
 from medk2n.io.nifti import from_nibabel, read_volume
@@ -135,6 +137,7 @@ class Synthesizer:
         targets: Sequence[str] | None = None,
         *,
         reference: str | None = None,
+        control: Mapping[str, FusionRule] | None = None,
         seed: int = 0,
         progress: Progress | None = None,
     ) -> Synthesis:
@@ -144,11 +147,13 @@ class Synthesizer:
             study: a folder, a `Subject`, or modality -> path, nibabel image, `Volume` or (array, affine).
             targets: modality names or aliases; None is everything the model knows and the study lacks.
             reference: the input whose grid the outputs have; None is the first.
+            control: target -> what you lay down about its fusion: the key frame, inputs to leave out, bounds of
+                weights. All that is left open the content decides.
             seed: written into the record; nothing in a synthesis is random.
             progress: called with (slices done, slices in all).
 
         Raises:
-            UsageError: unknown or doubled names, no inputs, nothing to do.
+            UsageError: unknown or doubled names, no inputs, nothing to do, rules that cannot be followed.
             VolumeReadError, GeometryError: an input that cannot be used.
         """
         started = time.perf_counter()
@@ -168,7 +173,9 @@ class Synthesizer:
             stacks[name] = space.stack(values)
             finer[name] = values - space.unstack(stacks[name])
             masks |= inside
-        inference = self._predictor.infer(stacks, wanted, progress)
+        rules = {modality(name).name: rule for name, rule in (control or {}).items()}
+        laid_down = StudyControl.of(rules, inputs, wanted, space)
+        inference = self._predictor.infer(stacks, wanted, progress, control=laid_down)
         scalings = {name: own.get(name) or self._typical(name) for name in wanted}
         stripped = skull_stripped(inputs)
         record = {
@@ -177,6 +184,7 @@ class Synthesizer:
             "model_licence": self.config.licence,
             "versions": {"medk2n": medk2n.__version__, "torch": torch.__version__, "python": platform.python_version()},
             "seed": seed,
+            "control": {name: rule.model_dump(mode="json", exclude_defaults=True) for name, rule in rules.items()},
             "device": self._predictor.device,
             "working_spacing_mm": self.config.spacing_mm,
             "skull_stripped": stripped,
@@ -195,7 +203,7 @@ class Synthesizer:
             width = scaling.high - scaling.low
             error = np.sqrt(np.maximum(space.unstack(inference.variances[name]), 0.0)) * width
             deviations[name] = Volume(np.where(masks, error, 0.0).astype(np.float32), grid, name, provenance)
-        explanations = self._explain(stacks, wanted, inference)
+        explanations = self._explain(stacks, wanted, inference, laid_down)
         record["elapsed_s"] = round(time.perf_counter() - started, 2)
         return Synthesis(volumes, inputs, deviations, explanations, scalings, first, record)
 
@@ -232,10 +240,10 @@ class Synthesizer:
         return Scaling(low, high, kind=modality(name).scaling)
 
     def _explain(
-        self, stacks: Mapping[str, np.ndarray], wanted: Sequence[str], inference: Inference
+        self, stacks: Mapping[str, np.ndarray], wanted: Sequence[str], inference: Inference, control: StudyControl
     ) -> dict[str, Explanation]:
         inside = np.any([array > 0 for array in stacks.values()], axis=0)
-        shares = contributions(self._predictor, stacks, wanted)
+        shares = contributions(self._predictor, stacks, wanted, control)
         names = self.config.modalities
         explanations = {}
         for target in wanted:

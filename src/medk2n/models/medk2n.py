@@ -14,7 +14,7 @@ from medk2n.models.parts.base import LinearMaps, Proposals, Proposed
 from medk2n.models.parts.blocks import scale_for_gelu
 from medk2n.models.parts.decoder import Decoder, TaskHeadNet
 from medk2n.models.parts.encoder import FUSED_STRIDES, ConvEncoder
-from medk2n.models.parts.sequence import Frames, Plan, ProgressiveFusion
+from medk2n.models.parts.sequence import Control, Frames, Plan, ProgressiveFusion
 
 MULTIPLE = 16
 """Frames are padded to multiples of the coarsest stride and cropped back."""
@@ -77,13 +77,22 @@ class MedK2N(nn.Module):
         query: Query,
         *,
         plan: Plan | None = None,
+        control: Control | None = None,
         study: bool = False,
         generator: torch.Generator | None = None,
     ) -> Prediction:
         """Fuse and decode; the prediction is on the padded grid of the frames."""
         proposed = self._propose(frames, query)
         fused = self.fusion(
-            frames, query, self.embeddings, self.linear_maps, proposed, plan=plan, study=study, generator=generator
+            frames,
+            query,
+            self.embeddings,
+            self.linear_maps,
+            proposed,
+            plan=plan,
+            control=control,
+            study=study,
+            generator=generator,
         )
         full, half = self.decoder(fused.state, self.embeddings[query.target])
         base = fused.base
@@ -99,12 +108,13 @@ class MedK2N(nn.Module):
         return Prediction(prediction.mean[:, :h, :w], prediction.log_variance[:, :h, :w], prediction.extras)
 
     @torch.no_grad()
-    def decide(self, images: Tensor, query: Query) -> Plan:
+    def decide(self, images: Tensor, query: Query, control: Control | None = None) -> Plan:
         """A study's plan from some of its slices: images (slices, m, s, h, w), every target on every slice."""
         needed = torch.zeros(images.shape[:2], dtype=torch.long, device=images.device)
         needed = needed.index_add(0, query.sample, query.sources.long()) > 0
         frames = self.encode(images, needed)
-        fused = self.fusion(frames, query, self.embeddings, self.linear_maps, self._propose(frames, query), study=True)
+        proposed = self._propose(frames, query)
+        fused = self.fusion(frames, query, self.embeddings, self.linear_maps, proposed, control=control, study=True)
         return self.fusion.plan(fused, query)
 
     def _propose(self, frames: Frames, query: Query) -> Proposed:

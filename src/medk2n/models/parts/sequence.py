@@ -6,7 +6,8 @@ every decision is taken once per study from features pooled over its slices (`st
 kept in a `Plan`, so that slices do not flicker.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,51 @@ class PlannedStep:
 
 Plan = dict[int, tuple[PlannedStep, ...]]
 """Target index -> its steps, key frame first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """What a user laid down; indices as in the query.
+
+    Attributes:
+        key: target -> the source to start from.
+        bounds: (target, source) -> (b, 2, h, w), lowest and highest W_eff per voxel of each sample. Such a source is
+            not chosen as key frame, which enters whole.
+    """
+
+    key: Mapping[int, int] = field(default_factory=dict)
+    bounds: Mapping[tuple[int, int], Tensor] = field(default_factory=dict)
+
+    def candidates(self, query: Query) -> Tensor:
+        """Sources that may be key frames, (q, m) bool: what was laid down, as far as a query has such sources."""
+        allowed = query.sources.clone()
+        for q, j in enumerate(query.target.tolist()):
+            bounded = torch.tensor([(j, i) in self.bounds for i in range(allowed.shape[1])], device=allowed.device)
+            if j in self.key and query.sources[q, self.key[j]]:
+                allowed[q] = torch.arange(allowed.shape[1], device=allowed.device) == self.key[j]
+            elif (query.sources[q] & ~bounded).any():
+                allowed[q] &= ~bounded
+        return allowed
+
+    def of(self, sample: Tensor, source: Tensor, target: Tensor, gate: Tensor, size: torch.Size) -> Tensor | None:
+        """Bounds (rows, 2, h, w) of some steps, on the padded grid; None where nothing was laid down.
+
+        What the content closed stays closed but where a lowest weight opens it.
+        """
+        pairs = list(zip(target.tolist(), source.tolist(), strict=True))
+        if not any(pair in self.bounds for pair in pairs):
+            return None
+        free = gate.new_tensor([0.0, 1.0])[:, None, None].expand(2, *size)
+        rows = [self._padded(self.bounds[p][k], size) if p in self.bounds else free
+                for p, k in zip(pairs, sample.tolist(), strict=True)]  # fmt: skip
+        low, high = torch.stack(rows).unbind(dim=1)
+        return torch.stack([low, torch.minimum(high, torch.maximum(gate[:, None, None], low))], dim=1)
+
+    @staticmethod
+    def _padded(bounds: Tensor, size: torch.Size) -> Tensor:
+        h, w = bounds.shape[-2:]
+        return functional.pad(bounds, (0, size[1] - w, 0, size[0] - h), mode="replicate")
+
 
 Decision = tuple[Tensor, Tensor, Tensor, Tensor]
 """Weight (q,), threshold (q,), gate (q,), memory (q, d) of one step."""
@@ -123,6 +169,7 @@ class ProgressiveFusion(nn.Module):
         proposed: Proposed,
         *,
         plan: Plan | None = None,
+        control: Control | None = None,
         study: bool = False,
         generator: torch.Generator | None = None,
     ) -> Fused:
@@ -135,10 +182,12 @@ class ProgressiveFusion(nn.Module):
             maps: linear maps of the training subjects.
             proposed: what every frame alone says of every target.
             plan: decisions to follow instead of taking them.
+            control: what the user laid down.
             study: all samples are slices of one study: pool over them before deciding.
             generator: draw the key frame by Gumbel noise (training); None takes the largest weight.
         """
-        order, count, first = self._order(frames, query, embeddings, plan, study, generator)
+        control = control or Control()
+        order, count, first = self._order(frames, query, embeddings, plan, control, study, generator)
         groups = query.target if study else None
         inside = self._inside(frames, query)
         rows = torch.arange(len(count), device=count.device)
@@ -170,12 +219,19 @@ class ProgressiveFusion(nn.Module):
             else:
                 decision = _planned(plan, target, position, embeddings)
             weight, tau, gate, memory = decision
+            size = frames.centre.shape[1:]
+            bounds = control.of(query.sample[active], source, target, (weight > tau).to(gate.dtype), size)
+            if bounds is not None:
+                gate = (bounds[:, 1].amax(dim=(1, 2)) > 0).to(gate.dtype)
             work = torch.arange(len(active), device=order.device)
             if not torch.is_grad_enabled():
                 work = (gate > 0).nonzero().squeeze(1)  # a closed gate's work is skipped too
             pair = torch.cat([embeddings[source], embeddings[target]], dim=1)
             facts = torch.cat([weight.detach()[:, None], tau[:, None], memory, pair], dim=1)
-            let_in = self._advance(state, frames, active[work], frame[work], facts[work], gate[work], pair[work])
+            bounds = None if bounds is None else bounds[work]
+            let_in = self._advance(
+                state, frames, active[work], frame[work], facts[work], gate[work], pair[work], bounds
+            )
             effective, shown = torch.zeros_like(weight), frames.centre[:0]
             if len(work):
                 effective = effective.index_add(0, work, let_in[4].mean(dim=(1, 2, 3)))
@@ -224,6 +280,7 @@ class ProgressiveFusion(nn.Module):
         query: Query,
         embeddings: Tensor,
         plan: Plan | None,
+        control: Control,
         study: bool,
         generator: torch.Generator | None,
     ) -> tuple[Tensor, Tensor, "_FirstLook"]:
@@ -234,14 +291,20 @@ class ProgressiveFusion(nn.Module):
             for q, j in enumerate(query.target.tolist()):
                 order[q, : len(plan[j])] = torch.tensor([step.source for step in plan[j]])
             return order, count, _FirstLook.of_plan(plan, query, embeddings)
-        first = self._first_look(frames, query, embeddings, study, generator)
+        first = self._first_look(frames, query, embeddings, control, study, generator)
         rank = (first.weight.detach() * 1e4).round().masked_fill(~query.sources, -1.0)
         rank[torch.arange(len(count)), first.key] = 2e4
         order = rank.argsort(dim=1, descending=True, stable=True)[:, : int(count.max())]
         return order, count, first
 
     def _first_look(
-        self, frames: Frames, query: Query, embeddings: Tensor, study: bool, generator: torch.Generator | None
+        self,
+        frames: Frames,
+        query: Query,
+        embeddings: Tensor,
+        control: Control,
+        study: bool,
+        generator: torch.Generator | None,
     ) -> "_FirstLook":
         """Weigh every source of every query against an empty state and choose the key frame."""
         q, i = query.sources.nonzero().unbind(dim=1)
@@ -264,7 +327,7 @@ class ProgressiveFusion(nn.Module):
             uniform = torch.rand(table.shape, generator=generator).to(table.device)
             gumbel = -(-uniform.clamp(1e-6, 1 - 1e-6).log()).log()
             choice = torch.logit(table.detach(), eps=1e-4) + 0.5 * gumbel
-        key = choice.masked_fill(~query.sources, torch.finfo(choice.dtype).min).argmax(dim=1)
+        key = choice.masked_fill(~control.candidates(query), torch.finfo(choice.dtype).min).argmax(dim=1)
         return _FirstLook(table, memories, key, attention, target)
 
     def _pooled(self, state: Pyramid, inside: Pyramid, rows: Tensor, group: Tensor | None) -> Tensor:
@@ -302,6 +365,7 @@ class ProgressiveFusion(nn.Module):
         facts: Tensor,
         gate: Tensor,
         pair: Tensor,
+        bounds: Tensor | None,
     ) -> Pyramid:
         """f <- f + W_eff * R(F_i, f) at every stride; replaces the tensors in `state`, returns the maps."""
         if not len(rows):
@@ -309,6 +373,10 @@ class ProgressiveFusion(nn.Module):
         here = {s: state[s][rows] for s in FUSED_STRIDES}
         there = {s: frames.pyramid[s][frame] for s in FUSED_STRIDES}
         maps = self.effi_weight(here, there, facts, gate)
+        if bounds is not None:
+            for s in maps:
+                low, high = functional.avg_pool2d(bounds, s).split(1, dim=1)
+                maps[s] = torch.minimum(torch.maximum(maps[s], low), high)
         for s in STRIDES:
             if s in maps:
                 step = maps[s] * self.refinement(here[s], there[s], s, pair)

@@ -1,0 +1,104 @@
+"""What a user lays down about the fusion of a target; all that is left open the content decides."""
+
+import json
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from medk2n.config.overrides import apply_override
+from medk2n.errors import ConfigError, UnknownNameError
+from medk2n.vocabulary import modality
+
+Weight = Annotated[float, Field(ge=0, le=1)]
+
+
+class WeightRule(BaseModel):
+    """How far an added input may enter (its W_eff), everywhere or inside a mask.
+
+    Attributes:
+        at_most: an upper bound of W_eff; 0 keeps the input out.
+        fixed: the value of W_eff itself, whatever the content says.
+        where: a mask (NIfTI, non-zero is inside, same scanner space); outside it the content decides.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    at_most: Weight | None = None
+    fixed: Weight | None = None
+    where: Path | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> "WeightRule":
+        if (self.at_most is None) == (self.fixed is None):
+            raise ValueError("give at_most or fixed, one of the two")
+        return self
+
+
+class FusionRule(BaseModel):
+    """The user's say about one target.
+
+    Attributes:
+        key: input to start from.
+        leave_out: inputs that this target must not see.
+        weights: input -> how far it may enter. The key frame enters whole, so such an input is never chosen as key.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    key: str | None = None
+    leave_out: tuple[str, ...] = ()
+    weights: dict[str, WeightRule] = {}
+
+    @field_validator("key")
+    @classmethod
+    def _key(cls, name: str | None) -> str | None:
+        return None if name is None else _known(name)
+
+    @field_validator("leave_out")
+    @classmethod
+    def _left_out(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_known(name) for name in names)
+
+    @field_validator("weights")
+    @classmethod
+    def _weighed(cls, rules: dict[str, WeightRule]) -> dict[str, WeightRule]:
+        return {_known(name): rule for name, rule in rules.items()}
+
+
+def _known(name: str) -> str:
+    try:
+        return modality(name).name
+    except UnknownNameError as error:
+        raise ValueError(str(error)) from error
+
+
+def load_control(overrides: Sequence[str]) -> dict[str, FusionRule]:
+    """Rules by target from `--set fusion.TARGET.key=value` options.
+
+    Raises:
+        ConfigError: anything that is not a rule, with the nearest name.
+    """
+    tree: dict[str, object] = {}
+    for override in overrides:
+        apply_override(tree, override)
+    rules = tree.pop("fusion", {})
+    if tree or not isinstance(rules, dict):
+        raise ConfigError(
+            f"--set {', '.join(tree) or 'fusion'}: expected fusion.TARGET.key=INPUT, fusion.TARGET.leave_out=[INPUT], "
+            "fusion.TARGET.weights.INPUT.at_most=NUMBER (or .fixed, .where=MASK)"
+        )
+    try:
+        return {_known(target): FusionRule.model_validate_json(json.dumps(rule)) for target, rule in rules.items()}
+    except ValidationError as error:
+        raise ConfigError("; ".join(_complaint(e["loc"], e["type"], e["msg"]) for e in error.errors())) from error
+    except ValueError as error:
+        raise ConfigError(f"--set fusion: {error}") from error
+
+
+def _complaint(loc: tuple[int | str, ...], kind: str, message: str) -> str:
+    where = "fusion." + ".".join(str(part) for part in loc)
+    if kind != "extra_forbidden":
+        return f"{where}: {message}"
+    near = get_close_matches(str(loc[-1]), [*FusionRule.model_fields, *WeightRule.model_fields], n=1)
+    return f"{where}: unknown setting" + (f", did you mean {near[0]!r}?" if near else "")

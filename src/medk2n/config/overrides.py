@@ -1,0 +1,47 @@
+"""`--set key=value`, and YAML as YAML 1.2 means it."""
+
+import re
+from typing import Any
+
+import yaml
+
+from medk2n.errors import ConfigError
+
+
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Put one dotted "key=value" into a tree of settings; the value is YAML.
+
+    Raises:
+        ConfigError: no "=", or a key below a plain value.
+    """
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {override!r}: expected key=value, for example --set batch.size=4")
+    *parents, leaf = key.split(".")
+    branch = tree
+    for parent in parents:
+        branch = branch.setdefault(parent, {})
+        if not isinstance(branch, dict):
+            raise ConfigError(f"--set {override!r}: {parent!r} holds no further settings")
+    try:
+        branch[leaf] = yaml.load(value, Loader=Yaml12)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: the value is not YAML: {' '.join(str(error).split())}") from error
+
+
+class Yaml12(yaml.SafeLoader):
+    """SafeLoader without YAML 1.1's guesses: 1e-4 is a number, `no` and `on` are words."""
+
+
+Yaml12.yaml_implicit_resolvers = {
+    first: [
+        (tag, pattern) for tag, pattern in resolvers if tag not in {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"}
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+Yaml12.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false|True|False)$"), list("tfTF"))
+Yaml12.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$"),
+    list("-+0123456789."),
+)
