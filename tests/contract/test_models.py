@@ -181,11 +181,11 @@ def test_a_fixed_weight_opens_a_closed_gate_inside_its_mask_alone() -> None:
     asked = query((0, (0, 1), 3))
     with torch.no_grad():
         frames = module.encode(images(), torch.ones(2, M, dtype=torch.bool))
-        closed = module.decode(frames, asked, control=Control(key={3: 0})).extras["fused"]
-        fixed = module.decode(frames, asked, control=Control(key={3: 0}, bounds={(3, 1): bounds})).extras["fused"]
+        closed = module.decode(frames, asked, control=Control(order={3: (0,)})).extras["fused"]
+        fixed = module.decode(frames, asked, control=Control(order={3: (0,)}, bounds={(3, 1): bounds})).extras["fused"]
         capped = bounds.clone()
         capped[:, 0] = 0.0
-        still = module.decode(frames, asked, control=Control(key={3: 0}, bounds={(3, 1): capped})).extras["fused"]
+        still = module.decode(frames, asked, control=Control(order={3: (0,)}, bounds={(3, 1): capped})).extras["fused"]
     assert torch.equal(fixed.state[4][..., :6], closed.state[4][..., :6])
     assert not torch.isclose(fixed.state[4][..., 6:], closed.state[4][..., 6:]).all()
     assert float(fixed.steps[1].effective) == pytest.approx(0.25)
@@ -194,6 +194,15 @@ def test_a_fixed_weight_opens_a_closed_gate_inside_its_mask_alone() -> None:
         frames, asked, plan=module.fusion.plan(fixed, asked), control=Control(bounds={(3, 1): bounds})
     )
     assert torch.equal(planned.extras["fused"].state[4], fixed.state[4]), "nor does following a plan"
+
+
+@pytest.mark.parametrize("order", list(permutations((0, 1, 2))))
+def test_frames_are_added_in_a_forced_order(order: tuple[int, ...]) -> None:
+    module = build("medk2n").eval()
+    with torch.no_grad():
+        frames = module.encode(images(), torch.ones(2, M, dtype=torch.bool))
+        fused = module.decode(frames, query((0, (0, 1, 2), 3)), control=Control(order={3: order})).extras["fused"]
+    assert tuple(int(step.source) for step in fused.steps) == order
 
 
 def test_added_frames_speak_as_loud_as_the_key_frame() -> None:

@@ -13,6 +13,7 @@ from medk2n.errors import ConfigError, GeometryError, UnknownNameError, UsageErr
 from medk2n.geometry.grid import Grid
 from medk2n.inference.contribution import shapley
 from medk2n.inference.predictor import SlicePredictor, deciding_slices
+from medk2n.inference.progression import progressions
 from medk2n.inference.synthesizer import Synthesizer
 from medk2n.io.volume import Volume
 from medk2n.models._spec import Statistics
@@ -299,3 +300,31 @@ def test_rules_come_from_set_options() -> None:
 def test_set_options_that_are_no_rules_are_refused(option: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_control([option])
+
+
+def test_a_progression_starts_at_the_key_frame_alone_and_ends_at_the_result(synthesizer: Synthesizer) -> None:
+    predictor = synthesizer._predictor
+    images = {
+        name: np.random.default_rng(k).uniform(0.1, 1, (5, 32, 32)) for k, name in enumerate(("t1n", "t2w", "t1c"))
+    }
+    images = {name: array.astype(np.float32) for name, array in images.items()}
+    whole = predictor.infer(images, ["ct"])
+    found = progressions(predictor, images, ["ct"], whole.plan)["ct"]
+    steps = whole.plan[NAMES.index("ct")]
+    assert [stage.source for stage in found.stages] == [NAMES[step.source] for step in steps]
+    np.testing.assert_allclose(found.stages[-1].image, whole.means["ct"][0], atol=1e-5)
+    key = found.stages[0].source
+    alone = predictor.infer({key: images[key]}, ["ct"]).means["ct"][0]
+    np.testing.assert_allclose(found.stages[0].image, alone, atol=1e-5)
+    assert found.orders == 6
+    assert 0 < found.order_deviation < 0.5
+
+
+def test_orders_are_forced_only_as_far_as_the_user_left_them_open(synthesizer: Synthesizer) -> None:
+    def orders(study, **rule) -> tuple[int, float]:
+        found = synthesizer.synth(study, ["ct"], control={"ct": FusionRule(**rule)}).explanations["ct"].progression
+        return found.orders, found.order_deviation
+
+    assert orders(STUDY)[0] == 6
+    assert orders(STUDY, key="t1n")[0] == 2
+    assert orders(STUDY, leave_out=["t1n", "t2w"]) == (1, 0.0)

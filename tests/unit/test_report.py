@@ -10,6 +10,7 @@ from PIL import Image
 
 from medk2n.data.intensity import Scaling
 from medk2n.geometry.grid import Grid
+from medk2n.inference.progression import Progression, Stage
 from medk2n.inference.synthesizer import Explanation, Step, Synthesis
 from medk2n.io.volume import Volume
 from medk2n.report import html
@@ -32,7 +33,11 @@ def volume(name: str, seed: int = 0, affine: np.ndarray = AFFINE, shape: tuple =
 
 def synthesis(targets=("t2f", "t1c"), shape: tuple = SHAPE, inputs=("t1n", "t2w")) -> Synthesis:
     steps = (Step("t2w", 0.7, 0.0, 1.0, 1.0), Step("t1n", 0.2, 0.4, 0.0, 0.0))
-    explanation = Explanation("t2w", steps, {"t1n": -0.5, "t2w": 2.0}, "shapley", 26.0)
+    stages = tuple(
+        Stage(step.source, psnr, np.full((6, 5), 0.5)) for step, psnr in zip(steps, (24.0, 26.0), strict=True)
+    )
+    progression = Progression(stages, orders=2, order_deviation=0.0125)
+    explanation = Explanation("t2w", steps, {"t1n": -0.5, "t2w": 2.0}, "shapley", 26.0, progression)
     return Synthesis(
         volumes={name: volume(name, shape=shape) for name in targets},
         inputs={name: volume(name, 1, shape=shape, path=f"/data/{HOSTILE}", sha256="ab" * 32) for name in inputs},
@@ -52,8 +57,15 @@ def report() -> str:
 def test_is_self_contained(report):
     assert not re.findall(r"https?://|//cdn|@import|<link|<script|<iframe|url\(", report)
     addresses = re.findall(r'(?:src|href)="([^"]{0,30})', report)
-    assert len(addresses) == 2 + 2 + 2 * 2  # inputs, outputs, and each output with its error map
+    assert len(addresses) == 2 + 2 + 2 * (2 + 2)  # inputs, outputs, each output with its error map and two stages
     assert all(address.startswith("data:image/png;base64,") for address in addresses)
+
+
+def test_tells_how_each_image_came_about(report):
+    text = " ".join(re.sub(r"<[^>]+>", " ", report).split())
+    assert "t2w key frame predicted 24.0 dB weight 0.70" in text
+    assert "+ t1n skipped predicted 26.0 dB (+2.0) weight 0.20, threshold 0.40 gate 0.00" in text
+    assert "Adding the inputs in 2 forced orders changes this slice by 1.2 % of its range" in text
 
 
 def test_hostile_names_are_escaped(report):

@@ -53,11 +53,11 @@ class StudyControl:
     ) -> Control:
         """The same for a model whose modalities are `names`, on some slices cut to a box."""
         size = (box[0].stop - box[0].start, box[1].stop - box[1].start)
-        key, bounds = {}, {}
+        order, bounds = {}, {}
         for target, rule in self.rules.items():
             j = names.index(target)
             if rule.key is not None:
-                key[j] = names.index(rule.key)
+                order[j] = (names.index(rule.key),)
             for source, weight in rule.weights.items():
                 low, high = (0.0, weight.at_most) if weight.fixed is None else (weight.fixed, weight.fixed)
                 inside = np.ones((len(at), *size), dtype=bool)
@@ -65,7 +65,7 @@ class StudyControl:
                     inside = self.masks[target, source][list(at)][..., *box]
                 limits = np.stack([np.where(inside, low, 0.0), np.where(inside, high, 1.0)], axis=1)
                 bounds[j, names.index(source)] = torch.from_numpy(limits.astype(np.float32)).to(device)
-        return Control(key, bounds)
+        return Control(order, bounds)
 
 
 def _check(target: str, rule: FusionRule, inputs: Collection[str]) -> None:

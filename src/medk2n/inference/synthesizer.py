@@ -30,6 +30,7 @@ from medk2n.geometry.grid import Grid
 from medk2n.inference.contribution import contributions
 from medk2n.inference.control import StudyControl
 from medk2n.inference.predictor import Inference, Progress, SlicePredictor, load_predictor
+from medk2n.inference.progression import Progression, progressions
 from medk2n.io.atomic import sha256_array
 from medk2n.io.nifti import from_nibabel, read_volume
 from medk2n.io.volume import Volume
@@ -68,6 +69,7 @@ class Explanation:
         contribution_db: source -> what it added to the predicted PSNR, in dB.
         contribution_method: "shapley" (exact) or "leave-one-out" (more than four inputs).
         predicted_psnr_db: of the target inside the foreground, from the predicted error per voxel.
+        progression: the target after each step, as a picture, and what forced orders would change.
     """
 
     key: str
@@ -75,6 +77,7 @@ class Explanation:
     contribution_db: dict[str, float]
     contribution_method: str
     predicted_psnr_db: float
+    progression: Progression
 
 
 @dataclass(frozen=True)
@@ -244,6 +247,7 @@ class Synthesizer:
     ) -> dict[str, Explanation]:
         inside = np.any([array > 0 for array in stacks.values()], axis=0)
         shares = contributions(self._predictor, stacks, wanted, control)
+        grown = progressions(self._predictor, stacks, wanted, inference.plan, control)
         names = self.config.modalities
         explanations = {}
         for target in wanted:
@@ -260,7 +264,12 @@ class Synthesizer:
             )
             error = float(inference.variances[target][inside].mean())
             explanations[target] = Explanation(
-                steps[0].source, steps, shares.decibels[target], shares.method, -10 * float(np.log10(error))
+                steps[0].source,
+                steps,
+                shares.decibels[target],
+                shares.method,
+                -10 * float(np.log10(error)),
+                grown[target],
             )
         return explanations
 

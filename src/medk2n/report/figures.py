@@ -119,6 +119,25 @@ def strip_png(
     return _encoded(figure, dpi)
 
 
+def slice_png(image: np.ndarray, *, synthetic: bool) -> str:
+    """One working slice (h, w) in [0, 1], axes in RAS order, as a `data:image/png;base64,` address."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows, columns = np.nonzero(image > 0)
+    if rows.size:
+        image = image[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    shown = image[::-1, ::-1].T
+    figure = Figure(figsize=(_PANEL_INCHES * shown.shape[1] / shown.shape[0], _PANEL_INCHES), facecolor="black")
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="bilinear")
+    axes.axis("off")
+    if synthetic:
+        _stamp(axes)
+    return _encoded(figure, 80)
+
+
 def _label(axes, plane: str, *, synthetic: bool) -> None:
     left, right, top, bottom = _EDGES[plane]
     places = [(0.03, 0.5, left, "left", "center"), (0.97, 0.5, right, "right", "center"),
@@ -126,8 +145,12 @@ def _label(axes, plane: str, *, synthetic: bool) -> None:
     for x, y, text, horizontal, vertical in places:
         axes.text(x, y, text, transform=axes.transAxes, color=_INK, alpha=0.75, fontsize=6, ha=horizontal, va=vertical)
     if synthetic:
-        axes.text(0.03, 0.97, "SYNTHETIC", transform=axes.transAxes, color=_WARNING, fontsize=6.5, weight="bold",
-                  ha="left", va="top")  # fmt: skip
+        _stamp(axes)
+
+
+def _stamp(axes) -> None:
+    axes.text(0.03, 0.97, "SYNTHETIC", transform=axes.transAxes, color=_WARNING, fontsize=6.5, weight="bold",
+              ha="left", va="top")  # fmt: skip
 
 
 def _encoded(figure, dpi: int) -> str:

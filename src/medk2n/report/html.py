@@ -9,13 +9,13 @@ import numpy as np
 import medk2n
 from medk2n.data.foreground import foreground
 from medk2n.io.volume import Volume
-from medk2n.report.figures import View, display_range, strip_png
+from medk2n.report.figures import View, display_range, slice_png, strip_png
 from medk2n.report.outputs import run_facts, scaling_facts, sources
 from medk2n.report.words import quality_words
 from medk2n.vocabulary import MODALITIES
 
 if TYPE_CHECKING:
-    from medk2n.inference.synthesizer import Synthesis
+    from medk2n.inference.synthesizer import Explanation, Synthesis
 
 MOST_BYTES = 10_000_000
 _RESOLUTIONS_DPI = (120, 90, 60, 40)  # the first that keeps the file under MOST_BYTES
@@ -91,9 +91,30 @@ def _target(synthesis: "Synthesis", name: str, view: View, dpi: int) -> dict[str
         "quality_sentence": sentence,
         "bars": bars(explanation.contribution_db),
         "steps": explanation.steps,
+        "stages": _stages(explanation),
+        "orders": explanation.progression.orders,
+        "order_deviation": 100 * explanation.progression.order_deviation,
         "method": explanation.contribution_method,
         "scaling": scaling_facts(synthesis, name),
     }
+
+
+def _stages(explanation: "Explanation") -> list[dict[str, Any]]:
+    """The progressive strip: the target after each frame, what the frame was worth and why it was let in or not."""
+    rows: list[dict[str, Any]] = []
+    before = None
+    for step, stage in zip(explanation.steps, explanation.progression.stages, strict=True):
+        rows.append(
+            {
+                "source": step.source,
+                "image": slice_png(stage.image, synthetic=True),
+                "psnr_db": stage.predicted_psnr_db,
+                "gain_db": None if before is None else stage.predicted_psnr_db - before,
+                "step": step,
+            }
+        )
+        before = stage.predicted_psnr_db
+    return rows
 
 
 def _deviation(synthesis: "Synthesis", name: str, view: View, dpi: int) -> dict[str, Any] | None:

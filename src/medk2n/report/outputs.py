@@ -111,7 +111,15 @@ def image_sidecar(synthesis: "Synthesis", target: str) -> dict[str, Any]:
         "Scaling": scaling_facts(synthesis, target),
         "KeyFrame": explanation.key,
         "Contribution": {"method": explanation.contribution_method, "db": dict(explanation.contribution_db)},
-        "Steps": [asdict(step) for step in explanation.steps],
+        "Steps": [
+            asdict(step) | {"predicted_psnr_db": stage.predicted_psnr_db}
+            for step, stage in zip(explanation.steps, explanation.progression.stages, strict=True)
+        ],
+        "OrderDependence": {
+            "orders": explanation.progression.orders,
+            "deviation": explanation.progression.order_deviation,
+            "unit": "scaled to [0, 1]",
+        },
         "PredictedQuality": {"psnr_db": explanation.predicted_psnr_db, "region": "foreground"},
         "GeneratedBy": [generated_by()],
         "Run": run_facts(synthesis),

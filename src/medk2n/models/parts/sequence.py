@@ -6,7 +6,7 @@ every decision is taken once per study from features pooled over its slices (`st
 kept in a `Plan`, so that slices do not flicker.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -66,12 +66,12 @@ class Control:
     """What a user laid down; indices as in the query.
 
     Attributes:
-        key: target -> the source to start from.
+        order: target -> sources in the order they are to be added, key frame first; the content orders all others.
         bounds: (target, source) -> (b, 2, h, w), lowest and highest W_eff per voxel of each sample. Such a source is
             not chosen as key frame, which enters whole.
     """
 
-    key: Mapping[int, int] = field(default_factory=dict)
+    order: Mapping[int, Sequence[int]] = field(default_factory=dict)
     bounds: Mapping[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def candidates(self, query: Query) -> Tensor:
@@ -79,11 +79,20 @@ class Control:
         allowed = query.sources.clone()
         for q, j in enumerate(query.target.tolist()):
             bounded = torch.tensor([(j, i) in self.bounds for i in range(allowed.shape[1])], device=allowed.device)
-            if j in self.key and query.sources[q, self.key[j]]:
-                allowed[q] = torch.arange(allowed.shape[1], device=allowed.device) == self.key[j]
+            if ahead := self._ahead(query, q):
+                allowed[q] = torch.arange(allowed.shape[1], device=allowed.device) == ahead[0]
             elif (query.sources[q] & ~bounded).any():
                 allowed[q] &= ~bounded
         return allowed
+
+    def reorder(self, rank: Tensor, query: Query) -> None:
+        """Lift what was put in an order above every rank (q, m) that the content gives."""
+        for q in range(len(rank)):
+            for position, i in enumerate(ahead := self._ahead(query, q)):
+                rank[q, i] = 3e4 + len(ahead) - position
+
+    def _ahead(self, query: Query, q: int) -> list[int]:
+        return [i for i in self.order.get(int(query.target[q]), ()) if query.sources[q, i]]
 
     def of(self, sample: Tensor, source: Tensor, target: Tensor, gate: Tensor, size: torch.Size) -> Tensor | None:
         """Bounds (rows, 2, h, w) of some steps, on the padded grid; None where nothing was laid down.
@@ -294,6 +303,7 @@ class ProgressiveFusion(nn.Module):
         first = self._first_look(frames, query, embeddings, control, study, generator)
         rank = (first.weight.detach() * 1e4).round().masked_fill(~query.sources, -1.0)
         rank[torch.arange(len(count)), first.key] = 2e4
+        control.reorder(rank, query)
         order = rank.argsort(dim=1, descending=True, stable=True)[:, : int(count.max())]
         return order, count, first
 
