@@ -205,6 +205,28 @@ def test_frames_are_added_in_a_forced_order(order: tuple[int, ...]) -> None:
     assert tuple(int(step.source) for step in fused.steps) == order
 
 
+@pytest.mark.parametrize("grad", [True, False], ids=["training", "inference"])
+def test_a_frame_shut_out_between_two_others_leaves_no_trace(grad: bool) -> None:
+    """In inference a closed gate's work is skipped; what is added later must not mistake the gap for modality 0."""
+    module = build("medk2n").eval()
+    module.fusion.threshold.lowest = module.fusion.threshold.highest = -1.0
+    shut = torch.zeros(2, 2, 32, 48)
+    given = images()
+    # two rows of one call: in the second, nothing is shut, so that both paths are walked at once
+    asked = query((0, (0, 1, 2), 3), (1, (0, 1, 2), 3))
+    alone = query((0, (0, 1), 3), (1, (0, 1), 3))
+    with torch.set_grad_enabled(grad):
+        frames = module.encode(given, torch.ones(2, M, dtype=torch.bool))
+        order = {3: (1, 2, 0)}
+        without = module.decode(frames, alone, control=Control({3: (1, 0)}))
+        free = module.decode(frames, asked, control=Control(order))
+        shut[1, 1] = 1.0
+        mixed = module.decode(frames, asked, control=Control(order, {(3, 2): shut}))
+    torch.testing.assert_close(mixed.extras["fused"].base.linear()[0], without.extras["fused"].base.linear()[0])
+    torch.testing.assert_close(mixed.mean[0], without.mean[0])
+    torch.testing.assert_close(mixed.mean[1], free.mean[1])
+
+
 def test_added_frames_speak_as_loud_as_the_key_frame() -> None:
     """However large a stage's output grows: at 280 times an added frame's size, all but the key frame were drowned."""
     spec = registry.resolve("models", "medk2n")

@@ -139,12 +139,12 @@ class BaseImage:
         members = self._members[rows].scatter(1, source[:, None], True)
         slope, offset = self._maps(members, self._target[rows])
         change, rise = slope - self._slope[rows], offset - self._offset[rows]
-        here = frame.new_zeros(q).index_put((rows,), frame)
-        self._frames.append(here)
-        self._sources.append(source.new_zeros(q).index_put((rows,), source))
+        self._frames.append(frame.new_zeros(q).index_put((rows,), frame))
+        self._sources.append(torch.full_like(self._target, -1).index_put((rows,), source))
         self._shares.append(torch.zeros_like(self._level))
         for k, of in enumerate(self._sources):
-            step = change.gather(1, of[rows][:, None])[:, :, None] * shown
+            known = of[rows] >= 0  # a row whose gate was closed at step k has no source there
+            step = (change.gather(1, of[rows].clamp_min(0)[:, None]) * known[:, None])[:, :, None] * shown
             self._shares[k] = self._shares[k].index_add(0, rows, step)
         self._level = self._level.index_add(0, rows, rise[:, None, None] * shown)
         let_in = gate > 0
