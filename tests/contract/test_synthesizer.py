@@ -13,7 +13,7 @@ from medk2n.errors import ConfigError, GeometryError, UnknownNameError, UsageErr
 from medk2n.geometry.grid import Grid
 from medk2n.inference.contribution import shapley
 from medk2n.inference.predictor import SlicePredictor, deciding_slices
-from medk2n.inference.progression import progressions
+from medk2n.inference.progression import _orders, progressions
 from medk2n.inference.synthesizer import Synthesizer
 from medk2n.io.volume import Volume
 from medk2n.models._spec import Statistics
@@ -222,13 +222,18 @@ def test_a_forced_key_frame_comes_first(synthesizer: Synthesizer, key: str) -> N
 
 def test_an_input_left_out_of_one_target_is_as_if_it_were_absent(synthesizer: Synthesizer) -> None:
     rule = {"ct": FusionRule(leave_out=["t1c"])}
-    both = synthesizer.synth(STUDY | {"t2w": STUDY["t2w"]}, ["ct", "t1n"], control=rule)
+    both = synthesizer.synth(STUDY, ["ct", "t1n"], control=rule)
     without = synthesizer.synth({name: STUDY[name] for name in ("t1n", "t2w")}, ["ct"])
     untouched = synthesizer.synth(STUDY, ["t1n"])
     np.testing.assert_allclose(both["ct"].array, without["ct"].array, atol=0.05)  # of 3000 HU
     np.testing.assert_allclose(both["t1n"].array, untouched["t1n"].array, atol=0.05)
     assert both.explanations["ct"].contribution_db["t1c"] == 0
     assert {step.source for step in both.explanations["ct"].steps} == {"t1n", "t2w"}
+    wider = head(1)
+    wider[1:4, 4:20, 4:10] = 300.0
+    study = {"t1n": (head(), AFFINE), "t2w": (wider, AFFINE)}
+    outside = synthesizer.synth(study, ["ct"], control={"ct": FusionRule(leave_out=["t2w"])})["ct"].array
+    assert (outside[head() == 0] == -1000).all(), "nor does it say where the patient is"
 
 
 def test_weights_are_capped_and_fixed(synthesizer: Synthesizer) -> None:
@@ -241,20 +246,27 @@ def test_weights_are_capped_and_fixed(synthesizer: Synthesizer) -> None:
     assert used(t2w=WeightRule(at_most=free / 4)) == pytest.approx(free / 4, rel=0.02)
     assert used(t2w=WeightRule(at_most=1)) == pytest.approx(free, rel=1e-5)
     assert used(t2w=WeightRule(fixed=0.9)) == pytest.approx(0.9, rel=0.02)
-    shut = WeightRule(at_most=0)
-    assert used(t2w=shut) == 0
-    capped, _ = steps(synthesizer, key="t1n", weights={"t2w": shut, "t1c": shut})
-    alone, _ = steps(synthesizer, leave_out=["t2w", "t1c"])
-    np.testing.assert_allclose(capped, alone, atol=0.05, err_msg="with every weight at 0 the key frame is alone")
+
+
+def test_an_input_with_a_bound_is_worth_nothing_without_one_that_may_start(synthesizer: Synthesizer) -> None:
+    def worth(**rule) -> dict[str, float]:
+        given = {name: STUDY[name] for name in ("t1n", "t2w")}
+        return synthesizer.synth(given, ["ct"], control={"ct": FusionRule(**rule)}).explanations["ct"].contribution_db
+
+    faint = worth(weights={"t2w": WeightRule(at_most=1e-6)})
+    assert abs(faint["t2w"]) < 0.05 * abs(faint["t1n"])
 
 
 def test_a_mask_says_where_a_weight_holds(synthesizer: Synthesizer, tmp_path) -> None:
     mask = np.zeros(SHAPE, np.uint8)
     mask[: SHAPE[0] // 2] = 1
-    nib.save(nib.Nifti1Image(mask, AFFINE), tmp_path / "half.nii.gz")
+    # stored on another grid: axes flipped and permuted
+    turned = nib.Nifti1Image(mask, AFFINE).as_reoriented(np.array([[1, -1], [2, 1], [0, -1]]))
+    nib.save(turned, tmp_path / "half.nii.gz")
     free, _ = steps(synthesizer, key="t1n")
-    none, _ = steps(synthesizer, key="t1n", weights={"t2w": WeightRule(at_most=0)})
-    half, _ = steps(synthesizer, key="t1n", weights={"t2w": WeightRule(at_most=0, where=tmp_path / "half.nii.gz")})
+    none, _ = steps(synthesizer, key="t1n", leave_out=["t2w"])
+    half, seen = steps(synthesizer, key="t1n", weights={"t2w": WeightRule(at_most=0, where=tmp_path / "half.nii.gz")})
+    assert [s.gate for s in seen if s.source == "t2w"] == [1], "let in somewhere"
     left, right = (abs(half - none), abs(half - free))
     rows = SHAPE[0] // 2
     assert abs(free - none).mean() > 1, "the trial needs an input that matters"
@@ -271,6 +283,11 @@ def test_a_mask_says_where_a_weight_holds(synthesizer: Synthesizer, tmp_path) ->
         ("ct", {"key": "t1n", "leave_out": ["t1n"]}, "t1n is to be the key frame and left out"),
         ("ct", {"key": "t1n", "weights": {"t1n": {"fixed": 0.5}}}, "t1n is the key frame and enters whole"),
         ("ct", {"leave_out": ["t2w"], "weights": {"t2w": {"fixed": 0.5}}}, "t2w is left out and has a weight"),
+        (
+            "ct",
+            {"weights": {name: {"fixed": 0.5} for name in ("t1n", "t2w", "t1c")}},
+            "enters whole; leave an input without",
+        ),
     ],
 )
 def test_rules_that_cannot_be_followed_are_refused(synthesizer: Synthesizer, target, rule, message) -> None:
@@ -279,7 +296,7 @@ def test_rules_that_cannot_be_followed_are_refused(synthesizer: Synthesizer, tar
 
 
 def test_rules_come_from_set_options() -> None:
-    rules = load_control(["fusion.flair.key=T1w", "fusion.t2f.leave_out=[t1ce]", "fusion.ct.weights.t2w.at_most=0.3"])
+    rules = load_control(["fusion.flair.key=T1w", "fusion.flair.leave_out=[t1ce]", "fusion.ct.weights.t2w.at_most=0.3"])
     assert rules == {
         "t2f": FusionRule(key="t1n", leave_out=["t1c"]),
         "ct": FusionRule(weights={"t2w": WeightRule(at_most=0.3)}),
@@ -292,7 +309,13 @@ def test_rules_come_from_set_options() -> None:
         ("fusion.ct.keys=t1n", "unknown setting, did you mean 'key'"),
         ("fusion.ct.key=t9", "unknown modality 't9'"),
         ("fusion.t9.key=t1n", "unknown modality 't9'"),
-        ("fusion.ct.weights.t2w.at_most=2", "fusion.weights.t2w.at_most: .*less than or equal to 1"),
+        ("fusion.ct.weights.t2w.at_most=2", "fusion.ct.weights.t2w.at_most: .*less than or equal to 1"),
+        ("fusion.ct.weights.t2w.at_most=true", "fusion.ct.weights.t2w.at_most: .*valid number"),
+        ("fusion.ct.weights.t2w.fixed=0", "a weight of 0 everywhere: use leave_out"),
+        ("fusion.ct.key=2026-01-01", "fusion.ct.key: .*unknown modality"),
+        ("fusion={1: {key: t1n}}", "unknown modality '1'"),
+        ("fusion={flair: {key: t1n}, t2f: {key: ct}}", "t2f is given twice, the second time as 't2f'"),
+        ("fusion.ct.weights={t1: {fixed: 1}, t1n: {fixed: 1}}", "t1n is given twice"),
         ("fusion.ct.weights.t2w.where=a.nii", "give at_most or fixed, one of the two"),
         ("seed=3", "--set seed: expected fusion.TARGET.key"),
     ],
@@ -328,3 +351,20 @@ def test_orders_are_forced_only_as_far_as_the_user_left_them_open(synthesizer: S
     assert orders(STUDY)[0] == 6
     assert orders(STUDY, key="t1n")[0] == 2
     assert orders(STUDY, leave_out=["t1n", "t2w"]) == (1, 0.0)
+
+
+def test_a_mask_outside_the_study_is_refused(synthesizer: Synthesizer, tmp_path) -> None:
+    nib.save(nib.Nifti1Image(np.zeros(SHAPE, np.uint8), AFFINE), tmp_path / "empty.nii.gz")
+    with pytest.raises(UsageError, match=r"empty.nii.gz: no voxel of this mask lies in the study"):
+        steps(synthesizer, weights={"t2w": WeightRule(at_most=0.5, where=tmp_path / "empty.nii.gz")})
+
+
+def test_with_many_inputs_every_allowed_key_is_tried() -> None:
+    sequence = tuple(range(7))
+    tried = _orders(sequence, torch.ones(7, dtype=torch.bool))
+    assert len(tried) == 6
+    assert len({order[0] for order in tried}) > 3
+    forced = _orders(sequence, torch.arange(7) == 4)
+    assert len(forced) == 6
+    assert {order[0] for order in forced} == {4}
+    assert all(sorted(order) == list(sequence) for order in tried + forced)

@@ -19,6 +19,7 @@ from medk2n.errors import ConfigError
 from medk2n.inference.predictor import load_predictor
 from medk2n.losses import fusion, reconstruction
 from medk2n.losses.likelihood import gaussian_nll
+from medk2n.training import run
 from medk2n.training.queries import draw_sources, draw_targets, narrowed
 from medk2n.training.run import train
 
@@ -91,14 +92,29 @@ def test_excluded_subjects_are_not_read(data: Path, tmp_path: Path) -> None:
 
 
 def test_one_image_can_be_excluded(data: Path, tmp_path: Path) -> None:
-    train(config(data, "exclude=['p0:t1c']", "modalities=[t1n, t2w]", "budget={steps: 1}"), tmp_path / "run")
     with pytest.raises(ConfigError, match="no training subject has t1c"):
-        train(config(data, "exclude=['p0:t1c', 'p2:t1c', 'p3:t1c']"), tmp_path / "other")
+        train(config(data, "exclude=['p0:t1c', 'p2:t1c', 'p3:t1c']"), tmp_path / "run")
 
 
-@pytest.mark.parametrize("setting", ["exclude=[p00]", "exclude=['p1:t1c']", "subjects=[p00]"])
+def test_strip_and_restyle_reach_the_batches(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(run, "draw_batch", lambda *a, **k: seen.append(k["augmentation"]) or draw_batch(*a, **k))
+    train(config(data, "batch.strip=0.25", "batch.restyle=0.75", "budget={steps: 1}"), tmp_path / "run")
+    assert {(a.strip, a.restyle) for a in seen} == {(0.25, 0.75)}
+
+
+def test_subjects_to_keep_hold_for_every_folder(data: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "q0.npz").write_bytes((data / "p0.npz").read_bytes())
+    settings = [f"data=['{data}', '{other}']", "subjects=[p0, p3]", "budget={steps: 1}"]
+    train(config(data, *settings), tmp_path / "run")
+    assert checkpoint.read_config(tmp_path / "run").training["subject_ids"] == {data.name: ["p0", "p3"]}
+
+
+@pytest.mark.parametrize("setting", ["exclude=[p00]", "exclude=['p1:t1c']", "subjects=[p00]", "subjects=['p0:t1c']"])
 def test_an_id_that_is_nowhere_is_refused(setting: str, data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is in none of the data folders, did you mean p"):
+    with pytest.raises(ConfigError, match="is in none of the data folders"):
         train(config(data, setting), tmp_path / "run")
 
 

@@ -10,7 +10,8 @@ import typer
 from medk2n.cli.common import modality_names, resolve_device, run_manifest, split_names
 from medk2n.cli.complaints import explain, one_line
 from medk2n.cli.main import VERBS, main
-from medk2n.cli.synth import named_inputs
+from medk2n.cli.synth import _Job, _with_rules, named_inputs
+from medk2n.config.control import FusionRule, WeightRule
 from medk2n.errors import InternalError, OutputExistsError, SystemLimitError, UnknownNameError, UsageError
 
 
@@ -72,6 +73,27 @@ def test_lists_and_modalities():
 def test_named_inputs_keep_their_order_and_may_hold_equal_signs():
     files = named_inputs(["t2w=x/a=b.nii.gz", "./run=1/sub-01_T1w.nii.gz"])
     assert list(files.items()) == [("t2w", Path("x/a=b.nii.gz")), ("t1n", Path("run=1/sub-01_T1w.nii.gz"))]
+
+
+def jobs(*given: tuple[str, ...]) -> list[_Job]:
+    return [_Job(str(k), dict.fromkeys(names, Path("x.nii")), ["t2f"], Path("out")) for k, names in enumerate(given)]
+
+
+def test_each_of_several_studies_gets_the_rules_that_concern_it():
+    rule = FusionRule(leave_out=["t1c"], weights={"t2w": WeightRule(at_most=0.5)})
+    first, second = _with_rules(jobs(("t1n", "t1c", "t2w"), ("t1n",)), {"t2f": rule})
+    assert first.control == {"t2f": rule}
+    assert second.control == {"t2f": FusionRule()}, "it lacks what the rule keeps out"
+    (only,) = _with_rules(jobs(("t1n",)), {"t2f": rule})
+    assert only.control == {"t2f": rule}, "of one study the rule is checked in full"
+
+
+def test_rules_that_concern_no_study_or_one_patient_are_refused():
+    with pytest.raises(UsageError, match=r"--set fusion.ct: no study wants ct; wanted are: t2f"):
+        _with_rules(jobs(("t1n",)), {"ct": FusionRule(key="t1n")})
+    masked = FusionRule(weights={"t2w": WeightRule(at_most=0.5, where=Path("lesion.nii"))})
+    with pytest.raises(UsageError, match="a mask belongs to one patient"):
+        _with_rules(jobs(("t1n", "t2w"), ("t1n", "t2w")), {"t2f": masked})
 
 
 def test_manifest_tells_of_success_and_failure(tmp_path):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +21,7 @@ from medk2n.cli.complaints import SOME_FAILED, explain
 
 if TYPE_CHECKING:
     from medk2n.checkpoint import ModelConfig
+    from medk2n.config.control import FusionRule
     from medk2n.data.subject import Subject
     from medk2n.inference.predictor import Progress
     from medk2n.inference.synthesizer import Synthesizer
@@ -34,6 +35,12 @@ class _Job:
     study: "Subject | Mapping[str, Path]"
     targets: list[str]
     out: Path
+    control: "Mapping[str, FusionRule]" = field(default_factory=dict)
+
+    @property
+    def given(self) -> list[str]:
+        """Modalities of the study."""
+        return list(self.study if isinstance(self.study, Mapping) else self.study.modalities)
 
 
 def synth(
@@ -80,7 +87,7 @@ def synth(
         config = read_config(folder)
         wanted = modality_names(targets, "--target")
         _refuse_unknown(wanted, config, "--target")
-        jobs = _jobs(study, inputs or [], wanted, config, out)
+        jobs = _with_rules(_jobs(study, inputs or [], wanted, config, out), control)
         refuse_existing([path for job in jobs for path in planned_outputs(job.out, job.id, job.targets)], overwrite)
         check_writable(out)
         run.device = resolve_device(device)
@@ -89,7 +96,7 @@ def synth(
         from medk2n.inference.synthesizer import Synthesizer
 
         synthesizer = Synthesizer.from_pretrained(folder, device=run.device)
-        how = {"reference": reference, "control": control, "seed": seed}
+        how = {"reference": reference, "seed": seed}
         failed = _run(synthesizer, jobs, run, how, out, overwrite=overwrite)
         if failed:
             raise typer.Exit(SOME_FAILED)
@@ -122,6 +129,32 @@ def _jobs(study: Path | None, inputs: list[str], wanted: list[str], config: "Mod
     if not jobs:
         raise UsageError(f"{study}: all {len(subjects)} studies have everything the model knows; name a target with -t")
     return jobs
+
+
+def _with_rules(jobs: list[_Job], control: "Mapping[str, FusionRule]") -> list[_Job]:
+    """Give every study the rules of its targets; of several studies, one may lack an input that a rule keeps out."""
+    from medk2n.errors import UsageError
+
+    wanted = {target for job in jobs for target in job.targets}
+    if idle := sorted(set(control) - wanted):
+        raise UsageError(f"--set fusion.{idle[0]}: no study wants {idle[0]}; wanted are: {', '.join(sorted(wanted))}")
+    if len(jobs) > 1 and any(weight.where for rule in control.values() for weight in rule.weights.values()):
+        raise UsageError("--set fusion...where: a mask belongs to one patient; complete the studies one by one")
+    ruled = []
+    for job in jobs:
+        rules = {target: rule for target, rule in control.items() if target in job.targets}
+        if len(jobs) > 1:
+            rules = {
+                target: rule.model_copy(
+                    update={
+                        "leave_out": tuple(name for name in rule.leave_out if name in job.given),
+                        "weights": {name: weight for name, weight in rule.weights.items() if name in job.given},
+                    }
+                )
+                for target, rule in rules.items()
+            }
+        ruled.append(replace(job, control=rules))
+    return ruled
 
 
 def named_inputs(values: list[str]) -> dict[str, Path]:
@@ -192,7 +225,7 @@ def _run(
     for job in jobs:
         try:
             with _progress(job.id) as progress:
-                synthesis = synthesizer.synth(job.study, job.targets, progress=progress, **how)
+                synthesis = synthesizer.synth(job.study, job.targets, control=job.control, progress=progress, **how)
             written = write_synthesis(synthesis, job.out, job.id, overwrite=overwrite, dataset=out)
         except Exception as error:
             if len(jobs) == 1 or isinstance(error, SystemLimitError):
@@ -201,6 +234,7 @@ def _run(
             typer.echo(f"medk2n: {job.id} failed: {failed[job.id]}", err=True)
             studies[job.id] = {"error": failed[job.id]}
             continue
+        run.inputs += [Path(path) for path in synthesis.record["control_masks"]]
         run.inputs += [Path(v.provenance["path"]) for v in synthesis.inputs.values() if v.provenance.get("path")]
         run.outputs += written
         studies[job.id] = {

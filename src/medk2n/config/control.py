@@ -1,10 +1,10 @@
 """What a user lays down about the fusion of a target; all that is left open the content decides."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -12,14 +12,15 @@ from medk2n.config.overrides import apply_override
 from medk2n.errors import ConfigError, UnknownNameError
 from medk2n.vocabulary import modality
 
-Weight = Annotated[float, Field(ge=0, le=1)]
+Rule = TypeVar("Rule")
+Weight = Annotated[float, Field(ge=0, le=1, strict=True)]
 
 
 class WeightRule(BaseModel):
     """How far an added input may enter (its W_eff), everywhere or inside a mask.
 
     Attributes:
-        at_most: an upper bound of W_eff; 0 keeps the input out.
+        at_most: an upper bound of W_eff.
         fixed: the value of W_eff itself, whatever the content says.
         where: a mask (NIfTI, non-zero is inside, same scanner space); outside it the content decides.
     """
@@ -33,7 +34,14 @@ class WeightRule(BaseModel):
     def _one(self) -> "WeightRule":
         if (self.at_most is None) == (self.fixed is None):
             raise ValueError("give at_most or fixed, one of the two")
+        if self.where is None and not (self.at_most or self.fixed):
+            raise ValueError("a weight of 0 everywhere: use leave_out")
         return self
+
+    @field_validator("where")
+    @classmethod
+    def _home(cls, path: Path | None) -> Path | None:
+        return None if path is None else path.expanduser()
 
 
 class FusionRule(BaseModel):
@@ -41,8 +49,8 @@ class FusionRule(BaseModel):
 
     Attributes:
         key: input to start from.
-        leave_out: inputs that this target must not see.
-        weights: input -> how far it may enter. The key frame enters whole, so such an input is never chosen as key.
+        leave_out: inputs that this target must not see (where the patient ends they still tell the cropping).
+        weights: input -> how far it may enter. The key frame enters whole, so such an input is not chosen as key.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -63,7 +71,21 @@ class FusionRule(BaseModel):
     @field_validator("weights")
     @classmethod
     def _weighed(cls, rules: dict[str, WeightRule]) -> dict[str, WeightRule]:
-        return {_known(name): rule for name, rule in rules.items()}
+        return by_short_name(rules)
+
+
+def by_short_name(rules: Mapping[str, Rule]) -> dict[str, Rule]:
+    """The same with short modality names as keys.
+
+    Raises:
+        ValueError: a name that is unknown, or given twice (perhaps once by an alias).
+    """
+    found: dict[str, Rule] = {}
+    for name, rule in rules.items():
+        if (short := _known(name)) in found:
+            raise ValueError(f"{short} is given twice, the second time as {name!r}; join the two")
+        found[short] = rule
+    return found
 
 
 def _known(name: str) -> str:
@@ -89,15 +111,25 @@ def load_control(overrides: Sequence[str]) -> dict[str, FusionRule]:
             "fusion.TARGET.weights.INPUT.at_most=NUMBER (or .fixed, .where=MASK)"
         )
     try:
-        return {_known(target): FusionRule.model_validate_json(json.dumps(rule)) for target, rule in rules.items()}
-    except ValidationError as error:
-        raise ConfigError("; ".join(_complaint(e["loc"], e["type"], e["msg"]) for e in error.errors())) from error
+        return by_short_name({str(target): _rule(str(target), rule) for target, rule in rules.items()})
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(f"--set fusion: {error}") from error
 
 
-def _complaint(loc: tuple[int | str, ...], kind: str, message: str) -> str:
-    where = "fusion." + ".".join(str(part) for part in loc)
+def _rule(target: str, rule: object) -> FusionRule:
+    try:
+        return FusionRule.model_validate_json(json.dumps(rule, default=str))
+    except ValidationError as error:
+        where = f"fusion.{target}"
+        raise ConfigError(
+            "; ".join(_complaint(where, e["loc"], e["type"], e["msg"]) for e in error.errors())
+        ) from error
+
+
+def _complaint(where: str, loc: tuple[int | str, ...], kind: str, message: str) -> str:
+    where = ".".join([where, *map(str, loc)])
     if kind != "extra_forbidden":
         return f"{where}: {message}"
     near = get_close_matches(str(loc[-1]), [*FusionRule.model_fields, *WeightRule.model_fields], n=1)

@@ -100,7 +100,8 @@ class TrainConfig(_Strict):
     Attributes:
         data: folders, each with its share of the crops after a colon ("DIR:0.5"; 1 where left out).
         validation: folder whose loss is watched; never learned from.
-        subjects, exclude: ids to keep or to leave out, over all folders; "ID:modality" leaves one image out.
+        subjects: ids to learn from, over all folders; all if empty.
+        exclude: ids to leave out, of `validation` too; "ID:modality" leaves one image out.
         modalities: what the model will know.
         core: those of them that people mostly have; `core_share` of the crops are asked about these alone.
         spacing_mm: in-plane spacing of the working grid.

@@ -14,6 +14,8 @@ from torch.nn import functional
 from medk2n.data.grey import UNCHANGED, Style, shares_below, stretched, to_bytes, towards
 from medk2n.data.working import WorkingStudy
 
+_ENOUGH = 0.03  # share of a slice that has to be patient (or brain) to be learned from
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -34,7 +36,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
-    """Strengths of what is drawn per crop; intensities are changed in inputs only.
+    """Strengths of what is drawn per crop; gamma and noise are in inputs only.
 
     Attributes:
         rotation: largest angle in radians.
@@ -44,7 +46,7 @@ class Augmentation:
         strip: chance of cutting the skull away where a brain mask is known; grey scales are stretched again, since
             those of a whole head would not be met in a stripped scan.
         restyle: chance of moving a subject's grey scales towards those of another, heads to heads and brains to
-            brains; the one change that targets share, for a scanner draws all contrasts of a visit in its own way.
+            brains; targets are moved alike, for a scanner draws all contrasts of a visit in its own way.
     """
 
     rotation: float = 0.15
@@ -79,10 +81,12 @@ class Store:
         """
         k, z = self._slices[rng.integers(len(self._slices))]
         study = self._studies[k]
-        strip = rng.random() < augmentation.strip and study.brain is not None and bool(study.brain[z].any())
+        strip = rng.random() < augmentation.strip and study.brain is not None and study.brain[z].mean() > _ENOUGH
         tables, alone = None, strip or study.stripped
         if rng.random() < augmentation.restyle:
-            styles = [style for s in (lenders or self)._studies if (style := s.styles[alone]) is not None]
+            styles = [
+                style for s in (self if lenders is None else lenders)._studies if (style := s.styles[alone]) is not None
+            ]
             if styles and (own := study.styles[alone]) is not None:
                 tables = towards(own, styles[rng.integers(len(styles))], rng.uniform())
         return study.at(z, slices, rng, strip=strip, tables=tables)
@@ -159,7 +163,7 @@ class _Stored:
             for name in modalities
         )
         own = [name in study.scalings and study.scalings[name].kind == "robust" for name in modalities]
-        brain = study.brain if study.brain is not None and study.brain.any() else None
+        brain = study.brain & study.foreground if study.brain is not None and study.brain.any() else None
         alone = tuple(
             tuple(stretched(a, brain) if free and brain is not None else UNCHANGED for a in v)
             for v, free in zip(variants, own, strict=True)
@@ -175,7 +179,7 @@ class _Stored:
             )
         styles = (None, seen) if study.stripped else (seen, brain_seen)
         area = study.foreground.mean(axis=(1, 2))
-        return cls(variants, study.foreground, brain, study.stripped, area > 0.03, alone, styles)
+        return cls(variants, study.foreground, brain, study.stripped, area > _ENOUGH, alone, styles)
 
     def at(
         self,
@@ -189,6 +193,8 @@ class _Stored:
         """Slice z with its neighbours; without `rng` the acquisition that is also the target is the input."""
         around = neighbours(z, len(self.foreground), slices)
         brain = self.brain if strip else None
+        if brain is not None:  # a neighbour without a mask would be shown empty
+            around = np.where(brain[around].any(axis=(1, 2)), around, z)
         inside = self.foreground[z] if brain is None else brain[z]
         h, w = inside.shape
         images = np.zeros((len(self.variants), slices, h, w), np.uint8)

@@ -1,6 +1,6 @@
 """Grey levels of training images, kept as bytes, and tables that move them: (256,) uint8, applied as `table[image]`.
 
-0 means outside the patient and stays 0; inside, the lowest level is 1. 1/255 is finer than the noise of these scans.
+0 means outside the patient (or the darkest half percent inside) and stays 0. 1/255 is finer than the noise of scans.
 """
 
 import numpy as np

@@ -38,7 +38,8 @@ def contributions(
 ) -> Contributions:
     """Contribution of every input to every target on some slices of a study; images and control as for `infer`.
 
-    An input that a target must not see contributes 0 to it.
+    An input that a target must not see contributes 0 to it; a subset of which none may be the key frame is worth as
+    little as no input.
     """
     control = control or StudyControl()
     sources = predictor.indices(images)
@@ -90,7 +91,9 @@ def _predicted(
         predictor.device
     )
     seen = {predictor.modalities.index(name): control.sources(name, given) for name in targets}
-    known = {j: predictor.indices(names) for j, names in seen.items() if names}
+    known = {
+        j: predictor.indices(names) for j, names in seen.items() if control.can_start(predictor.modalities[j], names)
+    }
     worth = {j: -10 * np.log10(predictor.config.statistics.variance[predictor.modalities[j]]) for j in seen}
     if known:
         query: Query = predictor.query(len(at), known)

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -43,10 +44,20 @@ class StudyControl:
         }
         return cls(rules, masks)
 
+    def mask_files(self) -> list[Path]:
+        """Every mask file that a rule names."""
+        weights = (weight for rule in self.rules.values() for weight in rule.weights.values())
+        return sorted({weight.where for weight in weights if weight.where is not None})
+
     def sources(self, target: str, given: Collection[str]) -> list[str]:
         """Inputs that a target may see."""
         left_out = self.rules[target].leave_out if target in self.rules else ()
         return [name for name in given if name not in left_out]
+
+    def can_start(self, target: str, given: Collection[str]) -> bool:
+        """Whether some of `given` may be the target's key frame: not all have bounded weights."""
+        bounded = self.rules[target].weights if target in self.rules else ()
+        return any(name not in bounded for name in given)
 
     def for_slices(
         self, names: Sequence[str], box: tuple[slice, slice], at: Sequence[int], device: str = "cpu"
@@ -87,10 +98,13 @@ def _check(target: str, rule: FusionRule, inputs: Collection[str]) -> None:
         raise UsageError(f"fusion.{target}: {', '.join(both)} is left out and has a weight; choose one of the two")
 
 
-def _mask(path, space: Workspace) -> np.ndarray:
+def _mask(path: Path, space: Workspace) -> np.ndarray:
     label = read_labels(path)
     array = label.array
     if not label.grid.same_as(space.reference):
         check_overlap(space.reference, label.grid, "the reference", str(path))
         array = resample(array, label.grid, space.reference, order=0)
-    return space.stack((array > 0).astype(np.float32), order=0) > 0
+    inside = space.stack((array != 0).astype(np.float32)) > 0  # linear: a lesion smaller than a voxel is not lost
+    if not inside.any():
+        raise UsageError(f"{path}: no voxel of this mask lies in the study; expected some that are not 0")
+    return inside

@@ -92,10 +92,12 @@ def progressions(
 
 
 def _orders(sequence: Sequence[int], may_be_key: torch.Tensor) -> list[tuple[int, ...]]:
-    """Some orders of the inputs that start with an allowed key frame, evenly spread; of many inputs, rotations."""
-    n = len(sequence)
-    turned = ((*sequence[k:], *sequence[:k]) for k in range(n))
-    every = [order for order in (permutations(sequence) if n <= 5 else turned) if may_be_key[order[0]]]
+    """Some orders that start with an allowed key frame, evenly spread; of many inputs, rotations of the others."""
+    every: list[tuple[int, ...]] = []
+    for key in (i for i in sequence if may_be_key[i]):
+        rest = [i for i in sequence if i != key]
+        turned = ((*rest[k:], *rest[:k]) for k in range(len(rest)))
+        every += [(key, *others) for others in (permutations(rest) if len(rest) < 5 else turned)]
     return [every[k] for k in sorted(set(np.linspace(0, len(every) - 1, _MOST_ORDERS).round().astype(int).tolist()))]
 
 

@@ -20,7 +20,7 @@ import torch
 
 import medk2n
 from medk2n.checkpoint import ModelConfig, find_model
-from medk2n.config.control import FusionRule
+from medk2n.config.control import FusionRule, by_short_name
 from medk2n.data.discover import discover_study
 from medk2n.data.intensity import Scaling
 from medk2n.data.subject import Subject
@@ -31,7 +31,7 @@ from medk2n.inference.contribution import contributions
 from medk2n.inference.control import StudyControl
 from medk2n.inference.predictor import Inference, Progress, SlicePredictor, load_predictor
 from medk2n.inference.progression import Progression, progressions
-from medk2n.io.atomic import sha256_array
+from medk2n.io.atomic import sha256_array, sha256_file
 from medk2n.io.nifti import from_nibabel, read_volume
 from medk2n.io.volume import Volume
 from medk2n.vocabulary import modality
@@ -125,9 +125,13 @@ class Synthesizer:
 
         Raises:
             UnknownNameError, CheckpointError: no such model, or altered weights.
+            UsageError: a reference model (`unet`) that is only there to be compared with.
         """
         folder = find_model(name_or_folder)
-        return cls(load_predictor(folder, device), folder.name)
+        predictor = load_predictor(folder, device)
+        if not hasattr(predictor.module, "decide"):
+            raise UsageError(f"{folder}: {predictor.name} is a reference for `medk2n evaluate`; it explains nothing")
+        return cls(predictor, folder.name)
 
     @property
     def config(self) -> ModelConfig:
@@ -170,13 +174,12 @@ class Synthesizer:
         grid = inputs[first].grid
         inputs = align(inputs, grid, str(inputs[first].provenance.get("path", first)))
         space = Workspace.of(grid, self.config.spacing_mm)
-        stacks, finer, masks, own = {}, {}, np.zeros(grid.shape, dtype=bool), {}
+        stacks, finer, patient, own = {}, {}, {}, {}
         for name, volume in inputs.items():
-            values, inside, own[name] = scaled(volume.array, name)
+            values, patient[name], own[name] = scaled(volume.array, name)
             stacks[name] = space.stack(values)
             finer[name] = values - space.unstack(stacks[name])
-            masks |= inside
-        rules = {modality(name).name: rule for name, rule in (control or {}).items()}
+        rules = _rules(control or {})
         laid_down = StudyControl.of(rules, inputs, wanted, space)
         inference = self._predictor.infer(stacks, wanted, progress, control=laid_down)
         scalings = {name: own.get(name) or self._typical(name) for name in wanted}
@@ -188,6 +191,7 @@ class Synthesizer:
             "versions": {"medk2n": medk2n.__version__, "torch": torch.__version__, "python": platform.python_version()},
             "seed": seed,
             "control": {name: rule.model_dump(mode="json", exclude_defaults=True) for name, rule in rules.items()},
+            "control_masks": {str(path): sha256_file(path) for path in laid_down.mask_files()},
             "device": self._predictor.device,
             "working_spacing_mm": self.config.spacing_mm,
             "skull_stripped": stripped,
@@ -197,15 +201,16 @@ class Synthesizer:
         volumes, deviations = {}, {}
         for name in wanted:
             scaling, air = scalings[name], modality(name).background
+            inside = np.logical_or.reduce([patient[source] for source in laid_down.sources(name, inputs)])
             image = space.unstack(inference.means[name])
             for source, share in inference.shares[name].items():
                 image += space.unstack(share) * finer[source]
             image = scaling.invert(np.clip(image, 0.0, 1.0))
             provenance = {"synthetic": True, "model": self.name, "model_sha256": self.config.sha256}
-            volumes[name] = Volume(np.where(masks, image, air).astype(np.float32), grid, name, provenance)
+            volumes[name] = Volume(np.where(inside, image, air).astype(np.float32), grid, name, provenance)
             width = scaling.high - scaling.low
             error = np.sqrt(np.maximum(space.unstack(inference.variances[name]), 0.0)) * width
-            deviations[name] = Volume(np.where(masks, error, 0.0).astype(np.float32), grid, name, provenance)
+            deviations[name] = Volume(np.where(inside, error, 0.0).astype(np.float32), grid, name, provenance)
         explanations = self._explain(stacks, wanted, inference, laid_down)
         record["elapsed_s"] = round(time.perf_counter() - started, 2)
         return Synthesis(volumes, inputs, deviations, explanations, scalings, first, record)
@@ -272,6 +277,13 @@ class Synthesizer:
                 grown[target],
             )
         return explanations
+
+
+def _rules(control: Mapping[str, FusionRule]) -> dict[str, FusionRule]:
+    try:
+        return by_short_name(control)
+    except ValueError as error:
+        raise UsageError(f"control: {error}") from error
 
 
 def as_volumes(study: Study) -> dict[str, Volume]:

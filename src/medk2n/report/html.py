@@ -90,7 +90,6 @@ def _target(synthesis: "Synthesis", name: str, view: View, dpi: int) -> dict[str
         "quality_word": word,
         "quality_sentence": sentence,
         "bars": bars(explanation.contribution_db),
-        "steps": explanation.steps,
         "stages": _stages(explanation),
         "orders": explanation.progression.orders,
         "order_deviation": 100 * explanation.progression.order_deviation,

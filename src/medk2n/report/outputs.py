@@ -98,13 +98,15 @@ def generated_by() -> dict[str, str]:
 def image_sidecar(synthesis: "Synthesis", target: str) -> dict[str, Any]:
     """Everything that a reader of one synthetic image should be able to find out without this package."""
     explanation = synthesis.explanations[target]
+    steps = {step.source for step in explanation.steps}
+    seen = [name for name in synthesis.inputs if name in steps]
     return {
         "Description": f"SYNTHETIC {MODALITIES[target].label} image, predicted from "
-        f"{', '.join(synthesis.inputs)} by medk2n; not acquired; research use only",
+        f"{', '.join(seen)} by medk2n; not acquired; research use only",
         "Synthetic": True,
         "Modality": target,
-        "Sources": [str(source["path"] or f"{source['modality']} in memory") for source in sources(synthesis)],
-        "SourceDetails": sources(synthesis),
+        "Sources": [str(source["path"] or f"{source['modality']} in memory") for source in sources(synthesis, seen)],
+        "SourceDetails": sources(synthesis, seen),
         "SkullStripped": synthesis.record["skull_stripped"],
         "SpatialReference": sources(synthesis, [synthesis.reference])[0]["path"] or "orig",
         "Units": MODALITIES[target].unit,

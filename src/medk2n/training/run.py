@@ -133,7 +133,9 @@ def _read(config: TrainConfig, report: Report) -> _Data:
     stores, shares, subjects = [], [], {}
     for entry in config.data:
         root, _, share = entry.rpartition(":") if _has_share(entry) else (entry, "", "1")
-        studies = _studies(root, config, report, f"reading {Path(root).name}")
+        studies = _studies(root, config, report, f"reading {Path(root).name}", subjects=config.subjects)
+        if not studies:
+            continue
         for study in studies:
             builder.add(study)
         store = Store(studies, config.modalities)
@@ -142,6 +144,8 @@ def _read(config: TrainConfig, report: Report) -> _Data:
         stores.append(store)
         shares.append(float(share))
         subjects[root] = [study.id for study in studies]
+    if not stores:
+        raise DatasetError("no subject is left to learn from; check subjects, exclude and modalities")
     statistics = builder.finish()
     unseen = [name for name in config.modalities if name not in statistics.typical_scaling]
     if unseen:
@@ -152,6 +156,8 @@ def _read(config: TrainConfig, report: Report) -> _Data:
     validation = []
     if config.validation:
         watched = _studies(config.validation, config, report, "reading validation")
+        if not watched:
+            raise DatasetError(f"{config.validation}: no subject is left to watch; check exclude and modalities")
         each = max(1, _VALIDATION_SLICES // max(1, len(watched)))
         for study in watched:
             inside = np.flatnonzero(study.foreground.mean(axis=(1, 2)) > 0.03)
@@ -167,11 +173,10 @@ def _has_share(entry: str) -> bool:
         return False
 
 
-def _studies(root: str, config: TrainConfig, report: Report, stage: str) -> list[WorkingStudy]:
-    ids = {s.id for s in discover(root)}
-    found = discover(
-        root, subjects=[i for i in config.subjects if i in ids] or None, exclude=[i for i in config.exclude if i in ids]
-    )
+def _studies(
+    root: str, config: TrainConfig, report: Report, stage: str, *, subjects: Sequence[str] = ()
+) -> list[WorkingStudy]:
+    found = [s for s in discover(root) if s.id not in config.exclude and (not subjects or s.id in subjects)]
     studies = []
     for k, subject in enumerate(found):
         report(stage, k / len(found), {})
@@ -189,11 +194,13 @@ def _refuse_unknown_ids(config: TrainConfig) -> None:
     """A mistyped id must not let a test subject in."""
     roots = [entry.rpartition(":")[0] if _has_share(entry) else entry for entry in config.data]
     found = [s for root in [*roots, *filter(None, [config.validation])] for s in discover(root)]
-    known = {s.id for s in found} | {f"{s.id}:{name}" for s in found for name in s.modalities}
-    for unknown in (i for i in [*config.subjects, *config.exclude] if i not in known):
-        near = get_close_matches(unknown, known, n=3)
-        hint = f", did you mean {', '.join(near)}?" if near else "; compare with the names of the files"
-        raise ConfigError(f"subjects, exclude: {unknown!r} is in none of the data folders{hint}")
+    ids = {s.id for s in found}
+    images = {f"{s.id}:{name}" for s in found for name in s.modalities}
+    for setting, named, known in (("subjects", config.subjects, ids), ("exclude", config.exclude, ids | images)):
+        for unknown in (i for i in named if i not in known):
+            near = get_close_matches(unknown, known, n=3)
+            hint = f", did you mean {', '.join(near)}?" if near else "; compare with the names of the files"
+            raise ConfigError(f"{setting}: {unknown!r} is in none of the data folders{hint}")
 
 
 def _only(subject, wanted):

@@ -76,6 +76,8 @@ class Control:
 
     def candidates(self, query: Query) -> Tensor:
         """Sources that may be key frames, (q, m) bool: what was laid down, as far as a query has such sources."""
+        if not self.order and not self.bounds:
+            return query.sources
         allowed = query.sources.clone()
         for q, j in enumerate(query.target.tolist()):
             bounded = torch.tensor([(j, i) in self.bounds for i in range(allowed.shape[1])], device=allowed.device)
@@ -87,14 +89,14 @@ class Control:
 
     def reorder(self, rank: Tensor, query: Query) -> None:
         """Lift what was put in an order above every rank (q, m) that the content gives."""
-        for q in range(len(rank)):
+        for q in range(len(rank) if self.order else 0):
             for position, i in enumerate(ahead := self._ahead(query, q)):
                 rank[q, i] = 3e4 + len(ahead) - position
 
     def _ahead(self, query: Query, q: int) -> list[int]:
         return [i for i in self.order.get(int(query.target[q]), ()) if query.sources[q, i]]
 
-    def of(self, sample: Tensor, source: Tensor, target: Tensor, gate: Tensor, size: torch.Size) -> Tensor | None:
+    def limits(self, sample: Tensor, source: Tensor, target: Tensor, gate: Tensor, size: torch.Size) -> Tensor | None:
         """Bounds (rows, 2, h, w) of some steps, on the padded grid; None where nothing was laid down.
 
         What the content closed stays closed but where a lowest weight opens it.
@@ -229,7 +231,7 @@ class ProgressiveFusion(nn.Module):
                 decision = _planned(plan, target, position, embeddings)
             weight, tau, gate, memory = decision
             size = frames.centre.shape[1:]
-            bounds = control.of(query.sample[active], source, target, (weight > tau).to(gate.dtype), size)
+            bounds = control.limits(query.sample[active], source, target, (weight > tau).to(gate.dtype), size)
             if bounds is not None:
                 gate = (bounds[:, 1].amax(dim=(1, 2)) > 0).to(gate.dtype)
             work = torch.arange(len(active), device=order.device)
@@ -269,13 +271,14 @@ class ProgressiveFusion(nn.Module):
         """Read a study's decisions out of a pass with `study=True`."""
         plan: Plan = {}
         for j in query.target.unique().tolist():
-            q = int((query.target == j).nonzero()[0])
+            rows = (query.target == j).nonzero().squeeze(1)
+            q = int(rows[0])
             plan[j] = tuple(
                 PlannedStep(
                     int(step.source[q]),
                     float(step.weight[q]),
                     float(step.threshold[q]),
-                    float(step.gate[q]),
+                    float(step.gate[rows].max()),  # a mask of the user's may let a frame into some slices alone
                     step.memory[q].clone(),
                 )
                 for step in fused.steps
