@@ -2,13 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from medk2n.config.overrides import apply_override
+from medk2n.config.overrides import apply_override, complaint
 from medk2n.errors import ConfigError, UnknownNameError
 from medk2n.vocabulary import modality
 
@@ -22,7 +21,7 @@ class WeightRule(BaseModel):
     Attributes:
         at_most: an upper bound of W_eff.
         fixed: the value of W_eff itself, whatever the content says.
-        where: a mask (NIfTI, non-zero is inside, same scanner space); outside it the content decides.
+        where: a mask (NIfTI, inside is above 0, same scanner space); outside it the content decides.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -122,15 +121,6 @@ def _rule(target: str, rule: object) -> FusionRule:
     try:
         return FusionRule.model_validate_json(json.dumps(rule, default=str))
     except ValidationError as error:
-        where = f"fusion.{target}"
-        raise ConfigError(
-            "; ".join(_complaint(where, e["loc"], e["type"], e["msg"]) for e in error.errors())
-        ) from error
-
-
-def _complaint(where: str, loc: tuple[int | str, ...], kind: str, message: str) -> str:
-    where = ".".join([where, *map(str, loc)])
-    if kind != "extra_forbidden":
-        return f"{where}: {message}"
-    near = get_close_matches(str(loc[-1]), [*FusionRule.model_fields, *WeightRule.model_fields], n=1)
-    return f"{where}: unknown setting" + (f", did you mean {near[0]!r}?" if near else "")
+        known = [*FusionRule.model_fields, *WeightRule.model_fields]
+        told = [complaint(("fusion", target, *e["loc"]), e["type"], e["msg"], known) for e in error.errors()]
+        raise ConfigError("; ".join(told)) from error

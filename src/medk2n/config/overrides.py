@@ -1,6 +1,8 @@
-"""`--set key=value`, and YAML as YAML 1.2 means it."""
+"""`--set key=value`, YAML as YAML 1.2 means it, and what is wrong with a setting in one line."""
 
 import re
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import yaml
@@ -27,6 +29,15 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
         branch[leaf] = yaml.load(value, Loader=Yaml12)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override!r}: the value is not YAML: {' '.join(str(error).split())}") from error
+
+
+def complaint(loc: Sequence[int | str], kind: str, message: str, known: Iterable[str]) -> str:
+    """One error of a pydantic model in one line; an unknown setting comes with the nearest of the `known`."""
+    where = ".".join(map(str, loc))
+    if kind != "extra_forbidden":
+        return f"{where}: {message}"
+    near = get_close_matches(str(loc[-1]), known, n=1)
+    return f"{where}: unknown setting" + (f", did you mean {near[0]!r}?" if near else "")
 
 
 class Yaml12(yaml.SafeLoader):

@@ -4,14 +4,13 @@ Order of precedence: default in this file < preset or YAML file < `--set key=val
 """
 
 import json
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from medk2n.config.overrides import Yaml12, apply_override
+from medk2n.config.overrides import Yaml12, apply_override, complaint
 from medk2n.errors import ConfigError, UnknownNameError
 from medk2n.registry import names
 from medk2n.vocabulary import modality
@@ -171,16 +170,9 @@ def load_config(preset_or_file: str | Path, overrides: list[str] | None = None) 
     try:
         return TrainConfig.model_validate_json(json.dumps(tree))
     except ValidationError as error:
-        raise ConfigError("; ".join(_complaint(e) for e in error.errors())) from error
-
-
-def _complaint(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"])
-    if error["type"] != "extra_forbidden":
-        return f"{where}: {error['msg']}"
-    fields = _all_fields(TrainConfig)
-    near = get_close_matches(str(error["loc"][-1]), fields, n=1)
-    return f"{where}: unknown setting" + (f", did you mean {near[0]!r}?" if near else "")
+        fields = _all_fields(TrainConfig)
+        told = [complaint(e["loc"], e["type"], e["msg"], fields) for e in error.errors()]
+        raise ConfigError("; ".join(told)) from error
 
 
 def _all_fields(model: type[BaseModel]) -> set[str]:

@@ -130,7 +130,7 @@ def load_working(subject: Subject, spacing_mm: float | None) -> WorkingStudy:
     known = volumes[first].provenance.get("spacing") != "unknown"
     space = Workspace.of(reference, spacing_mm if known else None)
     images, scalings, inside = {}, {}, np.zeros(reference.shape, dtype=bool)
-    head = _mask(subject.masks["head"](), reference, subject.id) if "head" in subject.masks else None
+    head = mask_on(subject.masks["head"](), reference, subject.id) if "head" in subject.masks else None
     for name, volume in align(volumes, reference, first).items():
         values, mask, scalings[name] = scaled(volume.array, name, head)
         images[name] = space.stack(values)
@@ -141,7 +141,7 @@ def load_working(subject: Subject, spacing_mm: float | None) -> WorkingStudy:
             other = align({name: read()}, reference, first)[name]
             further.setdefault(name, []).append(space.stack(scaled(other.array, name, head)[0]))
     masks = {
-        kind: space.stack(_mask(subject.masks[kind](), reference, subject.id), order=0) > 0
+        kind: space.stack(mask_on(subject.masks[kind](), reference, subject.id), order=0) > 0
         for kind in ("brain", "lesion")
         if kind in subject.masks
     }
@@ -157,11 +157,16 @@ def load_working(subject: Subject, spacing_mm: float | None) -> WorkingStudy:
     )
 
 
-def _mask(label: LabelMap, reference: Grid, subject: str) -> np.ndarray:
-    """(x, y, z) bool on the reference grid."""
+def mask_on(label: LabelMap, reference: Grid, name: str) -> np.ndarray:
+    """A mask on the reference grid, (x, y, z) bool: where it is above 0.
+
+    Raises:
+        GeometryError: it does not overlap the reference, or has another shape.
+    """
     array = label.array
     if not label.grid.same_as(reference):
+        check_overlap(reference, label.grid, "the reference", f"the mask of {name}")
         array = resample(array, label.grid, reference, order=0)
     if array.shape != reference.shape:
-        raise GeometryError(f"{subject}: mask {array.shape} and images {reference.shape} differ in shape")
+        raise GeometryError(f"{name}: mask {array.shape} and images {reference.shape} differ in shape")
     return array > 0

@@ -8,9 +8,8 @@ import numpy as np
 import torch
 
 from medk2n.config.control import FusionRule
-from medk2n.data.working import Workspace
+from medk2n.data.working import Workspace, mask_on
 from medk2n.errors import UsageError
-from medk2n.geometry.resample import check_overlap, resample
 from medk2n.io.nifti import read_labels
 from medk2n.models.parts.sequence import Control
 
@@ -99,12 +98,8 @@ def _check(target: str, rule: FusionRule, inputs: Collection[str]) -> None:
 
 
 def _mask(path: Path, space: Workspace) -> np.ndarray:
-    label = read_labels(path)
-    array = label.array
-    if not label.grid.same_as(space.reference):
-        check_overlap(space.reference, label.grid, "the reference", str(path))
-        array = resample(array, label.grid, space.reference, order=0)
-    inside = space.stack((array != 0).astype(np.float32)) > 0  # linear: a lesion smaller than a voxel is not lost
+    array = mask_on(read_labels(path), space.reference, str(path))
+    inside = space.stack(array.astype(np.float32)) > 0  # linear: a lesion smaller than a working voxel is not lost
     if not inside.any():
-        raise UsageError(f"{path}: no voxel of this mask lies in the study; expected some that are not 0")
+        raise UsageError(f"{path}: no voxel of this mask lies in the study; expected some above 0")
     return inside
