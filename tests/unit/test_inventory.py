@@ -47,6 +47,12 @@ def test_orientation_is_no_displacement() -> None:
     assert displacement(volume(brain(0, 0)), other) == (0, 0, 0)
 
 
+def test_a_spacing_that_nobody_stated_is_not_made_up(tmp_path: Path) -> None:
+    np.savez(tmp_path / "p.npz", t1n=brain(0, 0).astype(np.uint8))
+    (image,) = take_inventory(discover(tmp_path)).images
+    assert image.spacing_mm is None
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four studies: a good one, one that lacks t2w and has the first one's t1n, one displaced, one damaged."""

@@ -30,7 +30,7 @@ class Image:
     """One image of one subject.
 
     Attributes:
-        shape, spacing_mm, orientation: of its grid as stored ("RAS" and the like).
+        shape, spacing_mm, orientation: of its grid as stored ("RAS" and the like); spacing None if none is stated.
         stripped: whether an exact constant surrounds it.
         fingerprint: equal for images with the same voxels, however they are stored.
         shift: (3,) voxels towards right, anterior and superior by which it seems displaced against the subject's first
@@ -41,7 +41,7 @@ class Image:
     modality: str
     path: str
     shape: tuple[int, int, int]
-    spacing_mm: tuple[float, float, float]
+    spacing_mm: tuple[float, float, float] | None
     orientation: str
     stripped: bool
     fingerprint: str
@@ -121,12 +121,13 @@ def _look_at(subject: Subject, found: Inventory) -> None:
 
 def _facts(subject: Subject, name: str, volume: Volume, shift: tuple[float, float, float] | None) -> Image:
     canonical, _ = to_canonical(volume.array, volume.grid)
+    x, y, z = (round(float(edge), 4) for edge in volume.grid.spacing_mm)
     return Image(
         subject.id,
         name,
         str(subject.provenance.get(name, "")),
         volume.grid.shape,
-        tuple(round(float(edge), 4) for edge in volume.grid.spacing_mm),  # type: ignore[arg-type]
+        None if volume.provenance.get("spacing") == "unknown" else (x, y, z),
         "".join(nib.aff2axcodes(volume.grid.affine)),
         is_stripped(volume.array),
         sha256_array(np.ascontiguousarray(canonical)),

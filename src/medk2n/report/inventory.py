@@ -65,7 +65,8 @@ def _markdown(inventory: Inventory, name: str) -> str:
 def _grids(images: list[Image], most: int = 4) -> str:
     counts: dict[str, int] = {}
     for image in images:
-        shape, spacing = (" x ".join(f"{v:g}" for v in values) for values in (image.shape, image.spacing_mm))
+        shape = " x ".join(map(str, image.shape))
+        spacing = " x ".join(f"{edge:g}" for edge in image.spacing_mm) if image.spacing_mm else "unknown"
         key = f"{shape}; {spacing}; {image.orientation}"
         counts[key] = counts.get(key, 0) + 1
     common = sorted(counts.items(), key=lambda item: -item[1])
