@@ -192,7 +192,7 @@ def test_restyled_crops_lie_between_two_subjects_styles() -> None:
     store = Store([study("dark", 3.0), study("light", 1.0)], ("ct", "t1n"))
     medians = []
     for seed in range(80):
-        crop = store.crop(np.random.default_rng(seed), 3, Augmentation(strip=0, restyle=1))
+        crop = store.crop(np.random.default_rng(seed), 3, Augmentation(strip=0, restyle=1), lenders=store)
         own, moved = crop.targets.astype(int)  # both contrasts were the same image
         medians.append(np.median(moved[4:]))
         assert (crop.images[:, 1] == crop.targets).all()
@@ -213,7 +213,7 @@ def test_a_stripped_crop_has_the_grey_scale_of_a_stripped_scan() -> None:
     raw = np.where(brain, rng.uniform(100, 300, brain.shape), np.where(head, 900, 0)).astype(np.float32)
     whole, inside, scaling = scaled(raw, "t1n")
     store = Store([WorkingStudy("a", {"t1n": whole}, inside, {"t1n": scaling}, brain=brain)], ("t1n",))
-    crop = store.crop(np.random.default_rng(0), 3, Augmentation(strip=1))
+    crop = store.crop(np.random.default_rng(0), 3, Augmentation(strip=1), lenders=store)
     alone, _, _ = scaled(np.where(brain, raw, 0), "t1n")
     assert whole[brain].max() < 0.4, "beside bright scalp the brain is dark"
     slices = np.abs(alone - crop.targets[0] / 255).max(axis=(1, 2))

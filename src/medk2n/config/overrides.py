@@ -18,7 +18,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     """
     key, separator, value = override.partition("=")
     if not separator or not key:
-        raise ConfigError(f"--set {override!r}: expected key=value, for example --set batch.size=4")
+        raise ConfigError(f"--set {override!r}: expected key=value")
     *parents, leaf = key.split(".")
     branch = tree
     for parent in parents:

@@ -71,22 +71,18 @@ class Store:
         """Number of slices with enough foreground to learn from."""
         return len(self._slices)
 
-    def crop(
-        self, rng: np.random.Generator, slices: int, augmentation: Augmentation, lenders: "Store | None" = None
-    ) -> "_Crop":
+    def crop(self, rng: np.random.Generator, slices: int, augmentation: Augmentation, lenders: "Store") -> "_Crop":
         """One random slice with its neighbours, before it is moved and cut to size.
 
         Args:
-            lenders: whose grey scales may be lent; None is this store.
+            lenders: whose grey scales may be lent.
         """
         k, z = self._slices[rng.integers(len(self._slices))]
         study = self._studies[k]
         strip = rng.random() < augmentation.strip and study.brain is not None and study.brain[z].mean() > _ENOUGH
         tables, alone = None, strip or study.stripped
         if rng.random() < augmentation.restyle:
-            styles = [
-                style for s in (self if lenders is None else lenders)._studies if (style := s.styles[alone]) is not None
-            ]
+            styles = [style for s in lenders._studies if (style := s.styles[alone]) is not None]
             if styles and (own := study.styles[alone]) is not None:
                 tables = towards(own, styles[rng.integers(len(styles))], rng.uniform())
         return study.at(z, slices, rng, strip=strip, tables=tables)
@@ -151,7 +147,7 @@ class _Stored:
     brain: np.ndarray | None
     stripped: bool
     useful: np.ndarray
-    alone: tuple[tuple[np.ndarray, ...], ...]  # per modality and acquisition: (256,) table once it is stripped
+    stretch: tuple[tuple[np.ndarray, ...], ...]  # per modality and acquisition: (256,) table once it is stripped
     styles: tuple[Style | None, Style | None]  # with the skull, and without; None where it is not seen so
 
     @classmethod
@@ -164,7 +160,7 @@ class _Stored:
         )
         own = [name in study.scalings and study.scalings[name].kind == "robust" for name in modalities]
         brain = study.brain & study.foreground if study.brain is not None and study.brain.any() else None
-        alone = tuple(
+        stretch = tuple(
             tuple(stretched(a, brain) if free and brain is not None else UNCHANGED for a in v)
             for v, free in zip(variants, own, strict=True)
         )
@@ -175,11 +171,11 @@ class _Stored:
         if brain is not None:
             brain_seen = tuple(
                 shares_below(tables[0][v[0][brain]]) if free else None
-                for v, tables, free in zip(variants, alone, own, strict=True)
+                for v, tables, free in zip(variants, stretch, own, strict=True)
             )
         styles = (None, seen) if study.stripped else (seen, brain_seen)
         area = study.foreground.mean(axis=(1, 2))
-        return cls(variants, study.foreground, brain, study.stripped, area > _ENOUGH, alone, styles)
+        return cls(variants, study.foreground, brain, study.stripped, area > _ENOUGH, stretch, styles)
 
     def at(
         self,
@@ -204,8 +200,8 @@ class _Stored:
                 which = 0 if rng is None else rng.integers(len(variants))
                 image, target = variants[which][around], variants[0][z]
                 if brain is not None:
-                    image = self.alone[m][which][image] * brain[around]
-                    target = self.alone[m][0][target] * inside
+                    image = self.stretch[m][which][image] * brain[around]
+                    target = self.stretch[m][0][target] * inside
                 if tables is not None:
                     target = tables[m][target]
                     image = tables[m][image] if which == 0 else image  # other protocols have scales of their own

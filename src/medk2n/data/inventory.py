@@ -50,7 +50,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Complaint:
-    """Something to look at before the data set is used; modality is "" if it concerns the whole subject."""
+    """Something to look at before the data set is used."""
 
     subject: str
     modality: str
@@ -138,8 +138,9 @@ def _facts(subject: Subject, name: str, volume: Volume, shift: tuple[float, floa
 def displacement(fixed: Volume, moving: Volume) -> tuple[float, float, float] | None:
     """Voxels of `fixed` (right, anterior, superior) by which `moving` seems displaced; None where nothing can be told.
 
-    Phase correlation of edges proposes a shift (Kuglin and Hines 1975: contrasts differ, borders do not); normalised
-    mutual information (Studholme 1999) has to rise with it by a hundredth, else the images are taken for aligned.
+    Cross-correlation of edges proposes a shift (contrasts differ, borders do not); normalised mutual information
+    (Studholme 1999) has to rise with it by a hundredth, else the images are taken for aligned. A proposal of more than
+    a quarter of the image says that their edges do not match at all.
 
     Raises:
         GeometryError: they do not overlap.
@@ -156,8 +157,8 @@ def displacement(fixed: Volume, moving: Volume) -> tuple[float, float, float] | 
         return None
     back, _, _ = phase_cross_correlation(*edges, normalization=None)
     shift = -np.asarray(back)
-    if not shift.any() or (abs(shift) > np.array(a.shape) / 4).any():
-        return (0.0, 0.0, 0.0)
+    if (abs(shift) > np.array(a.shape) / 4).any():
+        return None
     moved = ndimage.shift(b, back, order=0, mode="nearest")
     if _shared(a, moved) < _CLEARLY * _shared(a, b):
         return (0.0, 0.0, 0.0)
