@@ -119,8 +119,12 @@ def strip_png(
     return _encoded(figure, dpi)
 
 
-def slice_png(image: np.ndarray, *, synthetic: bool) -> str:
-    """One working slice (h, w) in [0, 1], axes in RAS order, as a `data:image/png;base64,` address."""
+def stage_png(image: np.ndarray, limits: tuple[float, float]) -> str:
+    """One synthetic working slice (h, w), axes in RAS order, as a `data:image/png;base64,` address.
+
+    Args:
+        limits: values shown black and white.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -131,10 +135,9 @@ def slice_png(image: np.ndarray, *, synthetic: bool) -> str:
     figure = Figure(figsize=(_PANEL_INCHES * shown.shape[1] / shown.shape[0], _PANEL_INCHES), facecolor="black")
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="bilinear")
+    axes.imshow(shown, cmap="gray", vmin=limits[0], vmax=max(limits[1], limits[0] + 1e-6), interpolation="bilinear")
     axes.axis("off")
-    if synthetic:
-        _stamp(axes)
+    _stamp(axes)
     return _encoded(figure, 80)
 
 

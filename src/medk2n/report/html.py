@@ -9,7 +9,7 @@ import numpy as np
 import medk2n
 from medk2n.data.foreground import foreground
 from medk2n.io.volume import Volume
-from medk2n.report.figures import View, display_range, slice_png, strip_png
+from medk2n.report.figures import View, display_range, stage_png, strip_png
 from medk2n.report.outputs import run_facts, scaling_facts, sources
 from medk2n.report.words import quality_words
 from medk2n.vocabulary import MODALITIES
@@ -102,11 +102,13 @@ def _stages(explanation: "Explanation") -> list[dict[str, Any]]:
     """The progressive strip: the target after each frame, what the frame was worth and why it was let in or not."""
     rows: list[dict[str, Any]] = []
     before = None
+    final = explanation.progression.stages[-1].image
+    low, high = np.percentile(final[final > 0], [0.5, 99.5]) if final.any() else (0.0, 1.0)
     for step, stage in zip(explanation.steps, explanation.progression.stages, strict=True):
         rows.append(
             {
                 "source": step.source,
-                "image": slice_png(stage.image, synthetic=True),
+                "image": stage_png(stage.image, (low, high)),
                 "psnr_db": stage.predicted_psnr_db,
                 "gain_db": None if before is None else stage.predicted_psnr_db - before,
                 "step": step,

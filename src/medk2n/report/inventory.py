@@ -55,7 +55,9 @@ def _markdown(inventory: Inventory, name: str) -> str:
         lines.append(f"| {modality} | {len(images)} | {_grids(images)} | {stripped} |")
     lines += ["", "## To look at", ""]
     if not inventory.complaints:
-        lines.append("Nothing: every image is readable, none is displaced by more than a voxel, none is there twice.")
+        lines.append(
+            "Nothing: every image is readable, none seems displaced by more than a voxel, none is there twice."
+        )
     else:
         lines += ["| kind | subject | modality | what |", "|---|---|---|---|"]
         lines += [f"| {c.kind} | {c.subject} | {c.modality} | {c.what} |" for c in inventory.complaints]
