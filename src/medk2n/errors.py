@@ -48,6 +48,12 @@ class CheckpointError(Medk2nError, ValueError):
     """A model folder that is incomplete, altered, or of another kind."""
 
 
+class StoppedError(Medk2nError):
+    """Work that was asked to stop, did, and can go on where it was."""
+
+    exit_code = 130
+
+
 class SystemLimitError(Medk2nError, OSError):
     """The machine's limit, not the caller's mistake: disk full, out of memory."""
 
@@ -58,3 +64,11 @@ class InternalError(Medk2nError, RuntimeError):
     """A broken promise of our own."""
 
     exit_code = 1
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Python's, and torch's without importing it: on the CPU torch raises a plain RuntimeError."""
+    names = {cls.__name__ for cls in type(error).__mro__}
+    if names & {"MemoryError", "OutOfMemoryError"}:
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

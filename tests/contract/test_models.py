@@ -12,7 +12,7 @@ from medk2n.models.parts.sequence import Control
 
 M = 4
 SMALL = {
-    "medk2n": {"widths": (8, 8, 16, 16, 16), "embedding": 16, "memory_slots": 4},
+    "medk2n": {"widths": (8, 16, 16, 16), "embedding": 16, "memory_slots": 4},
     "unet": {"widths": (8, 8, 16, 16, 16)},
 }
 
@@ -233,8 +233,8 @@ def test_added_frames_speak_as_loud_as_the_key_frame() -> None:
     torch.manual_seed(0)
     module = spec.build(spec.params(), M, Statistics.neutral(M)).eval()
     with torch.no_grad():
-        for blocks in module.encoder.stage.values():
-            blocks[-1].conv2.weight *= 100
+        for block in module.encoder.stage.values():
+            block.conv2.weight *= 100
         frames = module.encode(images(), torch.ones(2, M, dtype=torch.bool))
         both = module.decode(frames, query((0, (0, 1, 2), 3))).extras["fused"]
         key = module.decode(frames, query((0, (int(both.steps[0].source),), 3))).extras["fused"]

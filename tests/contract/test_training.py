@@ -1,5 +1,6 @@
 """A run on a tiny array data set: it learns, repeats exactly, and leaves a usable model behind."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from medk2n.data.discover import discover
 from medk2n.data.intensity import Scaling
 from medk2n.data.statistics import StatisticsBuilder
 from medk2n.data.working import WorkingStudy, load_working, scaled
-from medk2n.errors import ConfigError
+from medk2n.errors import ConfigError, DatasetError
 from medk2n.inference.predictor import load_predictor
 from medk2n.losses import fusion, reconstruction
 from medk2n.losses.likelihood import gaussian_nll
@@ -25,7 +26,7 @@ from medk2n.training.run import train
 
 SMALL = [
     "modalities=[t1n, t1c, t2w]",
-    "models=[{name: medk2n, params: {widths: [8, 8, 16, 16, 16], embedding: 16, memory_slots: 4}},"
+    "models=[{name: medk2n, params: {widths: [8, 16, 16, 16], embedding: 16, memory_slots: 4}},"
     " {name: unet, params: {widths: [8, 8, 16, 16, 16]}}]",
     "budget={steps: 12}",
     "batch={size: 2, crop: 32, draws: 2, targets: 2, most_sources: 2}",
@@ -55,10 +56,26 @@ def config(data: Path, *overrides: str) -> TrainConfig:
     return load_config("tiny", [f"data=['{data}']", *SMALL, *overrides])
 
 
+def watched(data: Path, folder: Path) -> Path:
+    """A subject that looks like another one, flipped."""
+    (folder / "watched").mkdir(exist_ok=True)
+    with np.load(data / "p0.npz") as arrays:
+        np.savez_compressed(folder / "watched" / "p9.npz", **{name: arrays[name][:, ::-1] for name in arrays})
+    return folder / "watched"
+
+
+def test_the_same_image_is_never_both_learned_from_and_watched(data: Path, tmp_path: Path) -> None:
+    val = watched(data, tmp_path)
+    (val / "renamed.npz").write_bytes((data / "p1.npz").read_bytes())
+    with pytest.raises(DatasetError, match=r"renamed:t1n of .*watched is also learned from, as p1:t1n of "):
+        train(config(data, f"validation='{val}'"), tmp_path / "run")
+    train(config(data, f"validation='{val}'", "exclude=[renamed]", "budget={steps: 1}"), tmp_path / "run")
+
+
 def test_a_run_repeats_exactly_and_its_models_load(data: Path, tmp_path: Path) -> None:
     state, threads = torch.get_rng_state(), torch.get_num_threads()
     for name in ("a", "b"):
-        train(config(data, f"validation='{data}'"), tmp_path / name)
+        train(config(data, f"validation='{watched(data, tmp_path)}'"), tmp_path / name)
     assert torch.equal(state, torch.get_rng_state())
     assert torch.get_num_threads() == threads
     for part in (Path(), checkpoint.REFERENCE_UNET):
@@ -72,6 +89,14 @@ def test_a_run_repeats_exactly_and_its_models_load(data: Path, tmp_path: Path) -
     assert made["t2w"].shape == study.images["t1n"].shape
     metrics = (tmp_path / "a" / "metrics.csv").read_text()
     assert "validation_psnr_db" in metrics
+
+
+def test_a_model_may_take_its_own_number_of_crops_a_step(data: Path, tmp_path: Path) -> None:
+    models = load_config("tiny", SMALL).models
+    own = [models[0].model_dump(), models[1].model_dump() | {"batch_size": 5}]
+    train(config(data, f"models={json.dumps(own)}", "budget={steps: 2}"), tmp_path / "run")
+    crops = [checkpoint.read_config(tmp_path / "run" / p).training["crops"] for p in ("", checkpoint.REFERENCE_UNET)]
+    assert crops == [2 * 2, 2 * 5]
 
 
 def test_another_seed_is_another_run(data: Path, tmp_path: Path) -> None:
@@ -220,6 +245,14 @@ def test_a_stripped_crop_has_the_grey_scale_of_a_stripped_scan() -> None:
     assert slices.min() < 0.015, "within the rounding of bytes, stretched"
     assert (crop.images[0, 1] == crop.targets[0]).all()
     assert (crop.targets[0][~brain[0]] == 0).all()
+    flat = np.where(brain, 200, np.where(head, 900, 0)).astype(np.float32) + raw / 100
+    other, inside, scaling = scaled(flat, "t1n")
+    lenders = Store([WorkingStudy("b", {"t1n": other}, inside, {"t1n": scaling}, brain=brain)], ("t1n",))
+    lent = [
+        store.crop(np.random.default_rng(k), 3, Augmentation(strip=1, restyle=1), lenders=lenders) for k in range(9)
+    ]
+    assert any((c.targets != crop.targets).any() for c in lent), "a brain's grey scale is lent to a brain"
+    assert all((c.targets[0][~brain[0]] == 0).all() for c in lent)
 
 
 def test_statistics_are_least_squares(data: Path) -> None:

@@ -9,7 +9,7 @@ import errno
 from typer import Abort
 from typer.exceptions import TyperException
 
-from medk2n.errors import Medk2nError
+from medk2n.errors import Medk2nError, out_of_memory
 
 INTERRUPTED = 130
 SOME_FAILED = 3
@@ -32,7 +32,7 @@ def explain(error: BaseException) -> tuple[str, int]:
             return one_line(f"no space left on the disk{_of_file(error)}; free some, or choose another --out"), 1
         case PermissionError() | OSError(errno=errno.EROFS):
             return one_line(f"permission denied{_of_file(error)}; choose a place that you may write to"), 2
-    if _out_of_memory(error):
+    if out_of_memory(error):
         return "out of memory; close other programs, take fewer inputs per call or a machine with more memory", 1
     what = one_line(f"{type(error).__name__}: {error}")
     return f"internal error ({what}); run again with --debug for the traceback", 1
@@ -51,11 +51,3 @@ def _command_path(error: TyperException) -> str:
 
 def _of_file(error: OSError) -> str:
     return f": {error.filename}" if error.filename else ""
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """Python's, and torch's without importing it: on the CPU torch raises a plain RuntimeError."""
-    names = {cls.__name__ for cls in type(error).__mro__}
-    if names & {"MemoryError", "OutOfMemoryError"}:
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

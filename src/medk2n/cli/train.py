@@ -24,6 +24,9 @@ def train(
     device: DeviceOption = "auto",
     overrides: SetOption = None,
     overwrite: OverwriteOption = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out, with its own settings, where it was stopped.")
+    ] = False,
     manifest: ManifestOption = None,
 ) -> None:
     """Train a model (and its reference U-Net beside it) on your own scans or on a digital cohort."""
@@ -31,7 +34,10 @@ def train(
 
     from medk2n.cli.common import resolve_device, run_manifest, split_names
     from medk2n.config.schema import load_config
+    from medk2n.errors import UsageError
 
+    if resume and any((data, val, subjects, exclude, config, minutes, seed is not None, overrides, overwrite)):
+        raise UsageError("--resume goes on with the run's own settings: give --out alone, or start a run without it")
     wanted = list(overrides or [])
     if data:
         wanted.append(f"data={json.dumps(data)}")
@@ -46,26 +52,36 @@ def train(
     if seed is not None:
         wanted.append(f"seed={seed}")
     options = {"out": out, "preset": preset, "config": config, "device": device, "set": wanted, "overwrite": overwrite}
-    with run_manifest(manifest, "train", options, overwrite=overwrite) as run:
-        resolved = load_config(config or preset, wanted)
-        run.facts["config"] = resolved.model_dump()
+    with run_manifest(manifest, "train", options | {"resume": resume}, overwrite=overwrite) as run:
+        resolved = None if resume else load_config(config or preset, wanted)
         run.device = resolve_device(device)
         _train(resolved, out, run.device, overwrite=overwrite)
+        run.facts["config"] = load_config(out / "train.json").model_dump()
         run.outputs += sorted(path for path in out.rglob("*") if path.is_file())
     typer.echo(f"Model: {out}; measure it with: medk2n evaluate --model {out} --data DIR --out OUT")
 
 
 def _train(resolved, out: Path, device: str, *, overwrite: bool) -> None:
+    """Train by a configuration, or, where it is None, go on with what is in `out`."""
+    import warnings
+
     from rich.console import Console
     from rich.progress import Progress
 
-    from medk2n.training.run import train as run_training
+    from medk2n.training import run
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with warnings.catch_warnings(), Progress(console=console, transient=True) as bar:
+        warnings.showwarning = lambda message, *rest, **named: console.print(
+            f"medk2n: warning: {message}", markup=False
+        )
         line = bar.add_task("reading", total=1.0)
 
         def report(stage: str, share: float, numbers: dict[str, float]) -> None:
             latest = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
             bar.update(line, completed=share, description=f"{stage}  {latest}".strip())
 
-        run_training(resolved, out, device=device, overwrite=overwrite, report=report)
+        if resolved is None:
+            run.resume(out, device=device, report=report)
+        else:
+            run.train(resolved, out, device=device, overwrite=overwrite, report=report)

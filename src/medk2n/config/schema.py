@@ -27,10 +27,14 @@ class _Strict(BaseModel):
 
 
 class ModelChoice(_Strict):
-    """A component of `medk2n.models` and its sizes (defaults of its own where left out)."""
+    """A component of `medk2n.models` and its sizes (defaults of its own where left out).
+
+    `batch_size` replaces `batch.size` for a model that learns better from fewer or more crops a step.
+    """
 
     name: str
     params: dict[str, Any] = {}
+    batch_size: Count | None = None
 
     @field_validator("name")
     @classmethod
@@ -41,7 +45,10 @@ class ModelChoice(_Strict):
 
 
 class Optimiser(_Strict):
-    """AdamW with warm-up and cosine; `ema` is the decay of the averaged weights that are saved."""
+    """Muon for hidden convolutions, AdamW for the rest, warm-up and cosine.
+
+    `ema` is the decay of the averaged weights that are saved.
+    """
 
     learning_rate: Positive = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2

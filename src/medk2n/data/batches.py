@@ -80,7 +80,7 @@ class Store:
         k, z = self._slices[rng.integers(len(self._slices))]
         study = self._studies[k]
         strip = rng.random() < augmentation.strip and study.brain is not None and study.brain[z].mean() > _ENOUGH
-        tables, alone = None, strip or study.stripped
+        tables, alone = None, int(strip or study.stripped)
         if rng.random() < augmentation.restyle:
             styles = [style for s in lenders._studies if (style := s.styles[alone]) is not None]
             if styles and (own := study.styles[alone]) is not None:

@@ -13,10 +13,10 @@ from medk2n.models._spec import ModelSpec, Prediction, Query, Statistics
 from medk2n.models.parts.base import LinearMaps, Proposals, Proposed
 from medk2n.models.parts.blocks import scale_for_gelu
 from medk2n.models.parts.decoder import Decoder, TaskHeadNet
-from medk2n.models.parts.encoder import FUSED_STRIDES, ConvEncoder
+from medk2n.models.parts.encoder import FUSED_STRIDES, STRIDES, ConvEncoder
 from medk2n.models.parts.sequence import Control, Frames, Plan, ProgressiveFusion
 
-MULTIPLE = 16
+MULTIPLE = STRIDES[-1]
 """Frames are padded to multiples of the coarsest stride and cropped back."""
 
 
@@ -26,13 +26,13 @@ class Params:
 
     Attributes:
         slices: neighbouring slices of a frame, odd.
-        widths: channels at strides 1, 2, 4, 8, 16; multiples of 4, of 8 from stride 4 on.
+        widths: channels at strides 2, 4, 8, 16; multiples of 8.
         embedding: width of the modality embeddings.
         memory_slots: slots L of the memory bank of each target.
     """
 
     slices: int = 3
-    widths: tuple[int, int, int, int, int] = (16, 32, 64, 96, 128)
+    widths: tuple[int, int, int, int] = (40, 64, 96, 128)
     embedding: int = 48
     memory_slots: int = 8
 
@@ -42,16 +42,16 @@ class MedK2N(nn.Module):
 
     def __init__(self, params: Params, m: int, statistics: Statistics) -> None:
         super().__init__()
-        channels = dict(zip((1, 2, 4, 8, 16), params.widths, strict=True))
+        channels = dict(zip(STRIDES, params.widths, strict=True))
         self.params = params
         self.embeddings = nn.Parameter(torch.randn(m, params.embedding) * 0.5)
         self.encoder = ConvEncoder(m, params.slices, channels, params.embedding)
         self.fusion = ProgressiveFusion(m, channels, params.embedding, params.memory_slots)
         self.linear_maps = LinearMaps(statistics)
-        self.proposals = Proposals(m, channels[1])
+        self.proposals = Proposals(m, channels[2])
         self.decoder = Decoder(channels, params.embedding)
         scale_for_gelu(self)  # before the heads, which start at zero
-        for stem in self.encoder.stem1:
+        for stem in self.encoder.stem:
             nn.init.uniform_(stem.bias, -1.0, 1.0)  # a reference beside which a channel norm keeps brightness
         self.heads = TaskHeadNet(m, channels, start_log_variance=-4.6)
 
@@ -94,9 +94,9 @@ class MedK2N(nn.Module):
             study=study,
             generator=generator,
         )
-        full, half = self.decoder(fused.state, self.embeddings[query.target])
+        features = self.decoder(fused.state, self.embeddings[query.target])
         base = fused.base
-        mean, log_variance, gains = self.heads(full, half, base.linear(), base.correction(), query.target)
+        mean, log_variance, gains = self.heads(features, base.linear(), base.correction(), query.target)
         return Prediction(mean, log_variance, {"fused": fused, "gains": gains, "proposed": proposed, "frames": frames})
 
     def forward(self, images: Tensor, query: Query, *, generator: torch.Generator | None = None) -> Prediction:
@@ -121,7 +121,7 @@ class MedK2N(nn.Module):
         """In training every frame is taught all targets; else only what is asked is proposed."""
         every = torch.arange(len(self.embeddings), device=query.target.device)
         targets = every if self.training else query.target.unique()
-        return self.proposals(frames.pyramid[1], frames.centre, frames.modality, targets, self.linear_maps)
+        return self.proposals(frames.pyramid[2], frames.centre, frames.modality, targets, self.linear_maps)
 
 
 COMPONENT = ModelSpec(name="medk2n", params=Params, build=MedK2N)

@@ -3,20 +3,25 @@
 import copy
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from medk2n.config.schema import ModelChoice, TrainConfig
+from medk2n.config.schema import ModelChoice, Optimiser, TrainConfig
 from medk2n.data.batches import Batch
 from medk2n.data.statistics import CohortStatistics
 from medk2n.losses.reconstruction import mean_squared_error
 from medk2n.models._spec import Query, Statistics
 from medk2n.registry import resolve
+from medk2n.training.muon import Muon
 from medk2n.training.objectives import objective
 from medk2n.training.queries import as_query, draw_sources, draw_targets, every_target, narrowed, without_one
+
+_COUNTERS = ("steps", "seconds", "samples", "flops_per_step")
 
 
 @dataclass
@@ -29,7 +34,7 @@ class Contender:
     params: object
     variance: Tensor
     averaged: nn.Module = field(init=False)
-    optimiser: torch.optim.Optimizer = field(init=False)
+    optimisers: list[torch.optim.Optimizer] = field(init=False)
     seconds: float = 0.0
     steps: int = 0
     samples: int = 0
@@ -37,14 +42,7 @@ class Contender:
 
     def __post_init__(self) -> None:
         self.averaged = copy.deepcopy(self.module).requires_grad_(False).eval()
-        optimiser = self.config.optimiser
-        decayed = [p for p in self.module.parameters() if p.ndim > 1]
-        others = [p for p in self.module.parameters() if p.ndim <= 1]
-        self.optimiser = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": optimiser.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            lr=optimiser.learning_rate,
-            betas=(0.9, 0.98),
-        )
+        self.optimisers = optimisers(self.module, self.config.optimiser)
 
     @classmethod
     def of(cls, choice: ModelChoice, config: TrainConfig, statistics: CohortStatistics, device: str) -> "Contender":
@@ -86,12 +84,14 @@ class Contender:
         if not torch.isfinite(loss):
             parts["loss"] = math.nan
             return parts
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.config.optimiser.learning_rate * self._schedule()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.module.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.module.parameters(), self.config.optimiser.clip)
-        self.optimiser.step()
+        rate = self.config.optimiser.learning_rate * self._schedule()
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            optimiser.step()
         self._average()
         self.steps += 1
         self.samples += len(batch.images)
@@ -128,6 +128,32 @@ class Contender:
         self.module.fusion.observe(dropped[new], query.target[new], gain[new].clamp(-1, 1))
         return added_weight_error(fused, torch.where(missing, dropped, -1), gain)
 
+    def state(self) -> tuple[dict[str, Tensor], dict[str, float | int | None]]:
+        """Everything that a step reads and changes: tensors and counters."""
+        tensors = {f"module.{name}": tensor for name, tensor in self.module.state_dict().items()}
+        tensors |= {f"averaged.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
+        for k, optimiser in enumerate(self.optimisers):
+            for row, values in optimiser.state_dict()["state"].items():
+                tensors |= {f"optimiser{k}.{row}.{name}": value for name, value in values.items()}
+        return tensors, {name: getattr(self, name) for name in _COUNTERS}
+
+    def restore(self, tensors: Mapping[str, Tensor], counters: Mapping[str, Any]) -> None:
+        """Go back to what `state` gave."""
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            parts.setdefault(part, {})[rest] = tensor
+        self.module.load_state_dict(parts["module"])
+        self.averaged.load_state_dict(parts["averaged"])
+        for k, optimiser in enumerate(self.optimisers):
+            rows: dict[int, dict[str, Tensor]] = {}
+            for name, tensor in parts.get(f"optimiser{k}", {}).items():
+                row, _, value = name.partition(".")
+                rows.setdefault(int(row), {})[value] = tensor
+            optimiser.load_state_dict(optimiser.state_dict() | {"state": rows})
+        for name in _COUNTERS:
+            setattr(self, name, counters[name])
+
     def _schedule(self) -> float:
         warm = self.config.optimiser.warm_up
         if self.progress < warm:
@@ -141,3 +167,14 @@ class Contender:
             mean.lerp_(new, 1 - decay)
         for mean, new in zip(self.averaged.buffers(), self.module.buffers(), strict=True):
             mean.copy_(new)
+
+
+def optimisers(module: nn.Module, settings: Optimiser) -> list[torch.optim.Optimizer]:
+    """Muon for convolutions of 8 channels or more on either side, AdamW for the rest; gains and biases never decay."""
+    rate, decay = settings.learning_rate, settings.weight_decay
+    hidden, matrices, others = [], [], []
+    for p in module.parameters():
+        group = hidden if p.ndim == 4 and min(p.shape[:2]) >= 8 else matrices if p.ndim > 1 else others
+        group.append(p)
+    rest = [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+    return [Muon(hidden, rate, decay), torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98))]

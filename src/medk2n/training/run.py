@@ -9,10 +9,13 @@ import csv
 import math
 import os
 import platform
+import shutil
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,20 +23,31 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import medk2n
 from medk2n import checkpoint
-from medk2n.config.schema import TrainConfig
+from medk2n.config.schema import TrainConfig, load_config
 from medk2n.data.batches import Augmentation, Batch, Store, draw_batch, whole_slices
 from medk2n.data.discover import discover
 from medk2n.data.statistics import CohortStatistics, StatisticsBuilder
 from medk2n.data.working import WorkingStudy, load_working
-from medk2n.errors import ConfigError, DatasetError, InternalError
-from medk2n.io.atomic import check_writable, refuse_existing, write_json, write_text
+from medk2n.errors import (
+    ConfigError,
+    DatasetError,
+    InternalError,
+    StoppedError,
+    SystemLimitError,
+    out_of_memory,
+)
+from medk2n.io.atomic import check_writable, refuse_existing, sha256_array, write_json, write_text
+from medk2n.training import state
 from medk2n.training.contender import Contender
 from medk2n.training.objectives import objective
 from medk2n.training.queries import as_query, draw_sources, every_target
+from medk2n.training.state import State
+from medk2n.training.stop import Stop
 
 Report = Callable[[str, float, dict[str, float]], None]
 """Called with a stage ("reading", "training"), the share done and the latest numbers."""
 
+_CONFIG, _STATE = "train.json", "state"
 _SAVE_EVERY_S = 300.0
 _LOG_EVERY = 20
 _VALIDATE_AT = 8
@@ -45,60 +59,139 @@ def train(
 ) -> Path:
     """Train the models of `config` and write the first to `out`, the others to `out/reference/<name>`.
 
-    Besides the model folders: train.json (the resolved configuration), metrics.csv.
+    Besides the model folders: train.json (the resolved configuration), metrics.csv and, until the run has ended,
+    `state` for `resume`.
 
     Raises:
         ConfigError: no data, or a modality that no training subject has.
         DatasetError: nothing to learn from.
+        StoppedError: SIGTERM or Ctrl-C came; the state is saved.
     """
-    report = report or (lambda stage, share, numbers: None)
-    refuse_existing([out / checkpoint.CONFIG], overwrite)
+    refuse_existing([out / checkpoint.CONFIG, out / _STATE], overwrite)
     check_writable(out)
     if not config.data:
         raise ConfigError("no training data: give --data DIR")
+    shutil.rmtree(out / _STATE, ignore_errors=True)
+    return _with_threads(config, out, device, report, resumed=None)
+
+
+def resume(out: Path, *, device: str = "cpu", report: Report | None = None) -> Path:
+    """Go on with the run in `out` from its newest whole state, with its own configuration.
+
+    On the CPU a run with a budget of steps ends in the same weights as if it had never been stopped.
+
+    Raises:
+        ConfigError: nothing to resume.
+        DatasetError: the training subjects are not those of the run.
+        StoppedError: as `train`.
+    """
+    kept = state.newest(out / _STATE)
+    if kept is None:
+        raise ConfigError(f"{out}: nothing to resume: no whole state in {out / _STATE}; start a run without --resume")
+    for folder in kept.damaged:
+        warnings.warn(f"{folder} is damaged; going on from the state before it", stacklevel=2)
+    return _with_threads(load_config(out / _CONFIG), out, device, report, resumed=kept)
+
+
+def _with_threads(config: TrainConfig, out: Path, device: str, report: Report | None, resumed: State | None) -> Path:
+    report = report or (lambda stage, share, numbers: None)
     before = torch.get_num_threads()
     torch.set_num_threads(config.threads or before)
     try:
-        return _train(config, out, device, report)
+        return _train(config, out, device, report, resumed)
     finally:
         torch.set_num_threads(before)
 
 
-def _train(config: TrainConfig, out: Path, device: str, report: Report) -> Path:
+def _train(config: TrainConfig, out: Path, device: str, report: Report, resumed: State | None) -> Path:
     data = _read(config, report)
-    write_json(out / "train.json", config.model_dump())
+    write_json(out / _CONFIG, config.model_dump())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         contenders = [Contender.of(choice, config, data.statistics, device) for choice in config.models]
     log = _Log(out / "metrics.csv")
-    saved_at, validated = time.monotonic(), 0
-    while (runner := min(contenders, key=lambda c: (c.progress, c.steps))).progress < 1:
-        seed = int(np.random.SeedSequence([config.seed, runner.steps]).generate_state(1)[0])
-        batch = _to(data.batch(config, np.random.default_rng(seed), runner), device)
-        if runner.flops_per_step is None and runner.steps % config.gain_every:  # a step without its extra pass
-            with FlopCounterMode(display=False) as counter:
-                numbers = runner.step(batch, seed)
-            runner.flops_per_step = float(counter.get_total_flops())
-        else:
-            numbers = runner.step(batch, seed)
-        if not math.isfinite(numbers["loss"]):
-            _save(contenders, config, data, out, finished=False)
-            raise InternalError(
-                f"{runner.name}: the loss is not finite at step {runner.steps} (batch seed {seed}); the last good "
-                f"weights are in {out}; lower optimiser.learning_rate"
-            )
-        share = min(c.progress for c in contenders)
-        log.count(runner, numbers)
-        report("training", share, {"steps": float(contenders[0].steps), "loss": numbers["loss"]})
-        if share * _VALIDATE_AT >= validated + 1 and data.validation:
-            validated = int(share * _VALIDATE_AT)
-            for contender in contenders:
-                log.write(contender, {"validation_psnr_db": validate(contender, data.validation)})
-        if time.monotonic() - saved_at > _SAVE_EVERY_S:
-            _save(contenders, config, data, out, finished=False)
-            saved_at = time.monotonic()
+    validated = 0
+    if resumed is None:
+        log.start()
+    else:
+        validated = _restore(resumed, contenders, data, log)
+    saved_at = time.monotonic()
+    with Stop() as stop:
+        while True:
+            share = min(c.progress for c in contenders)
+            if share * _VALIDATE_AT >= validated + 1 and data.validation:
+                scores = [validate(contender, data.validation, stop) for contender in contenders]
+                if not stop.asked:
+                    validated = int(share * _VALIDATE_AT)
+                    for contender, score in zip(contenders, scores, strict=True):
+                        log.write(contender, {"validation_psnr_db": score})
+            if stop.asked or time.monotonic() - saved_at > _SAVE_EVERY_S:
+                _save(contenders, config, data, out, finished=False)
+                _keep(contenders, data, log, validated, out)
+                saved_at = time.monotonic()
+            if stop.asked:
+                raise StoppedError(f"stopped at {share:.0%}; go on with: medk2n train --resume --out {out}")
+            runner = min(contenders, key=lambda c: (c.progress, c.steps))
+            if runner.progress == 1:
+                break
+            try:
+                numbers = _step(runner, config, data, device)
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                crops, crop = runner.choice.batch_size or config.batch.size, config.batch.crop
+                raise SystemLimitError(
+                    f"out of memory: {runner.name} with {crops} crops of {crop} pixels; lower batch.size or batch.crop"
+                ) from error
+            if not math.isfinite(numbers["loss"]):
+                _save(contenders, config, data, out, finished=False)
+                raise InternalError(
+                    f"{runner.name}: the loss is not finite at step {runner.steps} (batch seed "
+                    f"{_seed(config, runner)}); the last good weights are in {out}; lower optimiser.learning_rate"
+                )
+            log.count(runner, numbers)
+            report("training", share, {"steps": float(contenders[0].steps), "loss": numbers["loss"]})
     _save(contenders, config, data, out, finished=True)
+    shutil.rmtree(out / _STATE, ignore_errors=True)
     return out
+
+
+def _seed(config: TrainConfig, runner: Contender) -> int:
+    """What is drawn for a step depends on the run's seed and the step's number alone."""
+    return int(np.random.SeedSequence([config.seed, runner.steps]).generate_state(1)[0])
+
+
+def _step(runner: Contender, config: TrainConfig, data: "_Data", device: str) -> dict[str, float]:
+    seed = _seed(config, runner)
+    batch = _to(data.batch(config, np.random.default_rng(seed), runner), device)
+    if runner.flops_per_step is not None or runner.steps % config.gain_every == 0:
+        return runner.step(batch, seed)
+    with FlopCounterMode(display=False) as counter:  # once, on a step without its extra pass
+        numbers = runner.step(batch, seed)
+    runner.flops_per_step = float(counter.get_total_flops())
+    return numbers
+
+
+def _keep(contenders: Sequence[Contender], data: "_Data", log: "_Log", validated: int, out: Path) -> None:
+    kept = {contender.name: contender.state() for contender in contenders}
+    counters = {
+        "models": {name: numbers for name, (_, numbers) in kept.items()},
+        "validated": validated,
+        "log": log.state(),
+        "subjects": data.subjects,
+    }
+    tensors = {name: named for name, (named, _) in kept.items()}
+    state.write(out / _STATE, sum(contender.steps for contender in contenders), tensors, counters)
+
+
+def _restore(kept: State, contenders: Sequence[Contender], data: "_Data", log: "_Log") -> int:
+    """Everything back to where it was; returns how many validations there had been."""
+    if kept.counters["subjects"] != data.subjects:
+        raise DatasetError("the training subjects are no longer those that the run began with; bring them back")
+    for contender in contenders:
+        contender.restore(kept.tensors[contender.name], kept.counters["models"][contender.name])
+    log.restore(kept.counters["log"])
+    return int(kept.counters["validated"])
 
 
 class _Data:
@@ -120,7 +213,7 @@ class _Data:
             self.stores,
             self.shares,
             rng,
-            batch_size=config.batch.size,
+            batch_size=runner.choice.batch_size or config.batch.size,
             crop=config.batch.crop,
             slices=runner.params.slices,
             augmentation=Augmentation(strip=config.batch.strip, restyle=config.batch.restyle),
@@ -131,6 +224,7 @@ def _read(config: TrainConfig, report: Report) -> _Data:
     _refuse_unknown_ids(config)
     builder = StatisticsBuilder(config.modalities)
     stores, shares, subjects = [], [], {}
+    learned: dict[str, str] = {}  # digest of an image -> whose it is
     for entry in config.data:
         root, _, share = entry.rpartition(":") if _has_share(entry) else (entry, "", "1")
         studies = _studies(root, config, report, f"reading {Path(root).name}", subjects=config.subjects)
@@ -138,6 +232,7 @@ def _read(config: TrainConfig, report: Report) -> _Data:
             continue
         for study in studies:
             builder.add(study)
+            learned |= _digests(study, root) if config.validation else {}
         store = Store(studies, config.modalities)
         if not len(store):
             raise DatasetError(f"{root}: no slice with a patient in it; nothing to learn from")
@@ -158,12 +253,27 @@ def _read(config: TrainConfig, report: Report) -> _Data:
         watched = _studies(config.validation, config, report, "reading validation")
         if not watched:
             raise DatasetError(f"{config.validation}: no subject is left to watch; check exclude and modalities")
+        _refuse_shared(learned, watched, config.validation)
         each = max(1, _VALIDATION_SLICES // max(1, len(watched)))
         for study in watched:
             inside = np.flatnonzero(study.foreground.mean(axis=(1, 2)) > 0.03)
             at = inside[np.linspace(0, len(inside) - 1, min(each, len(inside))).round().astype(int)]
             validation.append(whole_slices(study, config.modalities, at.tolist(), 3))
     return _Data(stores, shares, statistics, validation, subjects)
+
+
+def _digests(study: WorkingStudy, root: str) -> dict[str, str]:
+    return {sha256_array(image): f"{study.id}:{name} of {root}" for name, image in study.images.items()}
+
+
+def _refuse_shared(learned: dict[str, str], watched: Sequence[WorkingStudy], root: str) -> None:
+    """The same voxels on both sides of a split, under whatever name, would flatter the model."""
+    for study in watched:
+        for digest, name in _digests(study, root).items():
+            if digest in learned:
+                raise DatasetError(
+                    f"{name} is also learned from, as {learned[digest]}; leave one of them out (exclude)"
+                )
 
 
 def _has_share(entry: str) -> bool:
@@ -212,10 +322,15 @@ def _only(subject, wanted):
 
 
 @torch.no_grad()
-def validate(contender: Contender, batches: Sequence[Batch]) -> float:
-    """Mean PSNR in dB inside the foreground over fixed slices, random subsets (seeded) and all missing targets."""
+def validate(contender: Contender, batches: Sequence[Batch], stop: Stop | None = None) -> float:
+    """Mean PSNR in dB inside the foreground over fixed slices, random subsets (seeded) and all missing targets.
+
+    Given up, NaN, once a stop is asked for.
+    """
     values = []
     for k, batch in enumerate(batches):
+        if stop is not None and stop.asked:
+            return math.nan
         rng = np.random.default_rng(k)
         samples, subsets = draw_sources(batch.acquired.numpy(), rng, draws=1, most=contender.config.batch.most_sources)
         query = as_query(*every_target(batch.acquired.numpy(), samples, subsets))
@@ -287,9 +402,22 @@ class _Log:
     COLUMNS = ("model", "step", "seconds", "progress", "name", "value")
 
     def __init__(self, path: Path) -> None:
-        write_text(path, ",".join(self.COLUMNS) + "\n")
         self.path = path
         self._sums: dict[str, dict[str, float]] = {}
+
+    def start(self) -> None:
+        write_text(self.path, ",".join(self.COLUMNS) + "\n")
+
+    def state(self) -> dict[str, object]:
+        return {"bytes": self.path.stat().st_size, "sums": self._sums}
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        """Rows written after the state are dropped: they will be written again."""
+        self._sums = kept["sums"]
+        if self.path.is_file():
+            os.truncate(self.path, min(kept["bytes"], self.path.stat().st_size))
+        else:
+            self.start()
 
     def count(self, contender: Contender, numbers: dict[str, float]) -> None:
         sums = self._sums.setdefault(contender.name, {})

@@ -87,18 +87,19 @@ class Proposals(nn.Module):
 
     def __init__(self, m: int, channels: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(m, 3, channels))
-        self.bias = nn.Parameter(torch.zeros(m, 3))
+        self.weight = nn.Parameter(torch.zeros(m, 3 * 4, channels))  # four sub-pixels each
+        self.bias = nn.Parameter(torch.zeros(m, 3 * 4))
 
     def forward(
         self, features: Tensor, centre: Tensor, modality: Tensor, targets: Tensor, maps: LinearMaps
     ) -> Proposed:
-        """features (f, c, h, w), centre (f, h, w), modality (f,), targets (n,) ascending."""
+        """features (f, c, h / 2, w / 2), centre (f, h, w), modality (f,), targets (n,) ascending."""
         f, n = len(modality), len(targets)
         out = nn.functional.linear(
             features.permute(0, 2, 3, 1), self.weight[targets].flatten(0, 1), self.bias[targets].flatten()
         )
-        gain, image, log_variance = out.permute(0, 3, 1, 2).unflatten(1, (n, 3)).unbind(dim=2)
+        out = nn.functional.pixel_shuffle(out.permute(0, 3, 1, 2), 2)
+        gain, image, log_variance = out.unflatten(1, (n, 3)).unbind(dim=2)
         source, target = modality.repeat_interleave(n), targets.repeat(f)
         slope, intercept, error = (x.view(f, n, 1, 1) for x in maps.pair(source, target))
         other = (source != target).view(f, n, 1, 1)

@@ -5,32 +5,32 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medk2n.models.parts.blocks import ChannelNorm, FaintConv2d, Film
-from medk2n.models.parts.encoder import Pyramid
+from medk2n.models.parts.encoder import STRIDES, Pyramid
 
 
 class Decoder(nn.Module):
     """Coarse to fine; the target's embedding modulates every level.
 
-    Channels are reduced before upsampling and skips are added, not concatenated: the two finest
-    levels cost most of the time and see a third of the multiplications this way.
+    Channels are reduced before upsampling and skips are added, not concatenated: the finest level costs most
+    of the time and sees a third of the multiplications this way.
     """
 
     def __init__(self, channels: dict[int, int], embedding: int) -> None:
         super().__init__()
-        strides = (8, 4, 2, 1)
+        strides = STRIDES[-2::-1]
         self.reduce = nn.ModuleDict({str(s): FaintConv2d(channels[2 * s], channels[s], 1) for s in strides})
         self.norm = nn.ModuleDict({str(s): ChannelNorm(channels[s]) for s in strides})
         self.merge = nn.ModuleDict({str(s): nn.Conv2d(channels[s], channels[s], 3, padding=1) for s in strides})
         self.film = nn.ModuleDict({str(s): Film(embedding, channels[s]) for s in strides})
 
-    def forward(self, state: Pyramid, e: Tensor) -> tuple[Tensor, Tensor]:
-        """state of q queries, e (q, embedding) -> features (q, c1, h, w) and (q, c2, h / 2, w / 2)."""
-        half = x = state[16]
-        for stride in (8, 4, 2, 1):
-            half, key = x, str(stride)  # after the loop: the features at stride 2
+    def forward(self, state: Pyramid, e: Tensor) -> Tensor:
+        """state of q queries, e (q, embedding) -> features (q, c2, h / 2, w / 2)."""
+        x = state[STRIDES[-1]]
+        for stride in STRIDES[-2::-1]:
+            key = str(stride)
             x = functional.interpolate(self.reduce[key](x), scale_factor=2.0, mode="nearest") + state[stride]
             x = functional.gelu(self.film[key](self.merge[key](functional.gelu(self.norm[key](x))), e))
-        return x, half
+        return x
 
 
 class OwnLinear(nn.Module):
@@ -48,28 +48,28 @@ class OwnLinear(nn.Module):
         return out.unflatten(1, voxels.shape[1:3]).permute(0, 3, 1, 2)
 
 
-class ConvHead(nn.Module):
-    """Reads the full-resolution features: good at fine texture."""
+class SmoothHead(nn.Module):
+    """One value a voxel of stride 2, interpolated: good at smooth regions."""
 
     def __init__(self, m: int, channels: dict[int, int], outputs: int) -> None:
         super().__init__()
-        self.out = OwnLinear(m, channels[1], outputs)
+        self.out = OwnLinear(m, channels[2], outputs)
 
-    def forward(self, full: Tensor, half: Tensor, target: Tensor) -> Tensor:
+    def forward(self, features: Tensor, target: Tensor) -> Tensor:
         """-> (q, outputs, h, w), each query by its target's own weights."""
-        return self.out(full, target)
+        return functional.interpolate(self.out(features, target), scale_factor=2.0, mode="bilinear")
 
 
 class SubPixelHead(nn.Module):
-    """Reads the half-resolution features and shuffles channels into pixels (Shi 2016): good at smooth regions."""
+    """Shuffles channels into pixels (Shi 2016): good at fine texture."""
 
     def __init__(self, m: int, channels: dict[int, int], outputs: int) -> None:
         super().__init__()
         self.out = OwnLinear(m, channels[2], 4 * outputs)
 
-    def forward(self, full: Tensor, half: Tensor, target: Tensor) -> Tensor:
+    def forward(self, features: Tensor, target: Tensor) -> Tensor:
         """-> (q, outputs, h, w), each query by its target's own weights."""
-        return functional.pixel_shuffle(self.out(half, target), 2)
+        return functional.pixel_shuffle(self.out(features, target), 2)
 
 
 class TaskHeadNet(nn.Module):
@@ -80,7 +80,7 @@ class TaskHeadNet(nn.Module):
     and never teaches it, so hard voxels are not starved. Training starts at the base image.
     """
 
-    HEADS = (ConvHead, SubPixelHead)
+    HEADS = (SmoothHead, SubPixelHead)
 
     def __init__(self, m: int, channels: dict[int, int], start_log_variance: float) -> None:
         super().__init__()
@@ -91,10 +91,17 @@ class TaskHeadNet(nn.Module):
             bias[:, 0], bias[:, 1], bias[:, 3] = 1.0, 1.0, start_log_variance
 
     def forward(
-        self, full: Tensor, half: Tensor, linear: Tensor, correction: Tensor, target: Tensor
+        self, features: Tensor, linear: Tensor, correction: Tensor, target: Tensor
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-        """linear, correction (q, h, w), target (q,) -> mean, log-variance and the two gains, (q, h, w) each."""
-        outputs = torch.stack([head(full, half, target) for head in self.heads], dim=1)  # (q, heads, 5, h, w)
+        """Mean, log-variance and the two gains, (q, h, w) each.
+
+        Args:
+            features: (q, c2, h / 2, w / 2).
+            linear: (q, h, w), the linear map.
+            correction: (q, h, w).
+            target: (q,).
+        """
+        outputs = torch.stack([head(features, target) for head in self.heads], dim=1)  # (q, heads, 5, h, w)
         gain, trust, residual, log_variance, vote = outputs.unbind(dim=2)
         pi = vote.softmax(dim=1)
         image = gain * linear[:, None] + trust * correction[:, None] + residual

@@ -111,8 +111,8 @@ class EffiWeightNet(nn.Module):
 class Refinement(nn.Module):
     """R(F_i, f): what a frame adds to the state, RMS-normalised so that W_eff has a scale.
 
-    At strides 1 and 2 a frame adds its own features, normalised by the encoder: only `channel_gain` depends
-    on the pair, which keeps the two expensive strides light.
+    At stride 2 a frame adds its own features, normalised by the encoder: only `channel_gain` depends on the
+    pair, which keeps the most expensive stride light.
     """
 
     def __init__(self, channels: dict[int, int], embedding: int) -> None:
@@ -135,7 +135,7 @@ class Refinement(nn.Module):
         return self.film[key](rms_norm(self.first[key](frame)), pair)
 
     def channel_gain(self, stride: int, pair: Tensor) -> Tensor:
-        """At strides 1 and 2: how strongly the pair uses each channel, (q, c, 1, 1)."""
+        """At stride 2: how strongly the pair uses each channel, (q, c, 1, 1)."""
         return 1 + self.gain[str(stride)](pair)[:, :, None, None]
 
 
