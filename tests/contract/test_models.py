@@ -263,7 +263,7 @@ def test_open_gates_give_the_least_squares_base_and_a_closed_one_leaves_its_sour
         return (system @ np.linalg.lstsq(system, values[:, 1], rcond=None)[0]).reshape(30, 30)
 
     with torch.no_grad():
-        proposed = Proposals(M, 8)(torch.rand(M, 8, 30, 30), frames, torch.arange(M), torch.tensor([1]), maps)
+        proposed = Proposals(M, 8)(torch.rand(M, 8, 15, 15), frames, torch.arange(M), torch.tensor([1]), maps)
 
     def base(gates: list[float]) -> BaseImage:
         image = BaseImage(maps, proposed, frames, torch.tensor([1]))
@@ -289,7 +289,7 @@ def test_corrections_are_averaged_by_precision_as_far_as_they_are_let_in() -> No
     for parameter in proposals.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     frames = torch.rand(M, 16, 16)
-    features, targets = torch.randn(M, 8, 16, 16), torch.tensor([1, 3])
+    features, targets = torch.randn(M, 8, 8, 8), torch.tensor([1, 3])
     with torch.no_grad():
         proposed = proposals(features, frames, torch.arange(M), targets, maps)
         louder = proposals(features, frames + 0.1, torch.arange(M), targets, maps)
@@ -335,7 +335,7 @@ def test_what_is_coarse_or_deep_starts_faint_beside_what_it_is_added_to() -> Non
     torch.manual_seed(0)
     module = spec.build(spec.params(), M, Statistics.neutral(M))
     finer = [*module.encoder.neck.reduce.values(), *module.decoder.reduce.values()]
-    deeper = [block.conv2 for blocks in module.encoder.stage.values() for block in blocks]
+    deeper = [block.conv2 for block in module.encoder.stage.values()]
     with torch.no_grad():
         for conv in [*finer, *deeper, *(block.conv2 for block in module.encoder.neck.block.values())]:
             assert 0.05 < conv(torch.randn(2, conv.in_channels, 16, 16)).square().mean().sqrt() < 0.3

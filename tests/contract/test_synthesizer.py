@@ -270,8 +270,9 @@ def test_a_mask_says_where_a_weight_holds(synthesizer: Synthesizer, tmp_path) ->
     left, right = (abs(half - none), abs(half - free))
     rows = SHAPE[0] // 2
     assert abs(free - none).mean() > 1, "the trial needs an input that matters"
-    assert left[: rows - 5].mean() < 0.3 * right[: rows - 5].mean()
-    assert right[rows + 5 :].mean() < 0.3 * left[rows + 5 :].mean()
+    # a patient of 20 voxels: the coarse strides see across the mask's edge
+    assert left[: rows - 5].mean() < 0.5 * right[: rows - 5].mean()
+    assert right[rows + 5 :].mean() < 0.5 * left[rows + 5 :].mean()
 
 
 @pytest.mark.parametrize(

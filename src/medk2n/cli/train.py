@@ -53,10 +53,12 @@ def train(
         wanted.append(f"seed={seed}")
     options = {"out": out, "preset": preset, "config": config, "device": device, "set": wanted, "overwrite": overwrite}
     with run_manifest(manifest, "train", options | {"resume": resume}, overwrite=overwrite) as run:
-        resolved = None if resume else load_config(config or preset, wanted)
+        resolved = None
+        if not resume:
+            resolved = load_config(config or preset, wanted)
+            run.facts["config"] = resolved.model_dump()
         run.device = resolve_device(device)
         _train(resolved, out, run.device, overwrite=overwrite)
-        run.facts["config"] = load_config(out / "train.json").model_dump()
         run.outputs += sorted(path for path in out.rglob("*") if path.is_file())
     typer.echo(f"Model: {out}; measure it with: medk2n evaluate --model {out} --data DIR --out OUT")
 
