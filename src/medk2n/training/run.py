@@ -71,7 +71,6 @@ def train(
     check_writable(out)
     if not config.data:
         raise ConfigError("no training data: give --data DIR")
-    shutil.rmtree(out / _STATE, ignore_errors=True)
     return _with_threads(config, out, device, report, resumed=None)
 
 
@@ -112,6 +111,7 @@ def _train(config: TrainConfig, out: Path, device: str, report: Report, resumed:
     log = _Log(out / "metrics.csv")
     validated = 0
     if resumed is None:
+        shutil.rmtree(out / _STATE, ignore_errors=True)
         log.start()
     else:
         validated = _restore(resumed, contenders, data, log)
