@@ -139,9 +139,9 @@ def _train(config: TrainConfig, out: Path, device: str, report: Report, resumed:
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise
-                crops, crop = runner.choice.batch_size or config.batch.size, config.batch.crop
+                asked = f"{runner.batch_size} crops of {config.batch.crop} pixels"
                 raise SystemLimitError(
-                    f"out of memory: {runner.name} with {crops} crops of {crop} pixels; lower batch.size or batch.crop"
+                    f"out of memory: {runner.name} with {asked}; lower batch.size or batch.crop"
                 ) from error
             if not math.isfinite(numbers["loss"]):
                 _save(contenders, config, data, out, finished=False)
@@ -213,7 +213,7 @@ class _Data:
             self.stores,
             self.shares,
             rng,
-            batch_size=runner.choice.batch_size or config.batch.size,
+            batch_size=runner.batch_size,
             crop=config.batch.crop,
             slices=runner.params.slices,
             augmentation=Augmentation(strip=config.batch.strip, restyle=config.batch.restyle),

@@ -74,7 +74,8 @@ def newest(root: Path) -> State | None:
         with suppress(OSError, ValueError, AttributeError):
             manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
             if _COUNTERS in manifest and all(sha256_file(folder / name) == digest for name, digest in manifest.items()):
-                tensors = {p.stem: from_bytes(p.read_bytes()) for p in folder.glob("*.safetensors")}
+                files = [folder / name for name in manifest if name.endswith(".safetensors")]
+                tensors = {path.stem: from_bytes(path.read_bytes()) for path in files}
                 counters = json.loads((folder / _COUNTERS).read_text(encoding="utf-8"))
                 return State(tensors, counters, tuple(damaged))
         damaged.append(folder)
