@@ -12,7 +12,7 @@ from medk2n.models.parts.sequence import Control
 
 M = 4
 SMALL = {
-    "medk2n": {"widths": (8, 16, 16, 16), "embedding": 16, "memory_slots": 4},
+    "medk2n": {"widths": (8, 16, 16, 16), "joint": (8, 8, 16, 16, 16), "embedding": 16, "memory_slots": 4},
     "unet": {"widths": (8, 8, 16, 16, 16)},
 }
 
@@ -83,7 +83,7 @@ def test_every_parameter_gets_a_gradient_within_three_steps(name: str) -> None:
         if out.log_variance is not None:
             fused = out.extras["fused"]
             loss = loss + out.log_variance.square().mean() + fused.quality.square().mean()
-            loss = loss + out.extras["proposed"].log_variance.square().mean()
+            loss = loss + (out.extras["seen"].proposals - 0.3).square().mean()
             loss = loss + sum(step.weight.square().mean() for step in fused.steps)
         optimiser.zero_grad()
         loss.backward()
@@ -247,7 +247,7 @@ def test_added_frames_speak_as_loud_as_the_key_frame() -> None:
 def test_open_gates_give_the_least_squares_base_and_a_closed_one_leaves_its_source_out(
     sources: tuple[int, ...],
 ) -> None:
-    from medk2n.models.parts.base import BaseImage, LinearMaps, Proposals
+    from medk2n.models.parts.base import BaseImage, LinearMaps
 
     rng = np.random.default_rng(0)
     values = rng.standard_normal((900, M)) @ rng.standard_normal((M, M)) * 0.1 + 0.4
@@ -262,11 +262,8 @@ def test_open_gates_give_the_least_squares_base_and_a_closed_one_leaves_its_sour
         system = np.column_stack([values[:, list(members)], np.ones(len(values))])
         return (system @ np.linalg.lstsq(system, values[:, 1], rcond=None)[0]).reshape(30, 30)
 
-    with torch.no_grad():
-        proposed = Proposals(M, 8)(torch.rand(M, 8, 15, 15), frames, torch.arange(M), torch.tensor([1]), maps)
-
     def base(gates: list[float]) -> BaseImage:
-        image = BaseImage(maps, proposed, frames, torch.tensor([1]))
+        image = BaseImage(maps, frames, torch.tensor([1]))
         for i, gate in zip(sources, gates, strict=True):
             one = torch.tensor([gate])
             image.add(torch.tensor([0]), torch.tensor([i]), torch.tensor([i]), one, torch.full((1, 30, 30), gate))
@@ -274,45 +271,14 @@ def test_open_gates_give_the_least_squares_base_and_a_closed_one_leaves_its_sour
 
     everything = base([1.0] * len(sources))
     np.testing.assert_allclose(everything.linear()[0], fitted(sources), atol=2e-4)
-    level = everything.linear() - sum(s * frames[i] for i, (s, _) in zip(sources, everything.shares(), strict=True))
+    level = everything.linear() - sum(s * frames[i] for i, s in zip(sources, everything.shares(), strict=True))
     assert level.std() < 1e-4, "what the shares do not explain is flat"
     if len(sources) > 1:
         without = base([1.0, 0.0] + [1.0] * (len(sources) - 2)).linear()[0]
         np.testing.assert_allclose(without, fitted((sources[0], *sources[2:])), atol=2e-4)
 
 
-def test_corrections_are_averaged_by_precision_as_far_as_they_are_let_in() -> None:
-    from medk2n.models.parts.base import BaseImage, LinearMaps, Proposals
-
-    torch.manual_seed(0)
-    maps, proposals = LinearMaps(Statistics.neutral(M)), Proposals(M, 8)
-    for parameter in proposals.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
-    frames = torch.rand(M, 16, 16)
-    features, targets = torch.randn(M, 8, 8, 8), torch.tensor([1, 3])
-    with torch.no_grad():
-        proposed = proposals(features, frames, torch.arange(M), targets, maps)
-        louder = proposals(features, frames + 0.1, torch.arange(M), targets, maps)
-    torch.testing.assert_close(proposed.mean[1, 0], frames[1], msg="a frame proposes itself")
-    slope, intercept, _ = maps.pair(torch.tensor([0]), torch.tensor([3]))
-    assert torch.allclose(proposed.mean[0, 1], slope * frames[0] + intercept + proposed.correction[0, 1], atol=1e-6)
-    torch.testing.assert_close((louder.correction - proposed.correction) / 0.1, proposed.slope, atol=1e-4, rtol=0)
-
-    def correction(shown: float) -> torch.Tensor:
-        image = BaseImage(maps, proposed, frames, torch.tensor([3]))
-        for i, share in ((0, 1.0), (2, shown)):
-            one = torch.tensor([share])
-            image.add(torch.tensor([0]), torch.tensor([i]), torch.tensor([i]), one, torch.full((1, 16, 16), share))
-        return image.correction()[0]
-
-    torch.testing.assert_close(correction(0.0), proposed.correction[0, 1])
-    precision = (-proposed.log_variance[[0, 2], 1]).exp()
-    expected = (precision * proposed.correction[[0, 2], 1]).sum(0) / precision.sum(0)
-    torch.testing.assert_close(correction(1.0), expected)
-    assert not torch.allclose(correction(0.5), expected, atol=1e-3)
-
-
-def test_every_frame_is_taught_all_images_of_its_sample_but_its_own() -> None:
+def test_the_trunk_learns_from_its_own_proposals_of_all_images_of_a_sample() -> None:
     from medk2n.config.schema import LossWeights
     from medk2n.data.batches import Batch
     from medk2n.training.objectives import proposal_error
@@ -323,21 +289,70 @@ def test_every_frame_is_taught_all_images_of_its_sample_but_its_own() -> None:
     batch = Batch(images(), acquired, truth, torch.ones(2, 32, 48, dtype=torch.bool))
     asked = query((0, (0, 3), 1), (1, (2,), 0))
     prediction = module(batch.images, asked, generator=torch.Generator().manual_seed(0))
-    error = proposal_error(prediction, batch, LossWeights(likelihood=0.0))
-    mean = prediction.extras["proposed"].mean  # frames: sample 0's 0 and 3, sample 1's 2
-    pairs = [(0, 0, 1), (0, 0, 3), (1, 0, 0), (1, 0, 1), (2, 1, 0)]
-    wanted = [0.5 * ((mean[f, j] - truth[b, j]).square().mean() + 1e-3).log() for f, b, j in pairs]
-    torch.testing.assert_close(error, torch.stack(wanted).mean())
+    prediction.mean.sum().backward(retain_graph=True)
+    assert all(p.grad is None for p in module.joint.trunk.parameters())
+    error = proposal_error(prediction.extras["seen"], batch, LossWeights(edges=0.0, remade=0.25))
+    error.backward()
+    assert all(p.grad is not None for p in module.joint.trunk.parameters())
+    seen = prediction.extras["seen"].proposals
+    rows = [(0, 0, 0.25), (0, 1, 1.0), (0, 3, 0.25), (1, 0, 1.0), (1, 2, 0.25)]
+    wanted = [w * 0.5 * ((seen[b, j] - truth[b, j]).square().mean() + 1e-3).log() for b, j, w in rows]
+    torch.testing.assert_close(error, sum(wanted) / sum(w for _, _, w in rows))
+
+
+def test_one_joint_pass_serves_all_targets_that_let_in_the_same_frames() -> None:
+    module = build("medk2n").eval()
+    module.fusion.threshold.lowest = module.fusion.threshold.highest = -1.0
+    made = []
+    module.joint.trunk.register_forward_hook(lambda m, inputs, out: made.append(len(inputs[0])))
+    with torch.no_grad():
+        module(images(), query(*[(b, (0, 2, 3), t) for b in range(2) for t in range(M)]))
+        module(images(), query((0, (0, 2), 1), (0, (0, 3), 1)))
+    assert made == [2, 2]
+
+
+def test_a_bound_reaches_the_joint_pass_too() -> None:
+    """An input held at 0 is not seen at all, at 1 as if it were free, inside a mask as one or the other."""
+    module = build("medk2n").eval()
+    module.fusion.threshold.lowest = module.fusion.threshold.highest = -1.0
+
+    def proposal(sources: tuple[int, ...], share: torch.Tensor | None = None) -> torch.Tensor:
+        bounds = {} if share is None else {(3, 1): share.expand(2, 2, 32, 48)}
+        with torch.no_grad():
+            frames = module.encode(images(), torch.ones(2, M, dtype=torch.bool))
+            asked = query((0, sources, 3), (1, sources, 3))
+            return module.decode(frames, asked, control=Control({3: (0,)}, bounds)).extras["seen"].proposal
+
+    mask = torch.zeros(1, 1, 32, 48)
+    mask[..., 16:] = 1.0
+    without, free = proposal((0, 2)), proposal((0, 1, 2))
+    torch.testing.assert_close(proposal((0, 1, 2), torch.zeros(1, 1, 1, 1)), without)
+    torch.testing.assert_close(proposal((0, 1, 2), torch.ones(1, 1, 1, 1)), free)
+    masked = proposal((0, 1, 2), mask)
+    torch.testing.assert_close(masked[..., :16], without[..., :16])
+    torch.testing.assert_close(masked[..., 16:], free[..., 16:])
+    assert not torch.isclose(without, free).any(dim=0).all()
+
+
+def test_training_starts_at_the_proposal() -> None:
+    spec = registry.resolve("models", "medk2n")
+    torch.manual_seed(0)
+    module = spec.build(spec.params(**SMALL["medk2n"]), M, Statistics.neutral(M)).eval()
+    torch.nn.init.normal_(module.joint.trunk.out.weight)
+    with torch.no_grad():
+        prediction = module(images(), query((0, (0, 2), 1), (1, (3,), 1)))
+    torch.testing.assert_close(prediction.mean, prediction.extras["seen"].proposal)
 
 
 def test_what_is_coarse_or_deep_starts_faint_beside_what_it_is_added_to() -> None:
     spec = registry.resolve("models", "medk2n")
     torch.manual_seed(0)
     module = spec.build(spec.params(), M, Statistics.neutral(M))
-    finer = [*module.encoder.neck.reduce.values(), *module.decoder.reduce.values()]
-    deeper = [block.conv2 for block in module.encoder.stage.values()]
+    trunk = module.joint.trunk
+    finer = [*trunk.reduce.values(), *module.decoder.reduce.values()]
+    blocks = [*module.encoder.stage.values(), *trunk.stage.values(), *trunk.block.values()]
     with torch.no_grad():
-        for conv in [*finer, *deeper, *(block.conv2 for block in module.encoder.neck.block.values())]:
+        for conv in [*finer, *(block.conv2 for block in blocks)]:
             assert 0.05 < conv(torch.randn(2, conv.in_channels, 16, 16)).square().mean().sqrt() < 0.3
 
 

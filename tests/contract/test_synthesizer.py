@@ -12,7 +12,7 @@ from medk2n.config.control import FusionRule, WeightRule, load_control
 from medk2n.errors import ConfigError, GeometryError, UnknownNameError, UsageError, VolumeReadError
 from medk2n.geometry.grid import Grid
 from medk2n.inference.contribution import shapley
-from medk2n.inference.predictor import SlicePredictor, deciding_slices
+from medk2n.inference.predictor import SlicePredictor, deciding_slices, local_slope
 from medk2n.inference.progression import _orders, progressions
 from medk2n.inference.synthesizer import Synthesizer
 from medk2n.io.volume import Volume
@@ -26,7 +26,7 @@ AFFINE = np.array([[2.0, 0.125, 0, -20], [-0.125, 2.0, 0, -24], [0, 0, 3.0, -18]
 @pytest.fixture(scope="module")
 def synthesizer() -> Synthesizer:
     spec = registry.resolve("models", "medk2n")
-    params = {"slices": 3, "widths": (8, 8, 8, 16), "embedding": 8, "memory_slots": 2}
+    params = {"slices": 3, "widths": (8, 8, 8, 16), "joint": (8, 8, 8, 8, 16), "embedding": 8, "memory_slots": 2}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = spec.build(spec.params(**params), len(NAMES), Statistics.neutral(len(NAMES)))
@@ -59,6 +59,17 @@ def test_output_is_on_exactly_the_reference_grid(synthesizer: Synthesizer) -> No
         assert np.array_equal(volume.to_nibabel().affine, AFFINE)
         assert np.isfinite(volume.array).all()
     assert result.reference == "t1n"
+
+
+def test_detail_follows_an_input_only_where_the_image_does() -> None:
+    """The image is twice the guide on the left, its negative in the middle, something else on the right."""
+    guide = torch.rand(2, 30, 60, generator=torch.Generator().manual_seed(0))
+    image = torch.cat([2 * guide[..., :20] + 0.1, 0.7 - guide[..., 20:40], guide.flip(1)[..., 40:]], dim=2)
+    slope = local_slope(image, guide)
+    torch.testing.assert_close(slope[..., 3:17], torch.full((2, 30, 14), 2.0), atol=0.02, rtol=0)
+    torch.testing.assert_close(slope[..., 23:37], torch.full((2, 30, 14), -1.0), atol=0.02, rtol=0)
+    assert slope[..., 43:].mean().abs() < 0.2
+    assert torch.equal(local_slope(image, torch.full_like(guide, 0.25)), torch.zeros_like(guide)), "a flat guide"
 
 
 def test_background_stays_background(synthesizer: Synthesizer) -> None:

@@ -97,7 +97,6 @@ class LossWeights(_Strict):
     gates: float = 0.002
     memory: float = 0.01
     quality: float = 0.1
-    proposals: float = 0.5
 
 
 class TrainConfig(_Strict):
@@ -112,7 +111,8 @@ class TrainConfig(_Strict):
         core: those of them that people mostly have; `core_share` of the crops are asked about these alone.
         spacing_mm: in-plane spacing of the working grid.
         models: the first is the model, the others are references trained interleaved with it.
-        gain_every: steps between two measurements of a source's gain.
+        fuse_every: of so many steps one trains the whole of Med-K2N, the others its joint pass alone.
+        gain_every: of so many steps that train the whole, one measures a source's gain.
         soft_gates: share of the budget before the gates turn hard.
         threads: of torch while training; null leaves torch's own.
     """
@@ -130,7 +130,8 @@ class TrainConfig(_Strict):
     budget: Budget = Budget(minutes=30)
     batch: BatchShape = BatchShape()
     losses: LossWeights = LossWeights()
-    gain_every: Count = 8
+    fuse_every: Count = 3
+    gain_every: Count = 4
     soft_gates: Share = 0.3
     threads: Count | None = None
     licence: str = "Apache-2.0"

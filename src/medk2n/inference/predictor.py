@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 
 from medk2n.checkpoint import ModelConfig, load
 from medk2n.data.batches import neighbours
@@ -48,8 +49,9 @@ class Inference:
         variances: target -> predicted squared error; empty if the model gives none.
         plan: target -> steps of the fusion, or None for models without one.
         effective: target -> source -> mean W_eff inside the study; empty without a plan.
-        shares: target -> source -> (s, h, w), what a change of the source adds to the base image: how detail
-            finer than the working grid is carried over. Empty without a plan.
+        shares: target -> source -> (s, h, w), what a change of the source adds to the image: its slope in the base
+            image, as far as the image follows that there. How detail finer than the working grid is carried over.
+            Empty without a plan.
     """
 
     means: dict[str, np.ndarray]
@@ -185,12 +187,12 @@ class SlicePredictor:
         fused = prediction.extras.get("fused")
         if fused is None:
             return
-        gains = [gain[rows] for gain in prediction.extras["gains"]]
-        for step, (linear, own) in zip(fused.steps, fused.base.shares(), strict=True):
+        follows = local_slope(prediction.mean[rows], fused.base.linear()[rows, : size[0], : size[1]])
+        for step, linear in zip(fused.steps, fused.base.shares(), strict=True):
             source = int(step.source[rows][0])
-            share = gains[0] * linear[rows] + gains[1] * own[rows]
+            share = follows * linear[rows, : size[0], : size[1]]
             if source >= 0 and bool(share.any()):
-                yield self.modalities[source], _numpy(share[:, : size[0], : size[1]])
+                yield self.modalities[source], _numpy(share)
 
     def _count(
         self, prediction: Prediction, effective: dict[int, np.ndarray], slices: int, targets: Sequence[int], total: int
@@ -204,6 +206,20 @@ class SlicePredictor:
                 source = int(step.source[rows][0])
                 if source >= 0:
                     effective[j][source] += float(step.effective[rows].sum()) / total
+
+
+def local_slope(image: torch.Tensor, guide: torch.Tensor, radius: int = 2, floor: float = 1e-4) -> torch.Tensor:
+    """Least-squares slope of an image on a guide, (n, h, w) each, around every voxel (He 2013, equation 5).
+
+    Where the guide varies by less than the root of `floor`, the slope goes to 0.
+    """
+
+    def mean(x: torch.Tensor) -> torch.Tensor:
+        return functional.avg_pool2d(x[:, None], 2 * radius + 1, 1, radius, count_include_pad=False).squeeze(1)
+
+    centre = mean(guide)
+    covariance, variance = mean(guide * image) - centre * mean(image), mean(guide.square()) - centre.square()
+    return covariance / (variance.clamp_min(0) + floor)
 
 
 def load_predictor(folder: Path, device: str = "cpu", *, every: int = 1) -> SlicePredictor:

@@ -1,6 +1,7 @@
 """Med-K2N: any K modalities of a study in, any N out (arXiv 2510.02815; docs/model.md for how it is built here).
 
-Every frame is encoded once and shared by all targets: K encodes, K N light fusions, N light decodes.
+Every frame is encoded once and shared by all targets: K light encodes, K N light fusions, one joint pass for each set
+of frames that targets let in (usually one), N light decodes.
 """
 
 from dataclasses import dataclass
@@ -10,11 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medk2n.models._spec import ModelSpec, Prediction, Query, Statistics
-from medk2n.models.parts.base import LinearMaps, Proposals, Proposed
+from medk2n.models.parts.base import LinearMaps
 from medk2n.models.parts.blocks import scale_for_gelu
 from medk2n.models.parts.decoder import Decoder, TaskHeadNet
 from medk2n.models.parts.encoder import FUSED_STRIDES, STRIDES, ConvEncoder
-from medk2n.models.parts.sequence import Control, Frames, Plan, ProgressiveFusion
+from medk2n.models.parts.joint import JointPass, Seen
+from medk2n.models.parts.sequence import Control, Frames, Fused, Plan, ProgressiveFusion
+from medk2n.models.parts.trunk import TRUNK_STRIDES
 
 MULTIPLE = STRIDES[-1]
 """Frames are padded to multiples of the coarsest stride and cropped back."""
@@ -26,13 +29,15 @@ class Params:
 
     Attributes:
         slices: neighbouring slices of a frame, odd.
-        widths: channels at strides 2, 4, 8, 16; multiples of 8.
+        widths: channels of frames and decoder at strides 2, 4, 8, 16; multiples of 8.
+        joint: channels of the joint pass at strides 1, 2, 4, 8, 16; multiples of 8.
         embedding: width of the modality embeddings.
         memory_slots: slots L of the memory bank of each target.
     """
 
     slices: int = 3
-    widths: tuple[int, int, int, int] = (40, 64, 96, 128)
+    widths: tuple[int, int, int, int] = (24, 32, 48, 64)
+    joint: tuple[int, int, int, int, int] = (16, 40, 72, 112, 144)
     embedding: int = 48
     memory_slots: int = 8
 
@@ -48,10 +53,12 @@ class MedK2N(nn.Module):
         self.encoder = ConvEncoder(m, params.slices, channels, params.embedding)
         self.fusion = ProgressiveFusion(m, channels, params.embedding, params.memory_slots)
         self.linear_maps = LinearMaps(statistics)
-        self.proposals = Proposals(m, channels[2])
+        self.joint = JointPass(m, params.slices, dict(zip(TRUNK_STRIDES, params.joint, strict=True)), channels)
         self.decoder = Decoder(channels, params.embedding)
         scale_for_gelu(self)  # before the heads, which start at zero
-        for stem in self.encoder.stem:
+        nn.init.zeros_(self.joint.trunk.out.weight)
+        self.joint.trunk.out.bias.data.copy_(statistics.mean.diagonal())
+        for stem in (*self.encoder.stem, self.joint.trunk.stem, self.joint.trunk.fine):
             nn.init.uniform_(stem.bias, -1.0, 1.0)  # a reference beside which a channel norm keeps brightness
         self.heads = TaskHeadNet(m, channels, start_log_variance=-4.6)
 
@@ -60,16 +67,17 @@ class MedK2N(nn.Module):
         row = torch.full(needed.shape, -1, dtype=torch.long, device=images.device)
         row[needed] = torch.arange(int(needed.sum()), device=images.device)
         modality = needed.nonzero()[:, 1]
+        h, w = images.shape[-2:]
+        images = torch.where(needed[:, :, None, None, None], images, 0.0)
+        images = functional.pad(images, (0, -w % MULTIPLE, 0, -h % MULTIPLE))
         frames = images[needed]
-        h, w = frames.shape[-2:]
-        frames = functional.pad(frames, (0, -w % MULTIPLE, 0, -h % MULTIPLE))
         centre = frames[:, frames.shape[1] // 2]
         mask = (centre > 0).to(frames.dtype)[:, None]
         pyramid = self.encoder(
             frames.contiguous(memory_format=torch.channels_last), modality, self.embeddings[modality]
         )
         inside = {s: functional.avg_pool2d(mask, s) for s in FUSED_STRIDES}
-        return Frames(pyramid, centre, inside, modality, row)
+        return Frames(images, pyramid, centre, inside, modality, row)
 
     def decode(
         self,
@@ -82,22 +90,36 @@ class MedK2N(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Prediction:
         """Fuse and decode; the prediction is on the padded grid of the frames."""
-        proposed = self._propose(frames, query)
         fused = self.fusion(
             frames,
             query,
             self.embeddings,
             self.linear_maps,
-            proposed,
             plan=plan,
             control=control,
             study=study,
             generator=generator,
         )
-        features = self.decoder(fused.state, self.embeddings[query.target])
-        base = fused.base
-        mean, log_variance, gains = self.heads(features, base.linear(), base.correction(), query.target)
-        return Prediction(mean, log_variance, {"fused": fused, "gains": gains, "proposed": proposed, "frames": frames})
+        seen = self._look_at_members(frames, query, fused)
+        features = self.decoder(fused.state, seen.context, self.embeddings[query.target])
+        mean, log_variance = self.heads(features, fused.base.linear(), seen.proposal, query.target)
+        return Prediction(mean, log_variance, {"fused": fused, "seen": seen})
+
+    def look(self, images: Tensor, query: Query) -> Seen:
+        """The joint pass alone, over all sources of every query: images as for `forward`."""
+        h, w = images.shape[-2:]
+        images = functional.pad(images, (0, -w % MULTIPLE, 0, -h % MULTIPLE))
+        return self.joint(images, query.sample, query.sources, query.target)
+
+    def _look_at_members(self, frames: Frames, query: Query, fused: Fused) -> Seen:
+        """The joint pass over what every query let in; a frame that the user bounded counts as far as it may."""
+        members = fused.members
+        seen = self.joint(frames.images, query.sample, members, query.target)
+        for rows, source, share in fused.partial:
+            members = members.index_put((rows, source), torch.ones_like(source, dtype=torch.bool))
+            more = self.joint(frames.images, query.sample[rows], members[rows], query.target[rows])
+            seen = seen.blend(rows, more, share)
+        return seen
 
     def forward(self, images: Tensor, query: Query, *, generator: torch.Generator | None = None) -> Prediction:
         """images (b, m, s, h, w) scaled, 0 outside the foreground -> one image per query."""
@@ -113,15 +135,8 @@ class MedK2N(nn.Module):
         needed = torch.zeros(images.shape[:2], dtype=torch.long, device=images.device)
         needed = needed.index_add(0, query.sample, query.sources.long()) > 0
         frames = self.encode(images, needed)
-        proposed = self._propose(frames, query)
-        fused = self.fusion(frames, query, self.embeddings, self.linear_maps, proposed, control=control, study=True)
+        fused = self.fusion(frames, query, self.embeddings, self.linear_maps, control=control, study=True)
         return self.fusion.plan(fused, query)
-
-    def _propose(self, frames: Frames, query: Query) -> Proposed:
-        """In training every frame is taught all targets; else only what is asked is proposed."""
-        every = torch.arange(len(self.embeddings), device=query.target.device)
-        targets = every if self.training else query.target.unique()
-        return self.proposals(frames.pyramid[2], frames.centre, frames.modality, targets, self.linear_maps)
 
 
 COMPONENT = ModelSpec(name="medk2n", params=Params, build=MedK2N)

@@ -18,7 +18,7 @@ from medk2n.losses.reconstruction import mean_squared_error
 from medk2n.models._spec import Query, Statistics
 from medk2n.registry import resolve
 from medk2n.training.muon import Muon
-from medk2n.training.objectives import objective
+from medk2n.training.objectives import objective, proposal_error
 from medk2n.training.queries import as_query, draw_sources, draw_targets, every_target, narrowed, without_one
 
 _COUNTERS = ("steps", "seconds", "samples", "flops_per_step")
@@ -77,21 +77,25 @@ class Contender:
         """One optimiser step on a batch; what is drawn depends on `seed` alone."""
         started = time.perf_counter()
         query = self.ask(batch, np.random.default_rng(seed))
-        generator = torch.Generator().manual_seed(seed)
         fusion = getattr(self.module, "fusion", None)
-        if fusion is not None:
-            fusion.hard_gates = self.progress >= self.config.soft_gates
-        prediction = self.module(batch.images, query, generator=generator)
-        loss, mse, parts = objective(prediction, batch, query, self.config.losses, self.variance)
-        if fusion is not None and self.steps % self.config.gain_every == 0:
-            added = self._measure_gain(prediction.extras["fused"], batch, query, mse, seed)
-            loss = loss + self.config.losses.weights * added
+        if fusion is not None and self.steps % self.config.fuse_every:
+            loss = proposal_error(self.module.look(batch.images, query), batch, self.config.losses)
+            parts = {"proposals": float(loss.detach())}
+        else:
+            if fusion is not None:
+                fusion.hard_gates = self.progress >= self.config.soft_gates
+            prediction = self.module(batch.images, query, generator=torch.Generator().manual_seed(seed))
+            loss, mse, parts = objective(prediction, batch, query, self.config.losses, self.variance)
+            if fusion is not None and self.steps // self.config.fuse_every % self.config.gain_every == 0:
+                added = self._measure_gain(prediction.extras["fused"], batch, query, mse, seed)
+                loss = loss + self.config.losses.weights * added
         if not torch.isfinite(loss):
             parts["loss"] = math.nan
             return parts
         self.module.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.module.parameters(), self.config.optimiser.clip)
+        for parameters in self._apart():
+            nn.utils.clip_grad_norm_(parameters, self.config.optimiser.clip)
         rate = self.config.optimiser.learning_rate * self._schedule()
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
@@ -159,6 +163,13 @@ class Contender:
         for name in _COUNTERS:
             setattr(self, name, counters[name])
 
+    def _apart(self) -> list[list[nn.Parameter]]:
+        """Parameters whose gradients have nothing to do with each other: a trunk learns from its own error alone."""
+        joint = getattr(self.module, "joint", None)
+        trunk = [] if joint is None else list(joint.trunk.parameters())
+        mine = {id(p) for p in trunk}
+        return [part for part in (trunk, [p for p in self.module.parameters() if id(p) not in mine]) if part]
+
     def _schedule(self) -> float:
         warm = self.config.optimiser.warm_up
         if self.progress < warm:
@@ -168,8 +179,7 @@ class Contender:
     @torch.no_grad()
     def _average(self) -> None:
         decay = min(self.config.optimiser.ema, (1 + self.steps) / (10 + self.steps))
-        for mean, new in zip(self.averaged.parameters(), self.module.parameters(), strict=True):
-            mean.lerp_(new, 1 - decay)
+        torch._foreach_lerp_(list(self.averaged.parameters()), list(self.module.parameters()), 1 - decay)
         for mean, new in zip(self.averaged.buffers(), self.module.buffers(), strict=True):
             mean.copy_(new)
 
@@ -182,4 +192,4 @@ def optimisers(module: nn.Module, settings: Optimiser) -> list[torch.optim.Optim
         group = hidden if p.ndim == 4 and min(p.shape[:2]) >= 8 else matrices if p.ndim > 1 else others
         group.append(p)
     rest = [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
-    return [Muon(hidden, rate, decay), torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98))]
+    return [Muon(hidden, rate, decay), torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), fused=True)]

@@ -40,11 +40,19 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
-    """(rows, columns) -> about U V^T of its singular value decomposition, by Newton-Schulz iteration."""
+    """(rows, columns) -> about U V^T of its singular value decomposition, by Newton-Schulz iteration.
+
+    All steps are polynomials of one Gram matrix, so they are multiplied as small squares and applied once.
+    """
     a, b, c = _QUINTIC
     x = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     x = x / (x.norm() + 1e-7)
+    gram = x @ x.T
+    whole = torch.eye(len(gram), dtype=x.dtype, device=x.device)
     for _ in range(steps):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        once = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        once.diagonal().add_(a)
+        whole = once @ whole
+        gram = once @ gram @ once
+    x = whole @ x
     return x if matrix.shape[0] <= matrix.shape[1] else x.T

@@ -9,6 +9,7 @@ from medk2n.losses import fusion
 from medk2n.losses.likelihood import gaussian_nll
 from medk2n.losses.reconstruction import edge_error, log_mse, mean_squared_error
 from medk2n.models._spec import Prediction, Query
+from medk2n.models.parts.joint import Seen
 
 
 def objective(
@@ -37,22 +38,18 @@ def objective(
         parts["weights"] = weights.weights * fusion.key_weight_error(fused, query.sources, mse, variance[query.target])
         parts["gates"] = weights.gates * fusion.open_gates(fused)
         parts["memory"] = weights.memory * fusion.memory_collapse(fused)
-        parts["proposals"] = weights.proposals * proposal_error(prediction, batch, weights)
+        parts["proposals"] = proposal_error(prediction.extras["seen"], batch, weights)
         parts["quality"] = weights.quality * fusion.quality_error(fused, mse)
     return sum(parts.values()), mse.detach(), {name: float(value.detach()) for name, value in parts.items()}
 
 
-def proposal_error(prediction: Prediction, batch: Batch, weights: LossWeights) -> Tensor:
-    """What every frame alone proposes for every other image that its sample has: judged as the answer is."""
-    frames, proposed = prediction.extras["frames"], prediction.extras["proposed"]
-    sample = (frames.row >= 0).nonzero()[:, 0]  # frames are numbered in this order
-    other = batch.acquired[sample][:, proposed.targets] & (frames.modality[:, None] != proposed.targets)
-    frame, column = other.nonzero().unbind(dim=1)
-    if not len(frame):
-        return prediction.mean.new_zeros(())
+def proposal_error(seen: Seen, batch: Batch, weights: LossWeights) -> Tensor:
+    """What the joint pass proposes for every image that its sample has: judged as the answer is."""
+    row, target = batch.acquired[seen.passes[:, 0]].nonzero().unbind(dim=1)
+    sample = seen.passes[row, 0]
+    share = torch.where(seen.passes[row, 1 + target] > 0, weights.remade, 1.0)
+    share = share / share.sum()
     h, w = batch.foreground.shape[-2:]
-    mean, log_variance = (x[frame, column, :h, :w] for x in (proposed.mean, proposed.log_variance))
-    target = proposed.targets[column]
-    truth, inside = batch.targets[sample[frame], target], batch.foreground[sample[frame]]
-    nll = gaussian_nll(mean, log_variance, truth, inside)
-    return (weights.log_mse * log_mse(mean, truth, inside) + weights.likelihood * nll).mean()
+    image, truth, inside = seen.proposals[row, target, :h, :w], batch.targets[sample, target], batch.foreground[sample]
+    error = weights.log_mse * log_mse(image, truth, inside) + weights.edges * edge_error(image, truth, inside)
+    return (share * error).sum()

@@ -164,9 +164,10 @@ def _seed(config: TrainConfig, runner: Contender) -> int:
 def _step(runner: Contender, config: TrainConfig, data: "_Data", device: str) -> dict[str, float]:
     seed = _seed(config, runner)
     batch = _to(data.batch(config, np.random.default_rng(seed), runner), device)
-    if runner.flops_per_step is not None or runner.steps % config.gain_every == 0:
+    whole, part = divmod(runner.steps, config.fuse_every)
+    if runner.flops_per_step is not None or part or whole % config.gain_every == 0:
         return runner.step(batch, seed)
-    with FlopCounterMode(display=False) as counter:  # once, on a step without its extra pass
+    with FlopCounterMode(display=False) as counter:  # once, on a step that trains the whole, without its extra pass
         numbers = runner.step(batch, seed)
     runner.flops_per_step = float(counter.get_total_flops())
     return numbers
@@ -403,7 +404,7 @@ class _Log:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._sums: dict[str, dict[str, float]] = {}
+        self._sums: dict[str, dict[str, list[float]]] = {}
 
     def start(self) -> None:
         write_text(self.path, ",".join(self.COLUMNS) + "\n")
@@ -422,9 +423,10 @@ class _Log:
     def count(self, contender: Contender, numbers: dict[str, float]) -> None:
         sums = self._sums.setdefault(contender.name, {})
         for name, value in numbers.items():
-            sums[name] = sums.get(name, 0.0) + value / _LOG_EVERY
+            total, n = sums.get(name, (0.0, 0))  # not every step has every part
+            sums[name] = [total + value, n + 1]
         if contender.steps % _LOG_EVERY == 0:
-            self.write(contender, self._sums.pop(contender.name))
+            self.write(contender, {name: total / n for name, (total, n) in self._sums.pop(contender.name).items()})
 
     def write(self, contender: Contender, numbers: dict[str, float]) -> None:
         with self.path.open("a", newline="", encoding="utf-8") as file:

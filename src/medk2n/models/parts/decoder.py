@@ -5,11 +5,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medk2n.models.parts.blocks import ChannelNorm, FaintConv2d, Film
-from medk2n.models.parts.encoder import STRIDES, Pyramid
+from medk2n.models.parts.encoder import FUSED_STRIDES, STRIDES, Pyramid
 
 
 class Decoder(nn.Module):
-    """Coarse to fine; the target's embedding modulates every level.
+    """Coarse to fine: a target's fused state on top of what the joint pass shows; its embedding modulates every level.
 
     Channels are reduced before upsampling and skips are added, not concatenated: the finest level costs most
     of the time and sees a third of the multiplications this way.
@@ -23,12 +23,14 @@ class Decoder(nn.Module):
         self.merge = nn.ModuleDict({str(s): nn.Conv2d(channels[s], channels[s], 3, padding=1) for s in strides})
         self.film = nn.ModuleDict({str(s): Film(embedding, channels[s]) for s in strides})
 
-    def forward(self, state: Pyramid, e: Tensor) -> Tensor:
-        """state of q queries, e (q, embedding) -> features (q, c2, h / 2, w / 2)."""
-        x = state[STRIDES[-1]]
+    def forward(self, state: Pyramid, context: Pyramid, e: Tensor) -> Tensor:
+        """state (strides 4, 8, 16), context (2 too), e (q, embedding) -> features (q, c2, h / 2, w / 2)."""
+        x = state[STRIDES[-1]] + context[STRIDES[-1]]
         for stride in STRIDES[-2::-1]:
             key = str(stride)
-            x = functional.interpolate(self.reduce[key](x), scale_factor=2.0, mode="nearest") + state[stride]
+            x = functional.interpolate(self.reduce[key](x), scale_factor=2.0, mode="nearest") + context[stride]
+            if stride in FUSED_STRIDES:
+                x = x + state[stride]
             x = functional.gelu(self.film[key](self.merge[key](functional.gelu(self.norm[key](x))), e))
         return x
 
@@ -73,11 +75,11 @@ class SubPixelHead(nn.Module):
 
 
 class TaskHeadNet(nn.Module):
-    """A per-voxel mixture of the heads: each follows the base image so far and adds a residual.
+    """A per-voxel mixture of the heads: each follows the base image and the proposal so far and adds a residual.
 
-    A head gives a gain of the linear map, one of the corrections, a residual, a log-variance and a vote. The mixture's
-    variance is the total variance, sum pi (s^2 + mu^2) - mean^2, with mu and pi detached: the variance follows the mean
-    and never teaches it, so hard voxels are not starved. Training starts at the base image.
+    A head gives a gain of the base image, one of what the proposal adds to it, a residual, a log-variance and a vote.
+    The mixture's variance is the total variance, sum pi (s^2 + mu^2) - mean^2, with mu and pi detached: the variance
+    follows the mean and never teaches it, so hard voxels are not starved. Training starts at the proposal.
     """
 
     HEADS = (SmoothHead, SubPixelHead)
@@ -90,25 +92,22 @@ class TaskHeadNet(nn.Module):
             bias = head.out.bias.data.view(m, 5, -1)
             bias[:, 0], bias[:, 1], bias[:, 3] = 1.0, 1.0, start_log_variance
 
-    def forward(
-        self, features: Tensor, linear: Tensor, correction: Tensor, target: Tensor
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-        """Mean, log-variance and the two gains, (q, h, w) each.
+    def forward(self, features: Tensor, base: Tensor, proposal: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance, (q, h, w) each.
 
         Args:
             features: (q, c2, h / 2, w / 2).
-            linear: (q, h, w), the linear map.
-            correction: (q, h, w).
+            base: (q, h, w).
+            proposal: (q, h, w), learned from its own error alone: no gradient goes there.
             target: (q,).
         """
         outputs = torch.stack([head(features, target) for head in self.heads], dim=1)  # (q, heads, 5, h, w)
         gain, trust, residual, log_variance, vote = outputs.unbind(dim=2)
         pi = vote.softmax(dim=1)
-        image = gain * linear[:, None] + trust * correction[:, None] + residual
+        image = gain * base[:, None] + trust * (proposal.detach() - base)[:, None] + residual
         mean = (pi * image).sum(dim=1)
         mu, share = image.detach(), pi.detach()
         # around the mean: far fewer digits are lost than in sum pi mu^2 - mean^2
         spread = (mu - mean.detach()[:, None]).square()
         variance = (share * (log_variance.clamp(-12, 3).exp() + spread)).sum(dim=1)
-        gains = [(share * g.detach()).sum(dim=1) for g in (gain, trust)]
-        return mean, variance.clamp_min(1e-6).log(), (gains[0], gains[1])
+        return mean, variance.clamp_min(1e-6).log()

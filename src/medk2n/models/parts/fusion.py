@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from medk2n.models.parts.blocks import Film, mlp, rms_norm
-from medk2n.models.parts.encoder import FUSED_STRIDES, STRIDES, Pyramid
+from medk2n.models.parts.encoder import FUSED_STRIDES, Pyramid
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,34 +109,23 @@ class EffiWeightNet(nn.Module):
 
 
 class Refinement(nn.Module):
-    """R(F_i, f): what a frame adds to the state, RMS-normalised so that W_eff has a scale.
-
-    At stride 2 a frame adds its own features, normalised by the encoder: only `channel_gain` depends on the
-    pair, which keeps the most expensive stride light.
-    """
+    """R(F_i, f): what a frame adds to the state, RMS-normalised so that W_eff has a scale."""
 
     def __init__(self, channels: dict[int, int], embedding: int) -> None:
         super().__init__()
         self.mix = nn.ModuleDict({str(s): nn.Conv2d(2 * channels[s], channels[s], 1) for s in FUSED_STRIDES})
         self.film = nn.ModuleDict({str(s): Film(2 * embedding, channels[s]) for s in FUSED_STRIDES})
         self.first = nn.ModuleDict({str(s): nn.Conv2d(channels[s], channels[s], 1) for s in FUSED_STRIDES})
-        self.gain = nn.ModuleDict(
-            {str(s): nn.Linear(2 * embedding, channels[s]) for s in STRIDES if s not in FUSED_STRIDES}
-        )
 
     def forward(self, state: Tensor, frame: Tensor, stride: int, pair: Tensor) -> Tensor:
-        """At a fused stride: state, frame (q, c, h, w), pair [e_i; e_j] (q, 2 d) -> (q, c, h, w)."""
+        """state, frame (q, c, h, w), pair [e_i; e_j] (q, 2 d) -> (q, c, h, w)."""
         key = str(stride)
         return self.film[key](rms_norm(self.mix[key](torch.cat([state, frame], dim=1))), pair)
 
     def key(self, frame: Tensor, stride: int, pair: Tensor) -> Tensor:
-        """At a fused stride: what the key frame (q, c, h, w) starts the state with."""
+        """What the key frame (q, c, h, w) starts the state with."""
         key = str(stride)
         return self.film[key](rms_norm(self.first[key](frame)), pair)
-
-    def channel_gain(self, stride: int, pair: Tensor) -> Tensor:
-        """At stride 2: how strongly the pair uses each channel, (q, c, 1, 1)."""
-        return 1 + self.gain[str(stride)](pair)[:, :, None, None]
 
 
 def straight_through_gate(weight: Tensor, threshold: Tensor, temperature: float, hard: bool) -> Tensor:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medk2n.models._spec import Query
-from medk2n.models.parts.base import BaseImage, LinearMaps, Proposed
+from medk2n.models.parts.base import BaseImage, LinearMaps
 from medk2n.models.parts.blocks import mlp
-from medk2n.models.parts.encoder import FUSED_STRIDES, STRIDES, Pyramid
+from medk2n.models.parts.encoder import FUSED_STRIDES, Pyramid
 from medk2n.models.parts.fusion import (
     EffiWeightNet,
     PreWeightNet,
@@ -32,6 +32,7 @@ class Frames:
     """The encoded frames of a batch; only frames that some query uses are among them.
 
     Attributes:
+        images: (b, m, s, h, w), padded; 0 where a modality was not encoded.
         pyramid: stride -> (f, c, h / stride, w / stride).
         centre: (f, h, w) the middle slice, scaled.
         inside: stride -> (f, 1, h / stride, w / stride) share of foreground.
@@ -39,6 +40,7 @@ class Frames:
         row: (b, m) frame of a sample's modality, -1 where it was not encoded.
     """
 
+    images: Tensor
     pyramid: Pyramid
     centre: Tensor
     inside: Pyramid
@@ -129,6 +131,8 @@ class Fused:
         base: base image of the frames that were let in.
         steps: one `Step` per position in the sequence.
         quality: (q,) log mean squared error that the state predicts for itself.
+        members: (q, m) bool, the frames that were let in whole.
+        partial: rows, source (rows,) and share (rows, h, w) in [0, 1] of every frame that the user bounded.
         attention: memory attentions seen on the way, with their targets.
     """
 
@@ -136,6 +140,8 @@ class Fused:
     base: BaseImage
     steps: list[Step]
     quality: Tensor
+    members: Tensor
+    partial: list[tuple[Tensor, Tensor, Tensor]]
     attention: list[tuple[Tensor, Tensor]]
 
 
@@ -177,7 +183,6 @@ class ProgressiveFusion(nn.Module):
         query: Query,
         embeddings: Tensor,
         maps: LinearMaps,
-        proposed: Proposed,
         *,
         plan: Plan | None = None,
         control: Control | None = None,
@@ -191,7 +196,6 @@ class ProgressiveFusion(nn.Module):
             query: q queries.
             embeddings: (m, d).
             maps: linear maps of the training subjects.
-            proposed: what every frame alone says of every target.
             plan: decisions to follow instead of taking them.
             control: what the user laid down.
             study: all samples are slices of one study: pool over them before deciding.
@@ -206,16 +210,15 @@ class ProgressiveFusion(nn.Module):
         frame = frames.row[query.sample, key]
         pair = torch.cat([embeddings[key], embeddings[query.target]], dim=1)
         state = {
-            s: self.refinement.key(frames.pyramid[s][frame], s, pair)
-            if s in FUSED_STRIDES
-            else self.refinement.channel_gain(s, pair) * frames.pyramid[s][frame]
-            for s in STRIDES
+            s: self.refinement.key(frames.pyramid[s][frame], s, pair) for s in FUSED_STRIDES
         }
         held = first.weight[rows, key]
         ones = torch.ones_like(held)
-        base = BaseImage(maps, proposed, frames.centre, query.target)
+        base = BaseImage(maps, frames.centre, query.target)
         base.add(rows, frame, key, ones, torch.ones_like(frames.centre[frame]))
         steps = [Step(frame, key, held, torch.zeros_like(held), ones, first.memory[rows, key], ones)]
+        members = torch.zeros_like(query.sources).index_put((rows, key), torch.ones_like(key, dtype=torch.bool))
+        partial = []
         attention = [(first.attention, first.target)] if first.attention is not None else []
         for position in range(1, order.shape[1]):
             active = (count > position).nonzero().squeeze(1)
@@ -231,15 +234,15 @@ class ProgressiveFusion(nn.Module):
                 decision = _planned(plan, target, position, embeddings)
             weight, tau, gate, memory = decision
             size = frames.centre.shape[1:]
-            bounds = control.limits(query.sample[active], source, target, (weight > tau).to(gate.dtype), size)
-            if bounds is not None:
-                gate = (bounds[:, 1].amax(dim=(1, 2)) > 0).to(gate.dtype)
+            limits = control.limits(query.sample[active], source, target, (weight > tau).to(gate.dtype), size)
+            if limits is not None:
+                gate = (limits[:, 1].amax(dim=(1, 2)) > 0).to(gate.dtype)
             work = torch.arange(len(active), device=order.device)
             if not torch.is_grad_enabled():
                 work = (gate > 0).nonzero().squeeze(1)  # a closed gate's work is skipped too
             pair = torch.cat([embeddings[source], embeddings[target]], dim=1)
             facts = torch.cat([weight.detach()[:, None], tau[:, None], memory, pair], dim=1)
-            bounds = None if bounds is None else bounds[work]
+            bounds = None if limits is None else limits[work]
             let_in = self._advance(
                 state, frames, active[work], frame[work], facts[work], gate[work], pair[work], bounds
             )
@@ -247,12 +250,16 @@ class ProgressiveFusion(nn.Module):
             if len(work):
                 effective = effective.index_add(0, work, let_in[4].mean(dim=(1, 2, 3)))
                 shown = functional.interpolate(let_in[4], scale_factor=4.0, mode="bilinear").squeeze(1)
+            if limits is None:
+                members = members.index_put((active, source), gate > 0)
+            else:
+                partial.append((active, source, limits[:, 1]))
             base.add(active[work], frame[work], source[work], gate[work], shown)
             steps.append(_spread(len(count), active, frame, source, weight, tau, gate, memory, effective))
         e_j = embeddings[query.target].detach()
         pooled = self._pooled(state, inside, rows, groups).detach()
         quality = self.judge(torch.cat([pooled, e_j], dim=1)).squeeze(1)
-        return Fused(state, base, steps, quality, attention)
+        return Fused(state, base, steps, quality, members, partial, attention)
 
     def _decide(
         self, state: Tensor, frame: Tensor, source: Tensor, target: Tensor, embeddings: Tensor
@@ -390,12 +397,8 @@ class ProgressiveFusion(nn.Module):
             for s in maps:
                 low, high = functional.avg_pool2d(bounds, s).split(1, dim=1)
                 maps[s] = torch.minimum(torch.maximum(maps[s], low), high)
-        for s in STRIDES:
-            if s in maps:
-                step = maps[s] * self.refinement(here[s], there[s], s, pair)
-            else:
-                spread = functional.interpolate(maps[4], scale_factor=4.0 / s, mode="nearest")
-                step = spread * self.refinement.channel_gain(s, pair) * frames.pyramid[s][frame]
+        for s in FUSED_STRIDES:
+            step = maps[s] * self.refinement(here[s], there[s], s, pair)
             state[s] = state[s].index_add(0, rows, step)
         return maps
 

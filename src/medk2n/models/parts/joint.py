@@ -1,0 +1,75 @@
+"""The joint pass: all frames that were let in, at once (docs/model.md, "Why a joint pass").
+
+Frames that are encoded one by one can only be compared through what the encoder kept of them, and K frames cost K
+passes. So one pass sees the frames of a set together. It proposes an image of every modality, is taught by all of them
+at once, and is shared by all targets that let in the same frames. What is done per target builds on it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from medk2n.models.parts.blocks import ChannelNorm
+from medk2n.models.parts.encoder import STRIDES, Pyramid
+from medk2n.models.parts.trunk import Trunk
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the joint pass shows q queries.
+
+    Attributes:
+        context: stride -> (q, c, h / stride, w / stride), for the decoder.
+        proposal: (q, h, w), of the query's target.
+        passes: (d, 1 + m), sample and members of every pass that was made.
+        proposals: (d, m, h, w), of every modality by every pass.
+    """
+
+    context: Pyramid
+    proposal: Tensor
+    passes: Tensor
+    proposals: Tensor
+
+    def blend(self, rows: Tensor, other: "Seen", share: Tensor) -> "Seen":
+        """Some rows moved towards what another pass shows them, as far as share (rows, h, w) in [0, 1] says."""
+        context = {}
+        for s, mine in self.context.items():
+            step = functional.avg_pool2d(share[:, None], s) * (other.context[s] - mine[rows])
+            context[s] = mine.index_add(0, rows, step)
+        proposal = self.proposal.index_add(0, rows, share * (other.proposal - self.proposal[rows]))
+        return Seen(context, proposal, self.passes, self.proposals)
+
+
+class JointPass(nn.Module):
+    """A trunk over the images of all modalities, 0 where one is not a member, and a channel each that says which are.
+
+    Args:
+        m: modalities.
+        slices: of a frame.
+        widths: channels of the trunk at strides 1, 2, 4, 8, 16.
+        channels: stride -> channels that the decoder wants.
+    """
+
+    def __init__(self, m: int, slices: int, widths: dict[int, int], channels: dict[int, int]) -> None:
+        super().__init__()
+        self.trunk = Trunk(m * slices + m, m, widths)
+        self.project = nn.ModuleDict(
+            {str(s): nn.Sequential(ChannelNorm(widths[s]), nn.Conv2d(widths[s], channels[s], 1)) for s in STRIDES}
+        )
+
+    def forward(self, images: Tensor, sample: Tensor, members: Tensor, target: Tensor) -> Seen:
+        """images (b, m, s, h, w), h and w multiples of 16; sample, target (q,), members (q, m) bool.
+
+        The trunk learns from its own proposals alone: what is built on it reads its features without a gradient.
+        With the gradients of the heads it was 0.7 dB worse after as long (docs/lab-log.md).
+        """
+        passes, which = torch.cat([sample[:, None], members.long()], dim=1).unique(dim=0, return_inverse=True)
+        present = passes[:, 1:, None, None] > 0
+        seen = torch.where(present[:, :, None], images[passes[:, 0]], 0.0)
+        mask = present.to(images.dtype).expand(-1, -1, *images.shape[-2:])
+        x = torch.cat([seen.flatten(1, 2), mask], dim=1).contiguous(memory_format=torch.channels_last)
+        features, proposals = self.trunk(x)
+        context = {s: self.project[str(s)](features[s].detach())[which] for s in STRIDES}
+        return Seen(context, proposals[which, target], passes, proposals)
