@@ -1,6 +1,5 @@
 """A run on a tiny array data set: it learns, repeats exactly, and leaves a usable model behind."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +20,7 @@ from medk2n.inference.predictor import load_predictor
 from medk2n.losses import fusion, reconstruction
 from medk2n.losses.likelihood import gaussian_nll
 from medk2n.training import run
+from medk2n.training.contender import Contender
 from medk2n.training.queries import draw_sources, draw_targets, narrowed
 from medk2n.training.run import train
 
@@ -92,12 +92,32 @@ def test_a_run_repeats_exactly_and_its_models_load(data: Path, tmp_path: Path) -
     assert "validation_psnr_db" in metrics
 
 
-def test_a_model_may_take_its_own_number_of_crops_a_step(data: Path, tmp_path: Path) -> None:
-    models = load_config("tiny", SMALL).models
-    own = [models[0].model_dump(), models[1].model_dump() | {"batch_size": 5}]
-    train(config(data, f"models={json.dumps(own)}", "budget={steps: 2}"), tmp_path / "run")
-    crops = [checkpoint.read_config(tmp_path / "run" / p).training["crops"] for p in ("", checkpoint.REFERENCE_UNET)]
-    assert crops == [2 * 2, 2 * 5]
+def test_of_three_steps_one_trains_the_whole_and_two_the_joint_pass_alone(data: Path) -> None:
+    settings = config(data, "budget={steps: 6}")
+    prepared = run._read(settings, lambda *_: None)
+    torch.manual_seed(0)
+    contender = Contender.of(settings.models[0], settings, prepared.statistics, "cpu")
+    moved = []
+    for seed in range(6):
+        before = {name: p.detach().clone() for name, p in contender.module.named_parameters()}
+        parts = contender.step(prepared.batch(settings, np.random.default_rng(seed), contender), seed)
+        changed = {name for name, p in contender.module.named_parameters() if not torch.equal(before[name], p)}
+        trunk = {name for name in changed if name.startswith("joint.trunk.")}
+        assert trunk
+        moved.append(bool(changed - trunk))
+        assert ("log_mse" in parts) == moved[-1]
+        assert "proposals" in parts
+    assert moved == [True, False, False, True, False, False]
+
+
+def test_the_log_averages_each_part_over_the_steps_that_had_it(tmp_path: Path) -> None:
+    log = run._Log(tmp_path / "metrics.csv")
+    log.start()
+    for step in range(1, run._LOG_EVERY + 1):
+        contender = SimpleNamespace(name="m", steps=step, seconds=0.0, progress=0.0)
+        log.count(contender, {"always": 2.0} | ({"rarely": float(step)} if step in (1, 4) else {}))
+    rows = [line.split(",")[-2:] for line in log.path.read_text().split()[1:]]
+    assert rows == [["always", "2.0"], ["rarely", "2.5"]]
 
 
 def test_another_seed_is_another_run(data: Path, tmp_path: Path) -> None:

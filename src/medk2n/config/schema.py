@@ -27,14 +27,10 @@ class _Strict(BaseModel):
 
 
 class ModelChoice(_Strict):
-    """A component of `medk2n.models` and its sizes (defaults of its own where left out).
-
-    `batch_size` replaces `batch.size` for a model that learns better from fewer or more crops a step.
-    """
+    """A component of `medk2n.models` and its sizes (defaults of its own where left out)."""
 
     name: str
     params: dict[str, Any] = {}
-    batch_size: Count | None = None
 
     @field_validator("name")
     @classmethod

@@ -62,11 +62,6 @@ class Contender:
         return self.choice.name
 
     @property
-    def batch_size(self) -> int:
-        """Crops a step."""
-        return self.choice.batch_size or self.config.batch.size
-
-    @property
     def progress(self) -> float:
         """Share of the budget spent, 0 to 1."""
         budget = self.config.budget

@@ -139,7 +139,7 @@ def _train(config: TrainConfig, out: Path, device: str, report: Report, resumed:
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise
-                asked = f"{runner.batch_size} crops of {config.batch.crop} pixels"
+                asked = f"{config.batch.size} crops of {config.batch.crop} pixels"
                 raise SystemLimitError(
                     f"out of memory: {runner.name} with {asked}; lower batch.size or batch.crop"
                 ) from error
@@ -214,7 +214,7 @@ class _Data:
             self.stores,
             self.shares,
             rng,
-            batch_size=runner.batch_size,
+            batch_size=config.batch.size,
             crop=config.batch.crop,
             slices=runner.params.slices,
             augmentation=Augmentation(strip=config.batch.strip, restyle=config.batch.restyle),

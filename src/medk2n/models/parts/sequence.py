@@ -209,9 +209,7 @@ class ProgressiveFusion(nn.Module):
         key = order[:, 0]
         frame = frames.row[query.sample, key]
         pair = torch.cat([embeddings[key], embeddings[query.target]], dim=1)
-        state = {
-            s: self.refinement.key(frames.pyramid[s][frame], s, pair) for s in FUSED_STRIDES
-        }
+        state = {s: self.refinement.key(frames.pyramid[s][frame], s, pair) for s in FUSED_STRIDES}
         held = first.weight[rows, key]
         ones = torch.ones_like(held)
         base = BaseImage(maps, frames.centre, query.target)
