@@ -1,5 +1,6 @@
 """Every reader of data sets keeps the same promises, on a generated tree of its layout."""
 
+import json
 import os
 from pathlib import Path
 
@@ -59,7 +60,28 @@ def arrays(root):
     return {"p1": ("t1n", "t2f"), "p2": ("t1n", "t2f"), "p3": ("ct", "mr")}
 
 
-LAYOUTS = {"arrays": arrays, "bids": bids, "studies": studies}
+def flat(root):
+    """IXI, as its archives unpack; MRA is no modality we know, and one T2 was never acquired."""
+    cases = ("IXI002-Guys-0828", "IXI012-HH-1211", "IXI025-Guys-0852")
+    for case in cases:
+        for contrast in ("T1", "T2", "PD", "MRA"):
+            if (case, contrast) != (cases[2], "T2"):
+                put(root / f"IXI-{contrast}" / f"{case}-{contrast}.nii.gz")
+    put(root / "IXI-T1" / f"{cases[0]}_brain_mask.nii.gz", mask=True)
+    return {case: ("pd", "t1n", "t2w") for case in cases[:2]} | {cases[2]: ("pd", "t1n")}
+
+
+def nnunet(root):
+    channels = {"0": "T1", "1": "T1ce", "2": "noNorm", "3": "FLAIR"}
+    (root / "dataset.json").write_text(json.dumps({"channel_names": channels, "file_ending": ".nii.gz"}))
+    for folder, case in (("imagesTr", "BRATS_001"), ("imagesTr", "BRATS_002"), ("imagesTs", "BRATS_003")):
+        for channel in range(4):
+            put(root / folder / f"{case}_{channel:04}.nii.gz")
+    put(root / "labelsTr" / "BRATS_001.nii.gz", mask=True)
+    return {f"BRATS_00{i}": ("t1c", "t1n", "t2f") for i in (1, 2, 3)}
+
+
+LAYOUTS = {"arrays": arrays, "bids": bids, "flat": flat, "nnunet": nnunet, "studies": studies}
 
 
 def test_every_reader_has_a_layout_here():
@@ -118,6 +140,43 @@ def test_arrays_are_turned_to_ras_and_keep_valid_slices_only(tmp_path):
     np.testing.assert_array_equal(second.readers["t1n"]().grid.spacing_mm, [0.5, 0.5, 5.0])
     assert third.readers["mr"]().array.shape == (6, 7, 1)
     assert set(third.masks) == {"head"}
+
+
+def test_masks_of_flat_and_nnunet_find_their_subjects(tmp_path):
+    for name, layout, kind in (("a", flat, "brain"), ("b", nnunet, "lesion")):
+        (tmp_path / name).mkdir()
+        layout(tmp_path / name)
+        first, *others = discover(tmp_path / name)
+        assert set(first.masks) == {kind}
+        assert not any(other.masks for other in others)
+
+
+def test_files_of_many_subjects_side_by_side_are_told_apart_by_name(tmp_path):
+    for name in ("anna_t1", "anna_flair", "anna2_t1", "ben_T1w", "anna2_seg"):
+        put(tmp_path / f"{name}.nii.gz", mask=name.endswith("seg"))
+    found = {subject.id: subject for subject in discover(tmp_path)}
+    assert {name: subject.modalities for name, subject in found.items()} == {
+        "anna": ("t1n", "t2f"),
+        "anna2": ("t1n",),
+        "ben": ("t1n",),
+    }
+    assert [name for name, subject in found.items() if subject.masks] == ["anna2"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"dataset\.json: cannot be read; expected JSON with"),
+        ('{"name": "x"}', r"dataset\.json: cannot be read; expected JSON with"),
+        ('{"channel_names": {"0": "T1", "1": "t1n"}}', "two channels are t1n"),
+        ('{"modality": {"0": "depth"}}', r"no channel is a known modality \(depth\)"),
+    ],
+)
+def test_an_nnunet_description_that_says_too_little_is_refused(tmp_path, text, message):
+    nnunet(tmp_path)
+    (tmp_path / "dataset.json").write_text(text)
+    with pytest.raises(DatasetError, match=message):
+        discover(tmp_path)
 
 
 def test_one_study_folder_is_a_data_set_of_one(tmp_path):

@@ -63,7 +63,7 @@ class JointPass(nn.Module):
         """images (b, m, s, h, w), h and w multiples of 16; sample, target (q,), members (q, m) bool.
 
         The trunk learns from its own proposals alone: what is built on it reads its features without a gradient.
-        With the gradients of the heads it was 0.7 dB worse after as long (docs/lab-log.md).
+        With the gradients of the heads it learned more slowly (docs/lab-log.md).
         """
         passes, which = torch.cat([sample[:, None], members.long()], dim=1).unique(dim=0, return_inverse=True)
         present = passes[:, 1:, None, None] > 0

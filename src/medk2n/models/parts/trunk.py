@@ -24,9 +24,9 @@ class Block(nn.Module):
 
 
 class Trunk(nn.Module):
-    """Down and up again with residual blocks; stride 1 gets few channels and two convolutions.
+    """Down and up again with residual blocks; stride 1, where a U-Net spends most time, gets few channels.
 
-    Half of the time of a U-Net of as many parameters, most of which goes to full resolution (docs/lab-log.md).
+    Sub-pixels of stride 2 are laid out beside what stride 1 itself saw.
     """
 
     def __init__(self, inputs: int, outputs: int, channels: dict[int, int]) -> None:

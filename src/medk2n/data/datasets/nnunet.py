@@ -1,0 +1,72 @@
+"""nnU-Net's raw format: `dataset.json` names the channels, `imagesTr/CASE_0000.nii.gz` holds the first."""
+
+import json
+import re
+from collections import defaultdict
+from pathlib import Path
+
+from medk2n.data.datasets._files import from_mapping, image_files
+from medk2n.data.subject import Subject
+from medk2n.errors import DatasetError, UnknownNameError
+from medk2n.io.names import stem
+from medk2n.vocabulary import modality
+
+_IMAGES, _LABELS = ("imagesTr", "imagesTs"), ("labelsTr", "labelsTs")
+_CASE = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
+
+
+class NnUNet:
+    """Cases of the training and the test folder; labels are lesions."""
+
+    name = "nnunet"
+    expects = "dataset.json and imagesTr/*_0000.nii.gz (nnU-Net)"
+
+    def matches(self, root: Path) -> bool:
+        """`dataset.json` beside `imagesTr`."""
+        return (root / "dataset.json").is_file() and (root / _IMAGES[0]).is_dir()
+
+    def index(self, root: Path) -> list[Subject]:
+        """One subject a case; channels that are no modality we know (such as a mask) are left out.
+
+        Raises:
+            DatasetError: dataset.json cannot be read, names no modality, or two channels are the same one.
+        """
+        channels = _channels(root / "dataset.json")
+        images: dict[str, dict[str, Path]] = defaultdict(dict)
+        for folder in (root / name for name in _IMAGES if (root / name).is_dir()):
+            for file in image_files(folder):
+                case = _CASE.fullmatch(stem(file))
+                if case and (name := channels.get(int(case["channel"]))):
+                    images[case["case"]][name] = file
+        labels = {stem(f): f for name in _LABELS if (root / name).is_dir() for f in image_files(root / name)}
+        return [
+            from_mapping(case, files, {"lesion": labels[case]} if case in labels else None)
+            for case, files in images.items()
+        ]
+
+
+def _channels(path: Path) -> dict[int, str]:
+    """Channel -> short modality name, from `channel_names` (version 2) or `modality` (version 1)."""
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+        named = described.get("channel_names") or described["modality"]
+        given = {int(channel): str(name) for channel, name in named.items()}
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise DatasetError(
+            f'{path}: cannot be read; expected JSON with "channel_names": {{"0": "T1", ...}} ({error})'
+        ) from None
+    known: dict[int, str] = {}
+    for channel, name in given.items():
+        try:
+            short = modality(name).name
+        except UnknownNameError:
+            continue
+        if short in known.values():
+            raise DatasetError(f"{path}: two channels are {short} ({name!r} is one); expected one; rename the other")
+        known[channel] = short
+    if not known:
+        raise DatasetError(f"{path}: no channel is a known modality ({', '.join(given.values())}); rename the channels")
+    return known
+
+
+COMPONENT = NnUNet()
