@@ -164,6 +164,77 @@ def test_files_of_many_subjects_side_by_side_are_told_apart_by_name(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "names",
+    [
+        [f"{study}/{study}_{kind}" for study in ("PD_001", "PD_002", "HC_001") for kind in ("t1n", "t2f", "seg")],
+        [f"{study}/{kind}" for study in ("MRI_1", "MRI_2") for kind in ("t1", "seg")],
+        ["CT_a/anna_ct", "CT_b/ben_ct"],
+        ["anna_T1/t1", "ben_T1/t1"],
+    ],
+)
+def test_studies_called_like_a_modality_are_studies(tmp_path, names):
+    for name in names:
+        put(tmp_path / f"{name}.nii.gz", mask=name.endswith("seg"))
+    found = discover(tmp_path)
+    assert [subject.id for subject in found] == sorted({name.split("/")[0] for name in names})
+    assert all(bool(subject.masks) == any("seg" in name for name in names) for subject in found)
+
+
+def test_one_subject_with_random_protocols_is_one_study(tmp_path):
+    for name in ("anat/a_T1w", "anat/a_acq-random_T1w", "dwi/a_dwi", "dwi/a_ADC", "dwi/a_acq-random_dwi"):
+        put(tmp_path / "sub-01" / f"{name}.nii.gz")
+    (only,) = discover(tmp_path / "sub-01")
+    assert only.modalities == ("adc", "dwi", "t1n")
+    assert set(only.inputs_only) == {"t1n", "dwi"}
+    (loose,) = discover(tmp_path / "sub-01" / "anat")
+    assert set(loose.inputs_only) == {"t1n"}
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["p1_T1", "p1_T1_brain", "p1_T2"], "'p1' and 'p1_T1_brain' may be one subject or two"),
+        (["T1_anna", "T2_anna", "T1_ben", "T2_ben"], "no two files share a name before the modality"),
+    ],
+)
+def test_flat_names_that_do_not_tell_subjects_apart_are_refused(tmp_path, names, message):
+    for name in names:
+        put(tmp_path / f"{name}.nii.gz")
+    with pytest.raises(DatasetError, match=message):
+        discover(tmp_path)
+
+
+def test_a_mask_of_another_subject_is_not_taken(tmp_path):
+    for name in ("p1_T1", "p2_T1", "p10_MRA", "p10_seg"):
+        put(tmp_path / f"{name}.nii.gz", mask=name.endswith("seg"))
+    found = discover(tmp_path)
+    assert [subject.id for subject in found] == ["p1", "p2"]
+    assert not any(subject.masks for subject in found)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (("imagesTs/BRATS_001_0000", "imagesTr/BRATS_001_0000"), "are one case twice"),
+        (("imagesTr/BRATS_001",), r"no file called CASE_0000.*split 4-D files first"),
+    ],
+)
+def test_nnunet_cases_that_are_unclear_are_refused(tmp_path, extra, message):
+    (tmp_path / "dataset.json").write_text('{"modality": {"0": "FLAIR"}}')
+    for name in extra:
+        put(tmp_path / f"{name}.nii.gz")
+    with pytest.raises(DatasetError, match=message):
+        discover(tmp_path)
+
+
+def test_nnunet_cases_called_like_a_modality_are_cases(tmp_path):
+    (tmp_path / "dataset.json").write_text('{"channel_names": {"0": "CT"}}')
+    for case in ("CT_001", "CT_002"):
+        put(tmp_path / "imagesTr" / f"{case}_0000.nii.gz")
+    assert [subject.id for subject in discover(tmp_path)] == ["CT_001", "CT_002"]
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("{", r"dataset\.json: cannot be read; expected JSON with"),

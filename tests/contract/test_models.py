@@ -331,7 +331,32 @@ def test_a_bound_reaches_the_joint_pass_too() -> None:
     masked = proposal((0, 1, 2), mask)
     torch.testing.assert_close(masked[..., :16], without[..., :16])
     torch.testing.assert_close(masked[..., 16:], free[..., 16:])
-    assert not torch.isclose(without, free).any(dim=0).all()
+    assert not torch.isclose(without, free).any()
+
+
+def test_bounds_of_two_inputs_hold_each_for_itself_and_leave_other_targets_alone() -> None:
+    module = build("medk2n").eval()
+    given, ones = images(), torch.ones(2, M, dtype=torch.bool)
+
+    def proposals(stack: torch.Tensor, shares: dict[int, float], *rows: tuple[int, tuple[int, ...], int]):
+        limits = torch.tensor([0.0, 1.0])[None, :, None, None].repeat(2, 1, 32, 48)
+        bounds = {(3, i): limits * share for i, share in shares.items()}
+        with torch.no_grad():
+            return module.decode(module.encode(stack, ones), query(*rows), control=Control({3: (0,)}, bounds)).mean
+
+    module.fusion.threshold.lowest = module.fusion.threshold.highest = -1.0
+    row = (0, (0, 1, 2), 3)
+    noisy = given.clone()
+    noisy[0, 1] = torch.rand(3, 32, 48)
+    banned = proposals(given, {1: 0.0, 2: 1.0}, row)
+    torch.testing.assert_close(proposals(noisy, {1: 0.0, 2: 1.0}, row), banned)
+    torch.testing.assert_close(banned, proposals(given, {}, (0, (0, 2), 3)))
+    half = proposals(given, {1: 0.5, 2: 0.5}, row)
+    assert not torch.isclose(half, banned).all()
+    module.fusion.threshold.lowest = module.fusion.threshold.highest = 0.5  # some gates close, some open
+    beside = proposals(given, {1: 0.5, 2: 0.5}, row, (0, (0, 1, 2), 1), (1, (0, 1, 2), 1))
+    alone = proposals(given, {}, (0, (0, 1, 2), 1), (1, (0, 1, 2), 1))
+    torch.testing.assert_close(beside[1:], alone, atol=1e-5, rtol=0)
 
 
 def test_training_starts_at_the_proposal() -> None:

@@ -33,7 +33,7 @@ class _Task:
 
 
 def evaluate(
-    data: Annotated[Path, typer.Option("--data", help="BIDS data set, study folders, or a folder of .npz arrays.")],
+    data: Annotated[Path, typer.Option("--data", help="BIDS, study or flat folders, nnU-Net raw, .npz arrays.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for tables and figures.")],
     model: ModelOption = "default",
     modalities: Annotated[

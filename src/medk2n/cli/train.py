@@ -12,7 +12,9 @@ def train(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the model that is made.")],
     data: Annotated[
         list[str] | None,
-        typer.Option("--data", metavar="DIR[:SHARE]", help="BIDS data set, study folders or .npz arrays; repeatable."),
+        typer.Option(
+            "--data", metavar="DIR[:SHARE]", help="BIDS, study or flat folders, nnU-Net raw, .npz arrays; repeatable."
+        ),
     ] = None,
     val: Annotated[Path | None, typer.Option("--val", help="Data that is watched and never learned from.")] = None,
     subjects: Annotated[list[str] | None, typer.Option("--subjects", help="Ids to keep: a comma list.")] = None,

@@ -209,17 +209,21 @@ class SlicePredictor:
 
 
 def local_slope(image: torch.Tensor, guide: torch.Tensor, radius: int = 2, floor: float = 1e-4) -> torch.Tensor:
-    """Least-squares slope of an image on a guide, (n, h, w) each, around every voxel (He 2013, equation 5).
+    """Least-squares slope of an image on a guide, (n, h, w) each, around every voxel (He 2013, equations 5 and 8).
 
-    Where the guide varies by less than the root of `floor`, the slope goes to 0.
+    As far as the guide explains the image there: the slope is multiplied by the squared correlation, so that noise
+    beside an edge of the image's own carries nothing. `floor` (variance) makes both 0 where nothing varies.
     """
 
     def mean(x: torch.Tensor) -> torch.Tensor:
         return functional.avg_pool2d(x[:, None], 2 * radius + 1, 1, radius, count_include_pad=False).squeeze(1)
 
-    centre = mean(guide)
-    covariance, variance = mean(guide * image) - centre * mean(image), mean(guide.square()) - centre.square()
-    return covariance / (variance.clamp_min(0) + floor)
+    def covariance(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return mean(x * y) - mean(x) * mean(y)
+
+    both, of_guide, of_image = (covariance(x, y) for x, y in ((guide, image), (guide, guide), (image, image)))
+    explained = both.square() / ((of_guide.clamp_min(0) + floor) * (of_image.clamp_min(0) + floor))
+    return mean(explained.clamp_max(1) * both / (of_guide.clamp_min(0) + floor))
 
 
 def load_predictor(folder: Path, device: str = "cpu", *, every: int = 1) -> SlicePredictor:

@@ -128,7 +128,7 @@ def synth_name(study: str, modality_name: str) -> str:
 
 def study_id(paths: Sequence[Path | str]) -> str:
     """A name for a study given as loose files: what their names share, else the folder's name."""
-    stems = [_without_modality(stem(path)) for path in paths]
+    stems = [without_modality(stem(path)) for path in paths]
     shared = _shared_start(stems).strip("_-. ")
     return shared if len(shared) >= 2 else Path(paths[0]).resolve().parent.name or "study"
 
@@ -139,7 +139,8 @@ def _shared_start(texts: Sequence[str]) -> str:
     return first[: next(different, min(len(first), len(last)))]
 
 
-def _without_modality(name: str) -> str:
+def without_modality(name: str) -> str:
+    """A stem without the words at its end that tell the modality: `IXI002-Guys-0828-T1` -> `IXI002-Guys-0828`."""
     parts = re.split(r"([_\-.\s]+)", name)
     while parts and (not parts[-1].strip("_-. ") or _short_name(parts[-1]) or parts[-1].lower() in _CONTRAST_WORDS):
         parts.pop()

@@ -4,6 +4,7 @@ Every frame is encoded once and shared by all targets: K light encodes, K N ligh
 of frames that targets let in (usually one), N light decodes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ from medk2n.models.parts.blocks import scale_for_gelu
 from medk2n.models.parts.decoder import Decoder, TaskHeadNet
 from medk2n.models.parts.encoder import FUSED_STRIDES, STRIDES, ConvEncoder
 from medk2n.models.parts.joint import JointPass, Seen
-from medk2n.models.parts.sequence import Control, Frames, Fused, Plan, ProgressiveFusion
+from medk2n.models.parts.sequence import Bounded, Control, Frames, Plan, ProgressiveFusion
 from medk2n.models.parts.trunk import TRUNK_STRIDES
 
 MULTIPLE = STRIDES[-1]
@@ -100,7 +101,7 @@ class MedK2N(nn.Module):
             study=study,
             generator=generator,
         )
-        seen = self._look_at_members(frames, query, fused)
+        seen = self._look_at(frames, query, fused.members, fused.partial)
         features = self.decoder(fused.state, seen.context, self.embeddings[query.target])
         mean, log_variance = self.heads(features, fused.base.linear(), seen.proposal, query.target)
         return Prediction(mean, log_variance, {"fused": fused, "seen": seen})
@@ -111,15 +112,14 @@ class MedK2N(nn.Module):
         images = functional.pad(images, (0, -w % MULTIPLE, 0, -h % MULTIPLE))
         return self.joint(images, query.sample, query.sources, query.target)
 
-    def _look_at_members(self, frames: Frames, query: Query, fused: Fused) -> Seen:
-        """The joint pass over what every query let in; a frame that the user bounded counts as far as it may."""
-        members = fused.members
-        seen = self.joint(frames.images, query.sample, members, query.target)
-        for rows, source, share in fused.partial:
-            members = members.index_put((rows, source), torch.ones_like(source, dtype=torch.bool))
-            more = self.joint(frames.images, query.sample[rows], members[rows], query.target[rows])
-            seen = seen.blend(rows, more, share)
-        return seen
+    def _look_at(self, frames: Frames, query: Query, members: Tensor, partial: Sequence[Bounded]) -> Seen:
+        """The joint pass over what every query let in; what it shows is linear in the share of each bounded frame."""
+        if not partial:
+            return self.joint(frames.images, query.sample, members, query.target)
+        (rows, source, share), *others = partial
+        more = members.index_put((rows, source), torch.ones_like(source, dtype=torch.bool))
+        without = self._look_at(frames, query, members, others)
+        return without.blend(rows, self._look_at(frames, query, more, others), share)
 
     def forward(self, images: Tensor, query: Query, *, generator: torch.Generator | None = None) -> Prediction:
         """images (b, m, s, h, w) scaled, 0 outside the foreground -> one image per query."""

@@ -69,11 +69,15 @@ class Contender:
         return min(1.0, spent)
 
     def step(self, batch: Batch, seed: int) -> dict[str, float]:
-        """One optimiser step on a batch; what is drawn depends on `seed` alone."""
+        """One optimiser step on a batch; what is drawn depends on `seed` alone.
+
+        Returns the parts of the loss, and "loss" where the whole model was trained; NaN if it is not finite.
+        """
         started = time.perf_counter()
         query = self.ask(batch, np.random.default_rng(seed))
         fusion = getattr(self.module, "fusion", None)
-        if fusion is not None and self.steps % self.config.fuse_every:
+        whole = fusion is None or self.steps % self.config.fuse_every == 0
+        if not whole:
             loss = proposal_error(self.module.look(batch.images, query), batch, self.config.losses)
             parts = {"proposals": float(loss.detach())}
         else:
@@ -100,7 +104,7 @@ class Contender:
         self.steps += 1
         self.samples += len(batch.images)
         self.seconds += time.perf_counter() - started
-        return parts | {"loss": float(loss.detach())}
+        return parts | ({"loss": float(loss.detach())} if whole else {})
 
     def ask(self, batch: Batch, rng: np.random.Generator) -> Query:
         """Draw the step's queries: Med-K2N decodes what is asked, a U-Net gives everything in one pass."""
@@ -155,6 +159,7 @@ class Contender:
                 row, _, value = name.partition(".")
                 rows.setdefault(int(row), {})[value] = tensor
             optimiser.load_state_dict(optimiser.state_dict() | {"state": rows})
+            _lay_out_like_parameters(optimiser)
         for name in _COUNTERS:
             setattr(self, name, counters[name])
 
@@ -177,6 +182,14 @@ class Contender:
         torch._foreach_lerp_(list(self.averaged.parameters()), list(self.module.parameters()), 1 - decay)
         for mean, new in zip(self.averaged.buffers(), self.module.buffers(), strict=True):
             mean.copy_(new)
+
+
+def _lay_out_like_parameters(optimiser: torch.optim.Optimizer) -> None:
+    """The fused AdamW walks memory, not indices: moments must have the strides of their parameter."""
+    for p, values in optimiser.state.items():
+        for name, value in values.items():
+            if value.shape == p.shape:
+                values[name] = torch.empty_like(p).copy_(value)
 
 
 def optimisers(module: nn.Module, settings: Optimiser) -> list[torch.optim.Optimizer]:

@@ -13,7 +13,7 @@ _ADAMW_RMS = 0.2
 
 
 class Muon(torch.optim.Optimizer):
-    """For weights (outputs, inputs, ...) of hidden layers; biases, gains and first and last layers want AdamW.
+    """For weights (outputs, inputs, ...) of convolutions; biases, gains and layers of few channels want AdamW.
 
     torch.optim.Muon takes matrices alone and orthogonalises in bfloat16, which takes 60 times as long on a CPU
     without bfloat16 units; this takes convolutions, in their own precision.

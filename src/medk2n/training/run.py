@@ -143,14 +143,15 @@ def _train(config: TrainConfig, out: Path, device: str, report: Report, resumed:
                 raise SystemLimitError(
                     f"out of memory: {runner.name} with {asked}; lower batch.size or batch.crop"
                 ) from error
-            if not math.isfinite(numbers["loss"]):
+            if not math.isfinite(numbers.get("loss", 0.0)):
                 _save(contenders, config, data, out, finished=False)
                 raise InternalError(
                     f"{runner.name}: the loss is not finite at step {runner.steps} (batch seed "
                     f"{_seed(config, runner)}); the last good weights are in {out}; lower optimiser.learning_rate"
                 )
             log.count(runner, numbers)
-            report("training", share, {"steps": float(contenders[0].steps), "loss": numbers["loss"]})
+            shown = {name: numbers[name] for name in ("loss",) if name in numbers}
+            report("training", share, {"steps": float(contenders[0].steps)} | shown)
     _save(contenders, config, data, out, finished=True)
     shutil.rmtree(out / _STATE, ignore_errors=True)
     return out
@@ -164,12 +165,12 @@ def _seed(config: TrainConfig, runner: Contender) -> int:
 def _step(runner: Contender, config: TrainConfig, data: "_Data", device: str) -> dict[str, float]:
     seed = _seed(config, runner)
     batch = _to(data.batch(config, np.random.default_rng(seed), runner), device)
-    whole, part = divmod(runner.steps, config.fuse_every)
-    if runner.flops_per_step is not None or part or whole % config.gain_every == 0:
+    if not 0 < runner.steps <= config.fuse_every:
         return runner.step(batch, seed)
-    with FlopCounterMode(display=False) as counter:  # once, on a step that trains the whole, without its extra pass
+    with FlopCounterMode(display=False) as counter:  # one step of each kind, after the first with its extra pass
         numbers = runner.step(batch, seed)
-    runner.flops_per_step = float(counter.get_total_flops())
+    counted, before = runner.steps - 1, runner.flops_per_step or 0.0
+    runner.flops_per_step = before + (float(counter.get_total_flops()) - before) / counted
     return numbers
 
 

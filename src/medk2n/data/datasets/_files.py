@@ -18,18 +18,6 @@ def image_files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_file() and names.is_image(p))
 
 
-def flat_files(root: Path) -> list[Path]:
-    """Files in `root` and in the folders in it that are called like a modality, such as `T1` or `IXI-T1`."""
-    of_a_modality = (p for p in sorted(root.iterdir()) if p.is_dir() and names.recognise(p.name))
-    return [file for folder in (root, *of_a_modality) for file in image_files(folder)]
-
-
-def is_flat(root: Path) -> bool:
-    """Whether some modality is there twice, so that `root` holds many subjects, not one study."""
-    found = [name for file in flat_files(root) if (name := names.recognise(file))]
-    return len(set(found)) < len(found)
-
-
 def subject_of(subject_id: str, files: Iterable[Path], mask_files: Iterable[Path] = ()) -> Subject:
     """A subject from its files; nothing is read yet. Masks among `files` count before `mask_files`.
 

@@ -1,15 +1,20 @@
 """Many subjects in one folder, or in one folder a modality, as IXI hands them out: `IXI002-Guys-0828-T1.nii.gz`."""
 
+import re
 from collections import defaultdict
 from pathlib import Path
 
-from medk2n.data.datasets._files import flat_files, is_flat, subject_of
+from medk2n.data.datasets._files import RANDOM_PROTOCOL, image_files, subject_of
+from medk2n.data.datasets.bids import DATATYPES
 from medk2n.data.subject import Subject
-from medk2n.io.names import is_mask, stem, study_id
+from medk2n.errors import DatasetError
+from medk2n.io.names import entities, is_mask, recognise, stem, without_modality
+
+_SEPARATORS = "_-. "
 
 
 class Flat:
-    """A subject is what its files' names share: the name without its modality."""
+    """A subject is what its files' names share: the name without the modality at its end."""
 
     name = "flat"
     expects = "SUBJECT-T1.nii.gz, many in a folder or in one folder a modality (flat)"
@@ -19,18 +24,64 @@ class Flat:
         return is_flat(root)
 
     def index(self, root: Path) -> list[Subject]:
-        """Subjects with at least one recognised image; a mask belongs to the longest name that it starts with."""
-        files = flat_files(root)
+        """Subjects with at least one recognised image; reads no voxels.
+
+        Raises:
+            DatasetError: the names do not tell which files belong together.
+        """
         of: dict[str, list[Path]] = defaultdict(list)
-        for file in files:
-            if not is_mask(file):
-                of[study_id([file])].append(file)
-        for mask in filter(is_mask, files):
-            owners = [name for name in of if stem(mask).startswith(name)]
+        masks = []
+        for file in _files(root):
+            if is_mask(file):
+                masks.append(file)
+            elif recognise(file):
+                of[without_modality(stem(file)).strip(_SEPARATORS)].append(file)
+        _refuse_unclear(root, of)
+        for mask in masks:
+            owners = [name for name in of if stem(mask).startswith(_beginnings(name))]
             if owners:
                 of[max(owners, key=len)].append(mask)
-        found = (subject_of(name, mine) for name, mine in of.items())
-        return [subject for subject in found if subject.readers]
+        return [subject_of(name, mine) for name, mine in of.items()]
+
+
+def is_flat(root: Path) -> bool:
+    """Whether some modality is in `root` twice, so that it holds many subjects, not one study."""
+    files = [file for file in _files(root) if entities(file).get("acq") != RANDOM_PROTOCOL]
+    found = [name for file in files if (name := recognise(file))]
+    return len(set(found)) < len(found)
+
+
+def _files(root: Path) -> list[Path]:
+    """Files in `root` and in the folders in it that are called like a modality and hold no other."""
+    folders = (p for p in sorted(root.iterdir()) if p.is_dir() and p.name not in DATATYPES)
+    return image_files(root) + [file for folder in folders if _of_one_modality(folder) for file in image_files(folder)]
+
+
+def _beginnings(name: str) -> tuple[str, ...]:
+    return tuple(name + separator for separator in _SEPARATORS)
+
+
+def _of_one_modality(folder: Path) -> bool:
+    """Such as `T1` or `IXI-T1`, of two subjects or more; a study called `PD_001` is none."""
+    named = recognise(re.split(r"[_\-. ]", folder.name)[-1])
+    found = [name for file in image_files(folder) if (name := recognise(file))]
+    return len(found) > 1 and set(found) == {named}
+
+
+def _refuse_unclear(root: Path, of: dict[str, list[Path]]) -> None:
+    modalities = {name: {recognise(file) for file in files} for name, files in of.items()}
+    if len(set.union(*modalities.values())) > 1 and all(len(found) == 1 for found in modalities.values()):
+        raise DatasetError(
+            f"{root}: no two files share a name before the modality ({min(of)!r}, {max(of)!r}, ...); expected "
+            "SUBJECT-T1.nii.gz beside SUBJECT-T2.nii.gz; rename them"
+        )
+    for name in of:
+        for longer in of:
+            if longer.startswith(_beginnings(name)) and modalities[name] & modalities[longer]:
+                raise DatasetError(
+                    f"{root}: {name!r} and {longer!r} may be one subject or two; expected names of which none begins "
+                    "with another; rename the files or move one away"
+                )
 
 
 COMPONENT = Flat()

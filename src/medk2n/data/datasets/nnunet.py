@@ -15,6 +15,11 @@ _IMAGES, _LABELS = ("imagesTr", "imagesTs"), ("labelsTr", "labelsTs")
 _CASE = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 
 
+def is_nnunet(root: Path) -> bool:
+    """Whether `dataset.json` and `imagesTr` lie in `root`."""
+    return (root / "dataset.json").is_file() and (root / _IMAGES[0]).is_dir()
+
+
 class NnUNet:
     """Cases of the training and the test folder; labels are lesions."""
 
@@ -23,21 +28,28 @@ class NnUNet:
 
     def matches(self, root: Path) -> bool:
         """`dataset.json` beside `imagesTr`."""
-        return (root / "dataset.json").is_file() and (root / _IMAGES[0]).is_dir()
+        return is_nnunet(root)
 
     def index(self, root: Path) -> list[Subject]:
         """One subject a case; channels that are no modality we know (such as a mask) are left out.
 
         Raises:
-            DatasetError: dataset.json cannot be read, names no modality, or two channels are the same one.
+            DatasetError: dataset.json cannot be read, names no modality, or two channels are the same one; no file is
+                called as nnU-Net wants it (the Decathlon's 4-D files are not); a case is in both folders.
         """
         channels = _channels(root / "dataset.json")
         images: dict[str, dict[str, Path]] = defaultdict(dict)
         for folder in (root / name for name in _IMAGES if (root / name).is_dir()):
             for file in image_files(folder):
                 case = _CASE.fullmatch(stem(file))
-                if case and (name := channels.get(int(case["channel"]))):
-                    images[case["case"]][name] = file
+                name = channels.get(int(case["channel"])) if case else None
+                if case and name and (other := images[case["case"]].setdefault(name, file)) != file:
+                    raise DatasetError(f"{other} and {file} are one case twice; expected unique names; rename one")
+        if not images:
+            raise DatasetError(
+                f"{root / _IMAGES[0]}: no file called CASE_0000.nii.gz; expected one 3-D file a channel; "
+                "split 4-D files first (nnUNetv2_convert_MSD_dataset)"
+            )
         labels = {stem(f): f for name in _LABELS if (root / name).is_dir() for f in image_files(root / name)}
         return [
             from_mapping(case, files, {"lesion": labels[case]} if case in labels else None)

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
-from medk2n.data.datasets._files import image_files, is_flat, subject_of
+from medk2n.data.datasets._files import image_files, subject_of
 from medk2n.data.datasets.bids import DATATYPES
+from medk2n.data.datasets.flat import is_flat
+from medk2n.data.datasets.nnunet import is_nnunet
 from medk2n.data.subject import Subject
 from medk2n.io.names import recognise
 
@@ -15,8 +17,10 @@ class Studies:
     expects = "STUDY/*t1n*.nii.gz (study folders)"
 
     def matches(self, root: Path) -> bool:
-        """`root` or a folder in it holds recognised images, no modality twice in one."""
-        return not is_flat(root) and any(recognise(file) for folder in _studies(root) for file in study_files(folder))
+        """`root` or a folder in it holds recognised images, and `root` is no layout of many subjects."""
+        if is_flat(root) or is_nnunet(root):
+            return False
+        return any(recognise(file) for folder in _studies(root) for file in study_files(folder))
 
     def index(self, root: Path) -> list[Subject]:
         """Studies with at least one recognised image; reads no voxels."""

@@ -1,7 +1,7 @@
 """Modality as frame: one encoder turns every 2.5-D frame into a pyramid (design, section 3).
 
-The convolutional trunk is the CPU size; the trunk is a plug-in, so that Hiera can take its place:
-whatever has `channels` and maps frames to strides 2, 4, 8, 16 fits.
+The convolutional encoder is the CPU size; it is a plug-in, so that Hiera can take its place: whatever maps frames to
+strides 4, 8, 16 fits.
 """
 
 import torch
@@ -27,7 +27,6 @@ class ConvEncoder(nn.Module):
 
     def __init__(self, m: int, slices: int, channels: dict[int, int], embedding: int) -> None:
         super().__init__()
-        self.channels = channels
         self.stem = nn.ModuleList(nn.Conv2d(slices, channels[2], 4, stride=2, padding=1) for _ in range(m))
         self.film = Film(embedding, channels[2])
         self.down, self.stage = nn.ModuleDict(), nn.ModuleDict()

@@ -33,12 +33,12 @@ class Seen:
     proposals: Tensor
 
     def blend(self, rows: Tensor, other: "Seen", share: Tensor) -> "Seen":
-        """Some rows moved towards what another pass shows them, as far as share (rows, h, w) in [0, 1] says."""
+        """Some rows moved towards what another sight of all rows shows, as far as share (rows, h, w) says."""
         context = {}
         for s, mine in self.context.items():
-            step = functional.avg_pool2d(share[:, None], s) * (other.context[s] - mine[rows])
+            step = functional.avg_pool2d(share[:, None], s) * (other.context[s] - mine)[rows]
             context[s] = mine.index_add(0, rows, step)
-        proposal = self.proposal.index_add(0, rows, share * (other.proposal - self.proposal[rows]))
+        proposal = self.proposal.index_add(0, rows, share * (other.proposal - self.proposal)[rows])
         return Seen(context, proposal, self.passes, self.proposals)
 
 

@@ -98,6 +98,11 @@ class Control:
     def _ahead(self, query: Query, q: int) -> list[int]:
         return [i for i in self.order.get(int(query.target[q]), ()) if query.sources[q, i]]
 
+    def bounded(self, source: Tensor, target: Tensor) -> Tensor:
+        """Which of some steps have bounds, (rows,) bool."""
+        pairs = zip(target.tolist(), source.tolist(), strict=True)
+        return torch.tensor([pair in self.bounds for pair in pairs], dtype=torch.bool, device=source.device)
+
     def limits(self, sample: Tensor, source: Tensor, target: Tensor, gate: Tensor, size: torch.Size) -> Tensor | None:
         """Bounds (rows, 2, h, w) of some steps, on the padded grid; None where nothing was laid down.
 
@@ -122,6 +127,10 @@ Decision = tuple[Tensor, Tensor, Tensor, Tensor]
 """Weight (q,), threshold (q,), gate (q,), memory (q, d) of one step."""
 
 
+Bounded = tuple[Tensor, Tensor, Tensor]
+"""Rows, source (rows,) and highest share (rows, h, w) in [0, 1] of frames that the user bounded."""
+
+
 @dataclass(slots=True)
 class Fused:
     """The end state of every query.
@@ -132,7 +141,7 @@ class Fused:
         steps: one `Step` per position in the sequence.
         quality: (q,) log mean squared error that the state predicts for itself.
         members: (q, m) bool, the frames that were let in whole.
-        partial: rows, source (rows,) and share (rows, h, w) in [0, 1] of every frame that the user bounded.
+        partial: the frames that the user bounded.
         attention: memory attentions seen on the way, with their targets.
     """
 
@@ -141,7 +150,7 @@ class Fused:
     steps: list[Step]
     quality: Tensor
     members: Tensor
-    partial: list[tuple[Tensor, Tensor, Tensor]]
+    partial: list[Bounded]
     attention: list[tuple[Tensor, Tensor]]
 
 
@@ -216,7 +225,7 @@ class ProgressiveFusion(nn.Module):
         base.add(rows, frame, key, ones, torch.ones_like(frames.centre[frame]))
         steps = [Step(frame, key, held, torch.zeros_like(held), ones, first.memory[rows, key], ones)]
         members = torch.zeros_like(query.sources).index_put((rows, key), torch.ones_like(key, dtype=torch.bool))
-        partial = []
+        partial: list[Bounded] = []
         attention = [(first.attention, first.target)] if first.attention is not None else []
         for position in range(1, order.shape[1]):
             active = (count > position).nonzero().squeeze(1)
@@ -248,10 +257,10 @@ class ProgressiveFusion(nn.Module):
             if len(work):
                 effective = effective.index_add(0, work, let_in[4].mean(dim=(1, 2, 3)))
                 shown = functional.interpolate(let_in[4], scale_factor=4.0, mode="bilinear").squeeze(1)
-            if limits is None:
-                members = members.index_put((active, source), gate > 0)
-            else:
-                partial.append((active, source, limits[:, 1]))
+            bounded = control.bounded(source, target)
+            members = members.index_put((active, source), (gate > 0) & ~bounded)
+            if limits is not None:
+                partial.append((active[bounded], source[bounded], limits[bounded, 1]))
             base.add(active[work], frame[work], source[work], gate[work], shown)
             steps.append(_spread(len(count), active, frame, source, weight, tau, gate, memory, effective))
         e_j = embeddings[query.target].detach()
