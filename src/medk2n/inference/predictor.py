@@ -187,7 +187,7 @@ class SlicePredictor:
         fused = prediction.extras.get("fused")
         if fused is None:
             return
-        follows = local_slope(prediction.mean[rows], fused.base.linear()[rows, : size[0], : size[1]])
+        follows = local_slope(prediction.mean[rows], prediction.extras["base"][rows, : size[0], : size[1]])
         for step, linear in zip(fused.steps, fused.base.shares(), strict=True):
             source = int(step.source[rows][0])
             share = follows * linear[rows, : size[0], : size[1]]

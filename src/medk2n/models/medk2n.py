@@ -103,8 +103,9 @@ class MedK2N(nn.Module):
         )
         seen = self._look_at(frames, query, fused.members, fused.partial)
         features = self.decoder(fused.state, seen.context, self.embeddings[query.target])
-        mean, log_variance = self.heads(features, fused.base.linear(), seen.proposal, query.target)
-        return Prediction(mean, log_variance, {"fused": fused, "seen": seen})
+        base = fused.base.linear()
+        mean, log_variance = self.heads(features, base, seen.proposal, query.target)
+        return Prediction(mean, log_variance, {"fused": fused, "seen": seen, "base": base})
 
     def look(self, images: Tensor, query: Query) -> Seen:
         """The joint pass alone, over all sources of every query: images as for `forward`."""

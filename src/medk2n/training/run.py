@@ -150,8 +150,8 @@ def _train(config: TrainConfig, out: Path, device: str, report: Report, resumed:
                     f"{_seed(config, runner)}); the last good weights are in {out}; lower optimiser.learning_rate"
                 )
             log.count(runner, numbers)
-            shown = {name: numbers[name] for name in ("loss",) if name in numbers}
-            report("training", share, {"steps": float(contenders[0].steps)} | shown)
+            if "loss" in numbers:
+                report("training", share, {"steps": float(contenders[0].steps), "loss": numbers["loss"]})
     _save(contenders, config, data, out, finished=True)
     shutil.rmtree(out / _STATE, ignore_errors=True)
     return out
