@@ -74,6 +74,8 @@ def test_every_parameter_gets_a_gradient_within_three_steps(name: str) -> None:
     spec = registry.resolve("models", name)
     torch.manual_seed(0)
     module = spec.build(spec.params(**SMALL[name]), M, Statistics.neutral(M))
+    if name == "medk2n":  # a threshold learns where it decides: from weights near it
+        torch.nn.init.constant_(module.fusion.pre_weight.weigh[-1].bias, -3.9)
     optimiser = torch.optim.Adam(module.parameters(), lr=1e-2)
     seen = {key: False for key, _ in module.named_parameters()}
     rows = [(b, s, t) for b in (0, 1) for s in [(0,), (1, 2), (0, 1, 3), (0, 1, 2, 3)] for t in range(M)]
@@ -85,6 +87,7 @@ def test_every_parameter_gets_a_gradient_within_three_steps(name: str) -> None:
             loss = loss + out.log_variance.square().mean() + fused.quality.square().mean()
             loss = loss + (out.extras["seen"].proposals - 0.3).square().mean()
             loss = loss + sum(step.weight.square().mean() for step in fused.steps)
+            loss = loss + sum(weight.square().mean() for step in fused.steps for weight in step.maps.values())
         optimiser.zero_grad()
         loss.backward()
         for key, parameter in module.named_parameters():
@@ -334,6 +337,44 @@ def test_a_bound_reaches_the_joint_pass_too() -> None:
     assert not torch.isclose(without, free).any()
 
 
+def test_a_bound_counts_by_what_is_left_of_the_free_weight() -> None:
+    """What the map keeps anyway changes nothing, not even in the joint pass, however small W_eff is."""
+    from medk2n.models.parts.sequence import _share
+
+    module = build("medk2n").eval()
+    module.fusion.threshold.lowest = module.fusion.threshold.highest = -1.0
+    for conv in module.fusion.effi_weight.map.values():
+        conv.weight.data *= 0.1
+        torch.nn.init.constant_(conv.bias, -2.0)
+    asked = query((0, (0, 1, 2), 3), (1, (0, 1, 2), 3))
+
+    def decoded(high: float | None):
+        bounds = torch.zeros(2, 2, 32, 48)
+        bounds[:, 1] = high or 0.0
+        with torch.no_grad():
+            frames = module.encode(images(), torch.ones(2, M, dtype=torch.bool))
+            return module.decode(frames, asked, control=Control({3: (0, 1)}, {} if high is None else {(3, 1): bounds}))
+
+    free = decoded(None)
+    peak = max(float(weight.max()) for weight in free.extras["fused"].steps[1].maps.values())
+    assert peak < 0.9, "the trial needs a small map"
+    torch.testing.assert_close(decoded(peak + 0.01).mean, free.mean)
+    assert not torch.isclose(decoded(peak / 10).mean, free.mean, atol=1e-6).all()
+    bounds = torch.tensor([[0.0, 0.2], [0.0, 1.0], [0.8, 0.8], [0.0, 0.0], [0.1, 0.1]])[:, :, None, None]
+    left = _share(torch.full((5, 1, 1), 0.4), bounds).flatten()
+    torch.testing.assert_close(left, torch.tensor([0.5, 1.0, 1.0, 0.0, 0.25]))
+
+
+def test_the_mean_weight_of_a_frame_is_that_of_the_patient() -> None:
+    module = build("medk2n").eval()
+    module.fusion.threshold.lowest = module.fusion.threshold.highest = -1.0
+    given = images()
+    given[..., 24:] = 0.0
+    with torch.no_grad():
+        step = module(given, query((0, (0, 1), 3), (1, (0, 2), 3))).extras["fused"].steps[1]
+    torch.testing.assert_close(step.effective, step.maps[4][..., :6].mean(dim=(1, 2, 3)))
+
+
 def test_bounds_of_two_inputs_hold_each_for_itself_and_leave_other_targets_alone() -> None:
     module = build("medk2n").eval()
     given, ones = images(), torch.ones(2, M, dtype=torch.bool)
@@ -373,11 +414,9 @@ def test_what_is_coarse_or_deep_starts_faint_beside_what_it_is_added_to() -> Non
     spec = registry.resolve("models", "medk2n")
     torch.manual_seed(0)
     module = spec.build(spec.params(), M, Statistics.neutral(M))
-    trunk = module.joint.trunk
-    finer = [*trunk.reduce.values(), *module.decoder.reduce.values()]
-    blocks = [*module.encoder.stage.values(), *trunk.stage.values(), *trunk.block.values()]
+    deep = [block.conv2 for block in module.encoder.stage.values()]
     with torch.no_grad():
-        for conv in [*finer, *(block.conv2 for block in blocks)]:
+        for conv in [*module.decoder.reduce.values(), *deep]:
             assert 0.05 < conv(torch.randn(2, conv.in_channels, 16, 16)).square().mean().sqrt() < 0.3
 
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from medk2n import checkpoint
 from medk2n.config.schema import TrainConfig, load_config
@@ -21,6 +22,7 @@ from medk2n.losses import fusion, reconstruction
 from medk2n.losses.likelihood import gaussian_nll
 from medk2n.training import run
 from medk2n.training.contender import Contender
+from medk2n.training.objectives import proposal_error
 from medk2n.training.queries import draw_sources, draw_targets, narrowed
 from medk2n.training.run import train
 
@@ -92,8 +94,8 @@ def test_a_run_repeats_exactly_and_its_models_load(data: Path, tmp_path: Path) -
     assert "validation_psnr_db" in metrics
 
 
-def test_of_three_steps_one_trains_the_whole_and_two_the_joint_pass_alone(data: Path) -> None:
-    settings = config(data, "budget={steps: 6}")
+def test_of_some_steps_one_trains_the_whole_and_the_others_the_joint_pass_alone(data: Path) -> None:
+    settings = config(data, "budget={steps: 6}", "fuse_every=3")
     prepared = run._read(settings, lambda *_: None)
     torch.manual_seed(0)
     contender = Contender.of(settings.models[0], settings, prepared.statistics, "cpu")
@@ -344,6 +346,75 @@ def test_core_modalities_are_asked_alone_in_their_share_of_the_crops() -> None:
     assert set(hidden.sum(axis=1)) == {3, 5}
     assert (narrowed(poor, core, np.random.default_rng(0), share=1.0) == poor).all(), "one core contrast asks nothing"
     assert (narrowed(full, np.zeros(5, dtype=bool), np.random.default_rng(0), share=1.0) == full).all()
+
+
+def test_a_joint_pass_is_taught_what_a_crop_is_asked_about(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the core modalities get a smaller part of its loss than of the U-Net's."""
+    settings = config(data, "budget={steps: 2}", "core=[t1n, t1c]", "core_share=1.0", "fuse_every=2")
+    prepared = run._read(settings, lambda *_: None)
+    contender = Contender.of(settings.models[0], settings, prepared.statistics, "cpu")
+    taught = []
+
+    def spy(seen, batch, weights):
+        taught.append(batch.acquired.numpy())
+        return proposal_error(seen, batch, weights)
+
+    monkeypatch.setattr("medk2n.training.contender.proposal_error", spy)
+    monkeypatch.setattr("medk2n.training.objectives.proposal_error", spy)
+    for seed in range(2):
+        contender.step(prepared.batch(settings, np.random.default_rng(seed), contender), seed)
+    core = np.isin(settings.modalities, ["t1n", "t1c"])
+    asked = [row for rows in taught for row in rows if (row & core).sum() == 2]
+    assert len(taught) == 2
+    assert len(asked) > 0
+    assert all((row == core).all() for row in asked)
+
+
+def test_a_gain_is_measured_where_it_arose() -> None:
+    """Half of the image, and half the error of one window elsewhere; air counts for nothing."""
+    target = torch.zeros(1, 40, 32)
+    without = torch.full_like(target, 0.2)
+    image = without.clone()
+    image[:, :16] = 0.0
+    image[:, 16:32, :16] = 0.2 / np.sqrt(2)
+    inside = torch.ones_like(target, dtype=torch.bool)
+    inside[:, 32:] = False
+    image[:, 32:] = 9.0
+    gain, mass = fusion.local_gain(image, without, target, inside)
+    assert gain.shape == mass.shape == (1, 1, 3, 2)
+    np.testing.assert_allclose(gain[0, 0, :2], [[1, 1], [0.5, 0]], atol=1e-4)
+    np.testing.assert_allclose(mass[0, 0], [[1, 1], [1, 1], [0, 0]])
+    worse, _ = fusion.local_gain(without, image, target, inside)
+    assert worse[0, 0, 0].max() == 0, "what makes it worse has no gain"
+
+
+def test_maps_are_anchored_by_local_gains_and_by_nothing_else(data: Path) -> None:
+    gain = torch.tensor([[[[0.9, 0.1]]], [[[0.5, 0.5]]]])
+    mass = torch.tensor([[[[1.0, 1.0]]], [[[1.0, 0.0]]]])
+    right = {4: functional.interpolate(gain, scale_factor=4.0), 16: gain.clone()}
+    right[4][1, :, :, 4:] = 0.99  # in air
+    wrong = {s: (1 - m).requires_grad_() for s, m in right.items()}
+    key = SimpleNamespace(source=torch.tensor([0, 0]), maps={})
+
+    def error(maps: dict, dropped: list[int]) -> torch.Tensor:
+        step = SimpleNamespace(source=torch.tensor([2, 3]), maps=maps)
+        return fusion.added_map_error(SimpleNamespace(steps=[key, step]), torch.tensor(dropped), gain, mass)
+
+    assert error(right, [2, 3]).item() == pytest.approx(0, abs=1e-6)
+    assert error(wrong, [-1, -1]).item() == 0
+    error(wrong, [2, -1]).backward()
+    assert wrong[4].grad[0].abs().min() > 0
+    assert wrong[4].grad[1].abs().max() == 0, "its gain was not measured"
+
+    settings = config(data, "budget={steps: 9}", "fuse_every=1", "gain_every=3", "losses.weights=0.25", "batch.size=8")
+    prepared = run._read(settings, lambda *_: None)
+    torch.manual_seed(0)
+    contender = Contender.of(settings.models[0], settings, prepared.statistics, "cpu")
+    learned = []
+    for seed in range(4):
+        contender.step(prepared.batch(settings, np.random.default_rng(seed), contender), seed)
+        learned.append(all(p.grad is not None for p in contender.module.fusion.effi_weight.parameters()))
+    assert learned == [True, False, False, True]
 
 
 def test_memory_term_is_zero_for_even_use_and_grows_with_collapse() -> None:

@@ -126,7 +126,7 @@ class TrainConfig(_Strict):
     budget: Budget = Budget(minutes=30)
     batch: BatchShape = BatchShape()
     losses: LossWeights = LossWeights()
-    fuse_every: Count = 3
+    fuse_every: Count = 5
     gain_every: Count = 4
     soft_gates: Share = 0.3
     threads: Count | None = None

@@ -109,6 +109,7 @@ class SlicePredictor:
         means = {name: np.zeros(shape, np.float32) for name in targets}
         variances: dict[str, np.ndarray] = {}
         effective = {j: np.zeros(len(self.modalities)) for j in wanted}
+        mass = 0.0
         shares: dict[str, dict[str, np.ndarray]] = {name: {} for name in targets}
         plan = None
         if hasattr(self.module, "decide"):
@@ -122,7 +123,8 @@ class SlicePredictor:
         for start in range(0, len(depth_range), chunk):
             at = depth_range[start : start + chunk]
             laid_down = control.for_slices(self.modalities, box, at, self.device)
-            prediction = self._run(self.stack(images, box, at), self.query(len(at), seen), plan, laid_down)
+            stack = self.stack(images, box, at)
+            prediction = self._run(stack, self.query(len(at), seen), plan, laid_down)
             for t, name in enumerate(targets):
                 # queries run over slices first, then targets
                 rows, where = slice(t * len(at), (t + 1) * len(at)), (np.array(at)[:, None, None], *_open(box))
@@ -133,11 +135,13 @@ class SlicePredictor:
                     )
                 for source, share in self._shares(prediction, rows, size=(where[1].size, where[2].size)):
                     shares[name].setdefault(source, np.zeros(shape, np.float32))[where] = share
-            self._count(prediction, effective, len(at), wanted, len(depth_range))
+            patient = (stack[:, :, stack.shape[2] // 2] > 0).any(dim=1).sum(dim=(1, 2))
+            self._count(prediction, effective, patient, wanted)
+            mass += float(patient.sum())
             if progress:
                 progress(min(start + chunk, len(depth_range)), len(depth_range))
         named = {
-            self.modalities[j]: {self.modalities[i]: float(v) for i, v in enumerate(values) if v or i in seen[j]}
+            self.modalities[j]: {self.modalities[i]: float(v / mass) for i, v in enumerate(values) if v or i in seen[j]}
             for j, values in effective.items()
         }
         return Inference(means, variances, plan, named if plan else {}, shares)
@@ -195,17 +199,18 @@ class SlicePredictor:
                 yield self.modalities[source], _numpy(share)
 
     def _count(
-        self, prediction: Prediction, effective: dict[int, np.ndarray], slices: int, targets: Sequence[int], total: int
+        self, prediction: Prediction, effective: dict[int, np.ndarray], patient: torch.Tensor, targets: Sequence[int]
     ) -> None:
+        """Add up W_eff over the slices of a chunk, each by its voxels of the patient, (slices,)."""
         fused = prediction.extras.get("fused")
         if fused is None:
             return
         for step in fused.steps:
             for t, j in enumerate(targets):
-                rows = slice(t * slices, (t + 1) * slices)
+                rows = slice(t * len(patient), (t + 1) * len(patient))
                 source = int(step.source[rows][0])
                 if source >= 0:
-                    effective[j][source] += float(step.effective[rows].sum()) / total
+                    effective[j][source] += float((step.effective[rows] * patient).sum())
 
 
 def local_slope(image: torch.Tensor, guide: torch.Tensor, radius: int = 2, floor: float = 1e-4) -> torch.Tensor:

@@ -10,6 +10,9 @@ from torch.nn import functional
 
 from medk2n.models.parts.sequence import Fused
 
+WINDOW = 16
+"""Side, in voxels, of the windows in which a gain is measured."""
+
 
 def key_weight_error(fused: Fused, sources: Tensor, mse: Tensor, variance: Tensor) -> Tensor:
     """Regress the first-look weight on what the key frame alone achieved: only queries of one source tell."""
@@ -29,6 +32,37 @@ def added_weight_error(fused: Fused, dropped: Tensor, gain: Tensor) -> Tensor:
             total = total + divergence(step.weight[here], gain[here].clamp(0, 1)).sum()
             count += int(here.sum())
     return total / max(count, 1)
+
+
+def local_gain(image: Tensor, without: Tensor, target: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+    """What a source removed of the squared error in each window of 16 x 16 voxels, and how much of it is foreground.
+
+    Args:
+        image, without: (q, h, w), with and without the source; no gradient.
+        target: (q, h, w).
+        inside: (q, h, w) bool.
+
+    Returns:
+        (q, 1, h / 16, w / 16) each, in [0, 1], rounded up to whole windows.
+    """
+    h, w = target.shape[-2:]
+    errors = [torch.where(inside, (x - target).square(), 0.0) for x in (image, without)]
+    rest = torch.stack([*errors, inside.to(target.dtype)], dim=1)
+    rest = functional.pad(rest, (0, -w % WINDOW, 0, -h % WINDOW))
+    left, before, mass = functional.avg_pool2d(rest, WINDOW).split(1, dim=1)
+    return (1 - left / (before + 1e-6)).clamp(0, 1), mass
+
+
+def added_map_error(fused: Fused, dropped: Tensor, gain: Tensor, mass: Tensor) -> Tensor:
+    """Regress the maps of the step that added source `dropped` (q,) on its gain in each window; -1 is none."""
+    total, count = gain.new_zeros(()), 0.0
+    for step in fused.steps[1:]:
+        here = (step.source == dropped) & (dropped >= 0)
+        for stride, weight in step.maps.items():
+            fine = [functional.interpolate(x[here], scale_factor=WINDOW / stride) for x in (gain, mass)]
+            total = total + (fine[1] * divergence(weight[here], fine[0])).sum() / fine[1].sum().clamp_min(1.0)
+            count += float(here.any())
+    return total / max(count, 1.0)
 
 
 def divergence(weight: Tensor, gain: Tensor) -> Tensor:

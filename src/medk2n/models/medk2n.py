@@ -18,7 +18,6 @@ from medk2n.models.parts.decoder import Decoder, TaskHeadNet
 from medk2n.models.parts.encoder import FUSED_STRIDES, STRIDES, ConvEncoder
 from medk2n.models.parts.joint import JointPass, Seen
 from medk2n.models.parts.sequence import Bounded, Control, Frames, Plan, ProgressiveFusion
-from medk2n.models.parts.trunk import TRUNK_STRIDES
 
 MULTIPLE = STRIDES[-1]
 """Frames are padded to multiples of the coarsest stride and cropped back."""
@@ -38,7 +37,7 @@ class Params:
 
     slices: int = 3
     widths: tuple[int, int, int, int] = (24, 32, 48, 64)
-    joint: tuple[int, int, int, int, int] = (16, 40, 72, 112, 144)
+    joint: tuple[int, int, int, int, int] = (24, 40, 72, 112, 144)
     embedding: int = 48
     memory_slots: int = 8
 
@@ -54,13 +53,11 @@ class MedK2N(nn.Module):
         self.encoder = ConvEncoder(m, params.slices, channels, params.embedding)
         self.fusion = ProgressiveFusion(m, channels, params.embedding, params.memory_slots)
         self.linear_maps = LinearMaps(statistics)
-        self.joint = JointPass(m, params.slices, dict(zip(TRUNK_STRIDES, params.joint, strict=True)), channels)
         self.decoder = Decoder(channels, params.embedding)
         scale_for_gelu(self)  # before the heads, which start at zero
-        nn.init.zeros_(self.joint.trunk.out.weight)
-        self.joint.trunk.out.bias.data.copy_(statistics.mean.diagonal())
-        for stem in (*self.encoder.stem, self.joint.trunk.stem, self.joint.trunk.fine):
+        for stem in self.encoder.stem:
             nn.init.uniform_(stem.bias, -1.0, 1.0)  # a reference beside which a channel norm keeps brightness
+        self.joint = JointPass(params.slices, params.joint, channels, statistics.mean.diagonal())
         self.heads = TaskHeadNet(m, channels, start_log_variance=-4.6)
 
     def encode(self, images: Tensor, needed: Tensor) -> Frames:

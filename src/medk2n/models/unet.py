@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medk2n.models._spec import ModelSpec, Prediction, Query, Statistics
-from medk2n.models.parts.blocks import ChannelNorm
+from medk2n.models.parts.trunk import Trunk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,29 +21,13 @@ class Params:
     widths: tuple[int, int, int, int, int] = (24, 40, 72, 112, 144)
 
 
-class _Double(nn.Sequential):
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(
-            nn.Conv2d(inputs, outputs, 3, padding=1),
-            ChannelNorm(outputs),
-            nn.GELU(),
-            nn.Conv2d(outputs, outputs, 3, padding=1),
-            ChannelNorm(outputs),
-            nn.GELU(),
-        )
-
-
 class UNet(nn.Module):
-    """Encoder, decoder, skips; (b, m s + m, h, w) -> (b, m, h, w)."""
+    """A trunk on its own."""
 
     def __init__(self, params: Params, m: int, statistics: Statistics) -> None:
         super().__init__()
         self.params = params
-        widths = params.widths
-        self.first = _Double(m * params.slices + m, widths[0])
-        self.down = nn.ModuleList(_Double(a, b) for a, b in zip(widths, widths[1:], strict=False))
-        self.up = nn.ModuleList(_Double(a + b, a) for a, b in zip(widths[-2::-1], widths[:0:-1], strict=True))
-        self.out = nn.Conv2d(widths[0], m, 1)
+        self.trunk = Trunk(m * params.slices + m, params.widths, statistics.mean.diagonal())
 
     def images(self, images: Tensor, sources: Tensor) -> Tensor:
         """images (b, m, s, h, w) of which only `sources` (b, m) are read -> all modalities (b, m, h, w)."""
@@ -51,15 +35,7 @@ class UNet(nn.Module):
         h, w = images.shape[-2:]
         mask = sources[:, :, None, None].to(images.dtype).expand(-1, -1, h, w)
         x = functional.pad(torch.cat([seen, mask], dim=1), (0, -w % 16, 0, -h % 16))
-        x = self.first(x.contiguous(memory_format=torch.channels_last))
-        skips = [x]
-        for stage in self.down:
-            x = stage(functional.max_pool2d(x, 2))
-            skips.append(x)
-        skips.pop()
-        for stage in self.up:
-            x = stage(torch.cat([functional.interpolate(x, scale_factor=2.0, mode="nearest"), skips.pop()], dim=1))
-        return self.out(x)[..., :h, :w]
+        return self.trunk(x)[1][..., :h, :w]
 
     def forward(self, images: Tensor, query: Query, *, generator: torch.Generator | None = None) -> Prediction:
         """One image per query; queries that share sample and sources share one pass."""

@@ -4,7 +4,7 @@ import copy
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from medk2n.config.schema import ModelChoice, Optimiser, TrainConfig
 from medk2n.data.batches import Batch
 from medk2n.data.statistics import CohortStatistics
+from medk2n.losses.fusion import added_map_error, added_weight_error, local_gain
 from medk2n.losses.reconstruction import mean_squared_error
-from medk2n.models._spec import Query, Statistics
+from medk2n.models._spec import Prediction, Query, Statistics
 from medk2n.registry import resolve
 from medk2n.training.muon import Muon
 from medk2n.training.objectives import objective, proposal_error
@@ -74,7 +75,11 @@ class Contender:
         Returns the parts of the loss, and "loss" where the whole model was trained; NaN if it is not finite.
         """
         started = time.perf_counter()
-        query = self.ask(batch, np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        core = np.isin(self.config.modalities, self.config.core)
+        acquired = narrowed(batch.acquired.numpy(), core, rng, share=self.config.core_share)
+        batch = replace(batch, acquired=torch.from_numpy(acquired))
+        query = self._ask(batch, rng)
         fusion = getattr(self.module, "fusion", None)
         whole = fusion is None or self.steps % self.config.fuse_every == 0
         if not whole:
@@ -86,8 +91,9 @@ class Contender:
             prediction = self.module(batch.images, query, generator=torch.Generator().manual_seed(seed))
             loss, mse, parts = objective(prediction, batch, query, self.config.losses, self.variance)
             if fusion is not None and self.steps // self.config.fuse_every % self.config.gain_every == 0:
-                added = self._measure_gain(prediction.extras["fused"], batch, query, mse, seed)
-                loss = loss + self.config.losses.weights * added
+                added = self.config.losses.weights * self._measure_gain(prediction, batch, query, mse, seed)
+                loss = loss + added
+                parts["gains"] = float(added.detach())
         if not torch.isfinite(loss):
             parts["loss"] = math.nan
             return parts
@@ -106,19 +112,17 @@ class Contender:
         self.seconds += time.perf_counter() - started
         return parts | ({"loss": float(loss.detach())} if whole else {})
 
-    def ask(self, batch: Batch, rng: np.random.Generator) -> Query:
+    def _ask(self, batch: Batch, rng: np.random.Generator) -> Query:
         """Draw the step's queries: Med-K2N decodes what is asked, a U-Net gives everything in one pass."""
-        core, shape = np.isin(self.config.modalities, self.config.core), self.config.batch
-        acquired = narrowed(batch.acquired.numpy(), core, rng, share=self.config.core_share)
+        acquired, shape = batch.acquired.numpy(), self.config.batch
         samples, subsets = draw_sources(acquired, rng, draws=shape.draws, most=shape.most_sources)
         if self.name == "unet":
             return as_query(*every_target(acquired, samples, subsets))
         return as_query(*draw_targets(acquired, samples, subsets, rng, targets=shape.targets))
 
-    def _measure_gain(self, fused, batch: Batch, query: Query, mse: Tensor, seed: int) -> Tensor:
-        """What one random source removed of the error: anchors W and feeds the history p_ij."""
-        from medk2n.losses.fusion import added_weight_error
-
+    def _measure_gain(self, prediction: Prediction, batch: Batch, query: Query, mse: Tensor, seed: int) -> Tensor:
+        """What one random source removed of the error, and where: anchors W and W_eff and feeds the history p_ij."""
+        fused = prediction.extras["fused"]
         reduced, dropped = without_one(query, fused.steps[0].source, np.random.default_rng(seed + 1))
         told = dropped >= 0
         if not told.any():
@@ -127,14 +131,16 @@ class Contender:
         fewer = Query(query.sample[rows], reduced.sources[rows], query.target[rows])
         with torch.no_grad():
             mean = self.module(batch.images, fewer).mean
-        target = batch.targets[fewer.sample, fewer.target]
-        without = mean_squared_error(mean, target, batch.foreground[fewer.sample])
-        gain = torch.full_like(mse, 0.0)
-        gain[rows] = 1 - mse[rows] / (without + 1e-6)
+        target, inside = batch.targets[fewer.sample, fewer.target], batch.foreground[fewer.sample]
+        gain = torch.zeros_like(mse)
+        gain[rows] = 1 - mse[rows] / (mean_squared_error(mean, target, inside) + 1e-6)
         missing = ~query.sources.gather(1, query.target[:, None]).squeeze(1)
         new = told & missing
         self.module.fusion.observe(dropped[new], query.target[new], gain[new].clamp(-1, 1))
-        return added_weight_error(fused, torch.where(missing, dropped, -1), gain)
+        where, mass = local_gain(prediction.mean[rows].detach(), mean, target, inside)
+        dropped = torch.where(missing, dropped, -1)
+        error = added_weight_error(fused, dropped, gain)
+        return error + added_map_error(fused, dropped, *(_all_rows(x, rows, len(mse)) for x in (where, mass)))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, float | int | None]]:
         """Everything that a step reads and changes: tensors and counters."""
@@ -182,6 +188,10 @@ class Contender:
         torch._foreach_lerp_(list(self.averaged.parameters()), list(self.module.parameters()), 1 - decay)
         for mean, new in zip(self.averaged.buffers(), self.module.buffers(), strict=True):
             mean.copy_(new)
+
+
+def _all_rows(values: Tensor, rows: Tensor, q: int) -> Tensor:
+    return values.new_zeros(q, *values.shape[1:]).index_put((rows,), values)
 
 
 def _lay_out_like_parameters(optimiser: torch.optim.Optimizer) -> None:

@@ -1,8 +1,8 @@
 """The base image: a linear map of the frames that were let in (design, section 6).
 
 L_S is the least-squares map from the sources S to the target, solved from what training subjects say about pairs.
-Frame by frame the base moves from L_(S without i) towards L_S, at each voxel as far as W_eff lets frame i in: with
-every map at 1 it is L_S itself, with all gates closed the key frame's own map. (A precision-weighted mean of the pairs'
+Frame by frame the base moves from L_(S without i) to L_S, at each voxel as far as gate and user let frame i in: with
+all gates open it is L_S itself, with all closed the key frame's own map. (A precision-weighted mean of the pairs'
 maps, which takes their errors for independent, was 0.5 dB worse than the better of two: docs/lab-log.md.)
 """
 
@@ -54,7 +54,7 @@ class BaseImage:
         self._level = centre.new_zeros(q, *centre.shape[1:])
 
     def add(self, rows: Tensor, frame: Tensor, source: Tensor, gate: Tensor, shown: Tensor) -> None:
-        """Let a frame into some rows, or none: gate (rows,), shown (rows, h, w) is W_eff, 1 for the key frame.
+        """Let a frame into some rows, or none: gate (rows,), shown (rows, h, w) how far, 1 for the key frame.
 
         A closed gate's frame does not become a member (`shown` is 0 there, and carries the gate's gradient).
         """

@@ -27,7 +27,8 @@ class Step:
         threshold: (q,) tau_ij; 0 for the key frame.
         gate: (q,) g_ij in [0, 1]; 1 for the key frame.
         memory: (q, d) what the memory bank answered.
-        effective: (q,) mean of the finest W_eff map; 1 for the key frame.
+        effective: (q,) mean of the finest W_eff map over the foreground; 1 for the key frame.
+        maps: stride -> (q, 1, h / stride, w / stride), W_eff before gate and bounds; empty for the key frame.
     """
 
     frame: Tensor
@@ -37,6 +38,7 @@ class Step:
     gate: Tensor
     memory: Tensor
     effective: Tensor
+    maps: Pyramid
 
 
 class PreWeightNet(nn.Module):
@@ -87,7 +89,11 @@ class ThresholdNet(nn.Module):
 
 
 class EffiWeightNet(nn.Module):
-    """Effective weights: one map per scale, W_ij^eff = g_ij sigmoid(Conv[f, F_i | W, tau, m, e_i, e_j]) in [0, 1]."""
+    """Effective weights: one map per scale, W_ij^eff = g_ij sigmoid(Conv[f, F_i | W, tau, m, e_i, e_j]) in [0, 1].
+
+    Anchored by gains measured where they arose (losses/fusion.py), and by nothing else: it reads without a gradient, as
+    PreWeightNet does.
+    """
 
     def __init__(self, channels: dict[int, int], embedding: int, width: int) -> None:
         super().__init__()
@@ -96,15 +102,15 @@ class EffiWeightNet(nn.Module):
         self.film = nn.ModuleDict({str(s): Film(embedding, width) for s in FUSED_STRIDES})
         self.map = nn.ModuleDict({str(s): nn.Conv2d(width, 1, 3, padding=1) for s in FUSED_STRIDES})
 
-    def forward(self, state: Pyramid, frame: Pyramid, facts: Tensor, gate: Tensor) -> Pyramid:
-        """facts (q, 3 d + 2), gate (q,) -> stride -> (q, 1, h / stride, w / stride)."""
-        c = nn.functional.gelu(self.condition(facts))
+    def forward(self, state: Pyramid, frame: Pyramid, facts: Tensor) -> Pyramid:
+        """facts (q, 3 d + 2) -> stride -> (q, 1, h / stride, w / stride), in [0, 1], before the gate."""
+        c = nn.functional.gelu(self.condition(facts.detach()))
         maps = {}
         for stride in FUSED_STRIDES:
             key = str(stride)
-            x = self.squeeze[key](torch.cat([state[stride], frame[stride]], dim=1))
+            x = self.squeeze[key](torch.cat([state[stride], frame[stride]], dim=1).detach())
             x = nn.functional.gelu(self.film[key](x, c))
-            maps[stride] = gate[:, None, None, None] * self.map[key](x).sigmoid()
+            maps[stride] = self.map[key](x).sigmoid()
         return maps
 
 

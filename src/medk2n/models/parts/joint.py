@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medk2n.models.parts.blocks import ChannelNorm
+from medk2n.models.parts.blocks import ChannelNorm, scale_for_gelu
 from medk2n.models.parts.encoder import STRIDES, Pyramid
-from medk2n.models.parts.trunk import Trunk
+from medk2n.models.parts.trunk import TRUNK_STRIDES, Trunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,21 +43,24 @@ class Seen:
 
 
 class JointPass(nn.Module):
-    """A trunk over the images of all modalities, 0 where one is not a member, and a channel each that says which are.
+    """A trunk over the images of all modalities, 0 where one is no member, and a channel each that says which are.
 
     Args:
-        m: modalities.
         slices: of a frame.
         widths: channels of the trunk at strides 1, 2, 4, 8, 16.
         channels: stride -> channels that the decoder wants.
+        mean: (m,), scaled, of each modality.
     """
 
-    def __init__(self, m: int, slices: int, widths: dict[int, int], channels: dict[int, int]) -> None:
+    def __init__(self, slices: int, widths: tuple[int, ...], channels: dict[int, int], mean: Tensor) -> None:
         super().__init__()
-        self.trunk = Trunk(m * slices + m, m, widths)
+        m = len(mean)
+        self.trunk = Trunk(m * slices + m, widths, mean)
+        of = dict(zip(TRUNK_STRIDES, widths, strict=True))
         self.project = nn.ModuleDict(
-            {str(s): nn.Sequential(ChannelNorm(widths[s]), nn.Conv2d(widths[s], channels[s], 1)) for s in STRIDES}
+            {str(s): nn.Sequential(ChannelNorm(of[s]), nn.Conv2d(of[s], channels[s], 1)) for s in STRIDES}
         )
+        scale_for_gelu(self.project)
 
     def forward(self, images: Tensor, sample: Tensor, members: Tensor, target: Tensor) -> Seen:
         """images (b, m, s, h, w), h and w multiples of 16; sample, target (q,), members (q, m) bool.
@@ -66,10 +69,9 @@ class JointPass(nn.Module):
         With the gradients of the heads it learned more slowly (docs/lab-log.md).
         """
         passes, which = torch.cat([sample[:, None], members.long()], dim=1).unique(dim=0, return_inverse=True)
-        present = passes[:, 1:, None, None] > 0
-        seen = torch.where(present[:, :, None], images[passes[:, 0]], 0.0)
-        mask = present.to(images.dtype).expand(-1, -1, *images.shape[-2:])
-        x = torch.cat([seen.flatten(1, 2), mask], dim=1).contiguous(memory_format=torch.channels_last)
-        features, proposals = self.trunk(x)
+        present = passes[:, 1:] > 0
+        seen = torch.where(present[:, :, None, None, None], images[passes[:, 0]], 0.0)
+        mask = present[:, :, None, None].to(images.dtype).expand(-1, -1, *images.shape[-2:])
+        features, proposals = self.trunk(torch.cat([seen.flatten(1, 2), mask], dim=1))
         context = {s: self.project[str(s)](features[s].detach())[which] for s in STRIDES}
         return Seen(context, proposals[which, target], passes, proposals)

@@ -7,7 +7,7 @@ kept in a `Plan`, so that slices do not flicker.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -128,7 +128,7 @@ Decision = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 Bounded = tuple[Tensor, Tensor, Tensor]
-"""Rows, source (rows,) and highest share (rows, h, w) in [0, 1] of frames that the user bounded."""
+"""Rows, source (rows,) and share (rows, h, w) of their effect that frames keep which the user bounded."""
 
 
 @dataclass(slots=True)
@@ -223,7 +223,7 @@ class ProgressiveFusion(nn.Module):
         ones = torch.ones_like(held)
         base = BaseImage(maps, frames.centre, query.target)
         base.add(rows, frame, key, ones, torch.ones_like(frames.centre[frame]))
-        steps = [Step(frame, key, held, torch.zeros_like(held), ones, first.memory[rows, key], ones)]
+        steps = [Step(frame, key, held, torch.zeros_like(held), ones, first.memory[rows, key], ones, {})]
         members = torch.zeros_like(query.sources).index_put((rows, key), torch.ones_like(key, dtype=torch.bool))
         partial: list[Bounded] = []
         attention = [(first.attention, first.target)] if first.attention is not None else []
@@ -248,21 +248,27 @@ class ProgressiveFusion(nn.Module):
             if not torch.is_grad_enabled():
                 work = (gate > 0).nonzero().squeeze(1)  # a closed gate's work is skipped too
             pair = torch.cat([embeddings[source], embeddings[target]], dim=1)
-            facts = torch.cat([weight.detach()[:, None], tau[:, None], memory, pair], dim=1)
+            facts = torch.cat([weight[:, None], tau[:, None], memory, pair], dim=1)
             bounds = None if limits is None else limits[work]
-            let_in = self._advance(
+            maps, let_in = self._advance(
                 state, frames, active[work], frame[work], facts[work], gate[work], pair[work], bounds
             )
             effective, shown = torch.zeros_like(weight), frames.centre[:0]
             if len(work):
-                effective = effective.index_add(0, work, let_in[4].mean(dim=(1, 2, 3)))
-                shown = functional.interpolate(let_in[4], scale_factor=4.0, mode="bilinear").squeeze(1)
+                here = inside[4][active[work]]
+                effective = effective.index_add(0, work, _mean((let_in[4] * here).sum((1, 2, 3)), here.sum((1, 2, 3))))
+                shown = gate[work][:, None, None].expand(-1, *size)
+                if bounds is not None:
+                    shown = _share(_fine(maps[4]), bounds)
             bounded = control.bounded(source, target)
             members = members.index_put((active, source), (gate > 0) & ~bounded)
             if limits is not None:
-                partial.append((active[bounded], source[bounded], limits[bounded, 1]))
+                share = limits[:, 1].index_put((work,), shown)
+                partial.append((active[bounded], source[bounded], share[bounded]))
             base.add(active[work], frame[work], source[work], gate[work], shown)
-            steps.append(_spread(len(count), active, frame, source, weight, tau, gate, memory, effective))
+            step = _spread(len(count), active, frame, source, weight, tau, gate, memory, effective)
+            wide = {s: m.new_zeros(len(count), *m.shape[1:]).index_put((active[work],), m) for s, m in maps.items()}
+            steps.append(replace(step, maps=wide))
         e_j = embeddings[query.target].detach()
         pooled = self._pooled(state, inside, rows, groups).detach()
         quality = self.judge(torch.cat([pooled, e_j], dim=1)).squeeze(1)
@@ -393,21 +399,25 @@ class ProgressiveFusion(nn.Module):
         gate: Tensor,
         pair: Tensor,
         bounds: Tensor | None,
-    ) -> Pyramid:
-        """f <- f + W_eff * R(F_i, f) at every stride; replaces the tensors in `state`, returns the maps."""
+    ) -> tuple[Pyramid, Pyramid]:
+        """f <- f + W_eff * R(F_i, f) at every stride; replaces the tensors in `state`.
+
+        Returns the maps as they were predicted, and W_eff: gated, within the bounds, and not taught by the image.
+        """
         if not len(rows):
-            return {}
+            return {}, {}
         here = {s: state[s][rows] for s in FUSED_STRIDES}
         there = {s: frames.pyramid[s][frame] for s in FUSED_STRIDES}
-        maps = self.effi_weight(here, there, facts, gate)
+        maps = self.effi_weight(here, there, facts)
+        let_in = {s: gate[:, None, None, None] * maps[s].detach() for s in maps}
         if bounds is not None:
-            for s in maps:
+            for s in let_in:
                 low, high = functional.avg_pool2d(bounds, s).split(1, dim=1)
-                maps[s] = torch.minimum(torch.maximum(maps[s], low), high)
+                let_in[s] = torch.minimum(torch.maximum(let_in[s], low), high)
         for s in FUSED_STRIDES:
-            step = maps[s] * self.refinement(here[s], there[s], s, pair)
+            step = let_in[s] * self.refinement(here[s], there[s], s, pair)
             state[s] = state[s].index_add(0, rows, step)
-        return maps
+        return maps, let_in
 
 
 def _planned(plan: Plan, target: Tensor, position: int, like: Tensor) -> Decision:
@@ -437,7 +447,21 @@ class _FirstLook:
         return cls(weight, memory, key, None, query.target)
 
 
-def _mean(total: Tensor, mass: Tensor, group: Tensor | None) -> Tensor:
+def _fine(maps: Tensor) -> Tensor:
+    """The finest maps (rows, 1, h / 4, w / 4) -> (rows, h, w)."""
+    return functional.interpolate(maps, scale_factor=4.0, mode="bilinear").squeeze(1)
+
+
+def _share(free: Tensor, bounds: Tensor) -> Tensor:
+    """How much of its effect a frame keeps, (rows, h, w): W_eff within bounds (rows, 2, h, w) over the free one.
+
+    At most 1: so a bound that changes nothing changes nothing here, and 0 leaves nothing.
+    """
+    low, high = bounds.unbind(dim=1)
+    return (torch.minimum(torch.maximum(free, low), high) / free.clamp_min(1e-6)).clamp_max(1.0)
+
+
+def _mean(total: Tensor, mass: Tensor, group: Tensor | None = None) -> Tensor:
     """total / mass, both summed over rows of one group first where groups are given."""
     if group is not None:
         size = int(group.max()) + 1
@@ -447,7 +471,7 @@ def _mean(total: Tensor, mass: Tensor, group: Tensor | None) -> Tensor:
 
 
 def _spread(q: int, active: Tensor, frame: Tensor, source: Tensor, *values: Tensor) -> Step:
-    """A `Step` for all queries from the values of the active ones."""
+    """A `Step` without maps for all queries from the values of the active ones."""
     absent = torch.full((q,), -1, dtype=torch.long, device=active.device)
     wide = [v.new_zeros(q, *v.shape[1:]).index_put((active,), v) for v in values]
-    return Step(absent.index_put((active,), frame), absent.index_put((active,), source), *wide)
+    return Step(absent.index_put((active,), frame), absent.index_put((active,), source), *wide, {})

@@ -1,62 +1,56 @@
-"""The trunk: inputs seen together, voxel by voxel; features at every stride and an image of every modality."""
+"""A U-Net's layers (Ronneberger 2015): the reference row, and what the joint pass runs on."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medk2n.models.parts.blocks import ChannelNorm, FaintConv2d
+from medk2n.models.parts.blocks import ChannelNorm
 from medk2n.models.parts.encoder import Pyramid
 
 TRUNK_STRIDES = (1, 2, 4, 8, 16)
 
 
-class Block(nn.Module):
-    """Two 3 x 3 convolutions beside the identity."""
+class Double(nn.Sequential):
+    """Two 3 x 3 convolutions, each with norm and GELU."""
 
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = ChannelNorm(channels)
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = FaintConv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (d, c, h, w) -> the same shape."""
-        return x + self.conv2(functional.gelu(self.conv1(functional.gelu(self.norm(x)))))
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(
+            nn.Conv2d(inputs, outputs, 3, padding=1),
+            ChannelNorm(outputs),
+            nn.GELU(),
+            nn.Conv2d(outputs, outputs, 3, padding=1),
+            ChannelNorm(outputs),
+            nn.GELU(),
+        )
 
 
 class Trunk(nn.Module):
-    """Down and up again with residual blocks; stride 1, where a U-Net spends most time, gets few channels.
+    """Down and up again with skips; an image of every modality comes out, and starts at that modality's mean.
 
-    Sub-pixels of stride 2 are laid out beside what stride 1 itself saw.
+    Args:
+        inputs: channels.
+        widths: channels at strides 1, 2, 4, 8, 16.
+        mean: (m,), scaled, of each modality.
     """
 
-    def __init__(self, inputs: int, outputs: int, channels: dict[int, int]) -> None:
+    def __init__(self, inputs: int, widths: tuple[int, ...], mean: Tensor) -> None:
         super().__init__()
-        coarse, finer = TRUNK_STRIDES[2:], TRUNK_STRIDES[-2:0:-1]
-        self.fine = nn.Conv2d(inputs, channels[1], 3, padding=1)
-        self.stem = nn.Conv2d(channels[1], channels[2], 4, stride=2, padding=1)
-        self.down = nn.ModuleDict(
-            {str(s): nn.Conv2d(channels[s // 2], channels[s], 3, stride=2, padding=1) for s in coarse}
-        )
-        self.stage = nn.ModuleDict({str(s): Block(channels[s]) for s in TRUNK_STRIDES[1:]})
-        self.reduce = nn.ModuleDict({str(s): FaintConv2d(channels[2 * s], channels[s], 1) for s in finer})
-        self.block = nn.ModuleDict({str(s): Block(channels[s]) for s in finer})
-        self.norm0 = ChannelNorm(channels[1])
-        self.norm2, self.norm1 = ChannelNorm(channels[2]), ChannelNorm(channels[1])
-        self.lay_out = nn.Conv2d(channels[2], 4 * channels[1], 1)
-        self.last = nn.Conv2d(channels[1], channels[1], 3, padding=1)
-        self.out = nn.Conv2d(channels[1], outputs, 1)
+        self.first = Double(inputs, widths[0])
+        self.down = nn.ModuleList(Double(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.up = nn.ModuleList(Double(a + b, a) for a, b in zip(widths[-2::-1], widths[:0:-1], strict=True))
+        self.out = nn.Conv2d(widths[0], len(mean), 1)
+        nn.init.zeros_(self.out.weight)
+        self.out.bias.data.copy_(mean)
 
     def forward(self, x: Tensor) -> tuple[Pyramid, Tensor]:
-        """x (d, inputs, h, w), h and w multiples of 16 -> features at strides 2 to 16, images (d, outputs, h, w)."""
-        fine = self.fine(x)
-        pyramid = {2: self.stage["2"](self.stem(functional.gelu(self.norm0(fine))))}
-        for s in TRUNK_STRIDES[2:]:
-            pyramid[s] = self.stage[str(s)](self.down[str(s)](pyramid[s // 2]))
-        x = pyramid[16]
-        features = {16: x}
-        for s in TRUNK_STRIDES[-2:0:-1]:
-            key = str(s)
-            x = self.block[key](functional.interpolate(self.reduce[key](x), scale_factor=2.0) + pyramid[s])
-            features[s] = x
-        x = functional.pixel_shuffle(self.lay_out(self.norm2(x)), 2) + fine
-        return features, self.out(functional.gelu(self.last(functional.gelu(self.norm1(x)))))
+        """x (d, inputs, h, w), h and w multiples of 16 -> features at all strides, images (d, m, h, w)."""
+        x = self.first(x.contiguous(memory_format=torch.channels_last))
+        skips = [x]
+        for stage in self.down:
+            x = stage(functional.max_pool2d(x, 2))
+            skips.append(x)
+        features = {TRUNK_STRIDES[-1]: skips.pop()}
+        for stride, stage in zip(TRUNK_STRIDES[-2::-1], self.up, strict=True):
+            x = stage(torch.cat([functional.interpolate(x, scale_factor=2.0, mode="nearest"), skips.pop()], dim=1))
+            features[stride] = x
+        return features, self.out(x)
