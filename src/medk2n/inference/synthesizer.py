@@ -49,7 +49,7 @@ class Step:
         weight: W_ij, predicted share of the remaining error that it removes (for the key frame: of the whole error).
         threshold: tau_ij that the weight had to pass; 0 for the key frame.
         gate: 1 open, 0 closed (the frame was skipped).
-        effective_weight: mean of the per-voxel map W_eff; 1 for the key frame.
+        effective_weight: mean over the patient of the per-voxel map W_eff; 1 for the key frame.
     """
 
     source: str
