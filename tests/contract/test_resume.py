@@ -47,6 +47,7 @@ def config(data: Path, steps: int = STEPS) -> TrainConfig:
         f"budget={{steps: {steps}}}",
         "batch={size: 2, crop: 32, draws: 1, targets: 2, most_sources: 2}",
         "threads=1",
+        "fuse_every=2",
         "gain_every=2",
     ]
     return load_config("tiny", [f"data=['{data}/train']", f"validation={data}/val", *small])

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from medk2n.models.parts.encoder import FUSED_STRIDES
 from medk2n.models.parts.sequence import Fused
 
-WINDOW = 16
-"""Side, in voxels, of the windows in which a gain is measured."""
+WINDOW = FUSED_STRIDES[-1]
+"""Side, in voxels, of the windows in which a gain is measured: those of the coarsest map."""
 
 
 def key_weight_error(fused: Fused, sources: Tensor, mse: Tensor, variance: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from medk2n.data.statistics import CohortStatistics
 from medk2n.losses.fusion import added_map_error, added_weight_error, local_gain
 from medk2n.losses.reconstruction import mean_squared_error
 from medk2n.models._spec import Prediction, Query, Statistics
+from medk2n.models.parts.blocks import spread
 from medk2n.registry import resolve
 from medk2n.training.muon import Muon
 from medk2n.training.objectives import objective, proposal_error
@@ -132,15 +133,14 @@ class Contender:
         with torch.no_grad():
             mean = self.module(batch.images, fewer).mean
         target, inside = batch.targets[fewer.sample, fewer.target], batch.foreground[fewer.sample]
-        gain = torch.zeros_like(mse)
-        gain[rows] = 1 - mse[rows] / (mean_squared_error(mean, target, inside) + 1e-6)
+        gain = spread(1 - mse[rows] / (mean_squared_error(mean, target, inside) + 1e-6), rows, len(mse))
         missing = ~query.sources.gather(1, query.target[:, None]).squeeze(1)
         new = told & missing
         self.module.fusion.observe(dropped[new], query.target[new], gain[new].clamp(-1, 1))
         where, mass = local_gain(prediction.mean[rows].detach(), mean, target, inside)
         dropped = torch.where(missing, dropped, -1)
         error = added_weight_error(fused, dropped, gain)
-        return error + added_map_error(fused, dropped, *(_all_rows(x, rows, len(mse)) for x in (where, mass)))
+        return error + added_map_error(fused, dropped, *(spread(x, rows, len(mse)) for x in (where, mass)))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, float | int | None]]:
         """Everything that a step reads and changes: tensors and counters."""
@@ -188,10 +188,6 @@ class Contender:
         torch._foreach_lerp_(list(self.averaged.parameters()), list(self.module.parameters()), 1 - decay)
         for mean, new in zip(self.averaged.buffers(), self.module.buffers(), strict=True):
             mean.copy_(new)
-
-
-def _all_rows(values: Tensor, rows: Tensor, q: int) -> Tensor:
-    return values.new_zeros(q, *values.shape[1:]).index_put((rows,), values)
 
 
 def _lay_out_like_parameters(optimiser: torch.optim.Optimizer) -> None:

@@ -44,7 +44,7 @@ def objective(
 
 
 def proposal_error(seen: Seen, batch: Batch, weights: LossWeights) -> Tensor:
-    """What the joint pass proposes for every image that its sample has: judged as the answer is."""
+    """What the joint pass proposes for every image that its crop is asked about: judged as the answer is."""
     row, target = batch.acquired[seen.passes[:, 0]].nonzero().unbind(dim=1)
     sample = seen.passes[row, 0]
     share = torch.where(seen.passes[row, 1 + target] > 0, weights.remade, 1.0)

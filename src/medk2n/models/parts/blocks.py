@@ -76,3 +76,8 @@ def scale_for_gelu(module: nn.Module) -> None:
             nn.init.zeros_(part.bias)
         if isinstance(part, FaintConv2d):
             part.weight.data.mul_(0.1)
+
+
+def spread(values: Tensor, rows: Tensor, count: int) -> Tensor:
+    """The values of some rows among `count` rows; 0 elsewhere."""
+    return values.new_zeros(count, *values.shape[1:]).index_put((rows,), values)

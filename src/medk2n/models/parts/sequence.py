@@ -7,7 +7,7 @@ kept in a `Plan`, so that slices do not flicker.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from medk2n.models._spec import Query
 from medk2n.models.parts.base import BaseImage, LinearMaps
-from medk2n.models.parts.blocks import mlp
+from medk2n.models.parts.blocks import mlp, spread
 from medk2n.models.parts.encoder import FUSED_STRIDES, Pyramid
 from medk2n.models.parts.fusion import (
     EffiWeightNet,
@@ -266,9 +266,10 @@ class ProgressiveFusion(nn.Module):
                 share = limits[:, 1].index_put((work,), shown)
                 partial.append((active[bounded], source[bounded], share[bounded]))
             base.add(active[work], frame[work], source[work], gate[work], shown)
-            step = _spread(len(count), active, frame, source, weight, tau, gate, memory, effective)
-            wide = {s: m.new_zeros(len(count), *m.shape[1:]).index_put((active[work],), m) for s, m in maps.items()}
-            steps.append(replace(step, maps=wide))
+            wide = {s: spread(x, active[work], len(count)) for s, x in maps.items()}
+            values = (spread(x, active, len(count)) for x in (weight, tau, gate, memory, effective))
+            absent = torch.full_like(query.target, -1)
+            steps.append(Step(absent.index_put((active,), frame), absent.index_put((active,), source), *values, wide))
         e_j = embeddings[query.target].detach()
         pooled = self._pooled(state, inside, rows, groups).detach()
         quality = self.judge(torch.cat([pooled, e_j], dim=1)).squeeze(1)
@@ -412,8 +413,7 @@ class ProgressiveFusion(nn.Module):
         let_in = {s: gate[:, None, None, None] * maps[s].detach() for s in maps}
         if bounds is not None:
             for s in let_in:
-                low, high = functional.avg_pool2d(bounds, s).split(1, dim=1)
-                let_in[s] = torch.minimum(torch.maximum(let_in[s], low), high)
+                let_in[s] = let_in[s].clamp(*functional.avg_pool2d(bounds, s).split(1, dim=1))
         for s in FUSED_STRIDES:
             step = let_in[s] * self.refinement(here[s], there[s], s, pair)
             state[s] = state[s].index_add(0, rows, step)
@@ -457,8 +457,7 @@ def _share(free: Tensor, bounds: Tensor) -> Tensor:
 
     At most 1: so a bound that changes nothing changes nothing here, and 0 leaves nothing.
     """
-    low, high = bounds.unbind(dim=1)
-    return (torch.minimum(torch.maximum(free, low), high) / free.clamp_min(1e-6)).clamp_max(1.0)
+    return (free.clamp(*bounds.unbind(dim=1)) / free.clamp_min(1e-6)).clamp_max(1.0)
 
 
 def _mean(total: Tensor, mass: Tensor, group: Tensor | None = None) -> Tensor:
@@ -468,10 +467,3 @@ def _mean(total: Tensor, mass: Tensor, group: Tensor | None = None) -> Tensor:
         total = total.new_zeros(size, total.shape[1]).index_add(0, group, total)[group]
         mass = mass.new_zeros(size, mass.shape[1]).index_add(0, group, mass)[group]
     return total / mass.clamp_min(1e-3)
-
-
-def _spread(q: int, active: Tensor, frame: Tensor, source: Tensor, *values: Tensor) -> Step:
-    """A `Step` without maps for all queries from the values of the active ones."""
-    absent = torch.full((q,), -1, dtype=torch.long, device=active.device)
-    wide = [v.new_zeros(q, *v.shape[1:]).index_put((active,), v) for v in values]
-    return Step(absent.index_put((active,), frame), absent.index_put((active,), source), *wide, {})
