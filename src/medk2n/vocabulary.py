@@ -48,7 +48,7 @@ _TABLE = (
         label="T1 + gadolinium",
         bids_suffix="T1w",
         bids_entities=("ce-gadolinium",),
-        aliases=("t1ce", "t1gd", "t1post", "t1w-ce", "t1km", "ce-gadolinium_t1w"),
+        aliases=("t1ce", "t1gd", "t1gad", "t1wce", "t1wgd", "t1post", "t1w-ce", "t1km", "ce-gadolinium_t1w"),
     ),
     Modality(name="t2w", label="T2", bids_suffix="T2w", aliases=("t2",)),
     Modality(name="t2f", label="T2 FLAIR", bids_suffix="FLAIR", aliases=("flair", "t2flair", "t2-flair", "fla")),

@@ -5,9 +5,12 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from medk2n import checkpoint, registry
+from medk2n.losses.likelihood import gaussian_nll
 from medk2n.models._spec import Query, Statistics
+from medk2n.models.parts.decoder import TaskHeadNet
 from medk2n.models.parts.sequence import Control
 
 M = 4
@@ -85,7 +88,7 @@ def test_every_parameter_gets_a_gradient_within_three_steps(name: str) -> None:
         if out.log_variance is not None:
             fused = out.extras["fused"]
             loss = loss + out.log_variance.square().mean() + fused.quality.square().mean()
-            loss = loss + (out.extras["seen"].proposals - 0.3).square().mean()
+            loss = loss + (out.extras["seen"].proposals.images - 0.3).square().mean()
             loss = loss + sum(step.weight.square().mean() for step in fused.steps)
             loss = loss + sum(weight.square().mean() for step in fused.steps for weight in step.maps.values())
         optimiser.zero_grad()
@@ -159,7 +162,8 @@ def test_permuting_the_inputs_changes_nothing(k: int) -> None:
     for order in permutations(names[:k]):
         again = predictor.predict({n: inputs[n] for n in order}, ["d", "a"])
         for target in ("a", "d"):
-            np.testing.assert_allclose(again[target], first[target], atol=1e-5)
+            np.testing.assert_allclose(again[target].image, first[target].image, atol=1e-5)
+            np.testing.assert_allclose(again[target].variance, first[target].variance, atol=1e-5)
 
 
 def test_forced_closed_gates_give_the_key_frame_alone() -> None:
@@ -294,13 +298,59 @@ def test_the_trunk_learns_from_its_own_proposals_of_all_images_of_a_sample() -> 
     prediction = module(batch.images, asked, generator=torch.Generator().manual_seed(0))
     prediction.mean.sum().backward(retain_graph=True)
     assert all(p.grad is None for p in module.joint.trunk.parameters())
-    error = proposal_error(prediction.extras["seen"], batch, LossWeights(edges=0.0, remade=0.25))
+    error = proposal_error(prediction.extras["seen"].proposals, batch, LossWeights(edges=0.0, remade=0.25))
     error.backward()
     assert all(p.grad is not None for p in module.joint.trunk.parameters())
-    seen = prediction.extras["seen"].proposals
+    seen = prediction.extras["seen"].proposals.images
     rows = [(0, 0, 0.25), (0, 1, 1.0), (0, 3, 0.25), (1, 0, 1.0), (1, 2, 0.25)]
     wanted = [w * 0.5 * ((seen[b, j] - truth[b, j]).square().mean() + 1e-3).log() for b, j, w in rows]
     torch.testing.assert_close(error, sum(wanted) / sum(w for _, _, w in rows))
+
+
+def test_proposals_alone_are_those_of_the_joint_pass() -> None:
+    module = build("medk2n").eval()
+    module.fusion.threshold.lowest = module.fusion.threshold.highest = -1.0  # all frames are let in
+    asked = query((0, (0, 3), 1), (1, (2,), 0))
+    projected = []
+    module.joint.project["2"].register_forward_hook(lambda *_: projected.append(1))
+    with torch.no_grad():
+        alone = module.propose(images(), asked)
+        assert not projected, "what only the decoder needs is left out"
+        seen = module(images(), asked).extras["seen"]
+    assert projected
+    assert torch.equal(alone.passes, seen.proposals.passes)
+    assert torch.equal(alone.images, seen.proposals.images)
+
+
+def test_the_predicted_error_is_learned_level_and_place_alike() -> None:
+    """Adam moves a weight by no more than its rate: with logits as they come the variance stayed where it began."""
+    generator = torch.Generator().manual_seed(0)
+    heads = TaskHeadNet(M, {2: 8})
+    features = torch.randn(4, 8, 8, 8, generator=generator).sign()
+    target, level = torch.tensor([0, 1, 2, 3]), torch.full((4,), -4.6)
+    noisy = functional.interpolate(features[:, :1], scale_factor=2.0)[:, 0] > 0
+    proposal = torch.full((4, 16, 16), 0.5)
+    inside = torch.ones_like(noisy)
+    optimiser = torch.optim.AdamW(heads.parameters(), lr=1.5e-3)
+    for _ in range(250):
+        truth = proposal + torch.where(noisy, 0.2, 0.02) * torch.randn(proposal.shape, generator=generator)
+        _, log_variance = heads(features, proposal, proposal, level, target)
+        optimiser.zero_grad()
+        gaussian_nll(proposal, log_variance, truth, inside).mean().backward()
+        optimiser.step()
+    _, log_variance = heads(features, proposal, proposal, level, target)
+    deviation = log_variance.detach().mul(0.5).exp()
+    assert float(deviation[noisy].mean()) == pytest.approx(0.2, rel=0.2)
+    assert float(deviation[~noisy].mean()) == pytest.approx(0.02, rel=0.3)
+
+
+def test_the_predicted_error_starts_at_the_level_that_the_state_predicts() -> None:
+    heads = TaskHeadNet(M, {2: 8})
+    level = torch.tensor([-6.0, -3.0], requires_grad=True)
+    base = torch.full((2, 16, 16), 0.5)
+    mean, log_variance = heads(torch.randn(2, 8, 8, 8), base, base, level, torch.tensor([0, 1]))
+    torch.testing.assert_close(log_variance, level.detach()[:, None, None].expand_as(log_variance))
+    assert not torch.autograd.grad(log_variance.sum() + mean.sum(), level, allow_unused=True)[0]
 
 
 def test_one_joint_pass_serves_all_targets_that_let_in_the_same_frames() -> None:

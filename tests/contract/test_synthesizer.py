@@ -126,6 +126,35 @@ def test_every_form_of_input_gives_the_same(synthesizer: Synthesizer, tmp_path) 
         np.testing.assert_allclose(synthesizer.synth(study, ["t2"])["t2w"].array, expected, atol=1e-2)
 
 
+@pytest.mark.parametrize(
+    ("image", "error", "match"),
+    [
+        (head(), UsageError, r"t1n: expected a path, .* got ndarray; an array alone does not say where"),
+        (None, UsageError, "t1n: expected a path, .* got NoneType"),
+        ((head(), AFFINE, 3), UsageError, "got tuple"),
+        ((head(), np.diag([1.0, 0.0, 1.0, 1.0])), GeometryError, "affine is singular"),
+        ((head(), np.eye(3)), GeometryError, "affine is not a finite 4 x 4 matrix"),
+        ((head(), "scanner"), GeometryError, "affine is not a finite 4 x 4 matrix"),
+        ((head() * 1j, AFFINE), VolumeReadError, "3-D of complex.*, expected a 3-D array of real numbers"),
+        ((head()[0], AFFINE), VolumeReadError, "2-D of float32, expected a 3-D array"),
+    ],
+)
+def test_what_is_no_image_is_refused(synthesizer: Synthesizer, image: object, error: type, match: str) -> None:
+    with pytest.raises(error, match=match):
+        synthesizer.synth({"t1n": image}, ["t2w"])
+
+
+def test_a_volume_says_that_it_is_synthetic_and_what_of(synthesizer: Synthesizer) -> None:
+    given = nib.Nifti1Image(head(), AFFINE)
+    first, again = (synthesizer.synth({"t1n": given}, ["t2w"], seed=3)["t2w"] for _ in range(2))
+    assert b"SYNTHETIC" in bytes(first.to_nibabel().header["descrip"])
+    assert first.provenance["seed"] == 3
+    assert len(first.provenance["sources"]["t1n"]["sha256"]) == 64
+    assert first.provenance == again.provenance
+    other = synthesizer.synth({"t1n": nib.Nifti1Image(head(1), AFFINE)}, ["t2w"])["t2w"]
+    assert other.provenance["sources"]["t1n"]["sha256"] != first.provenance["sources"]["t1n"]["sha256"]
+
+
 def test_inputs_on_other_grids_are_brought_to_the_reference(synthesizer: Synthesizer) -> None:
     fine = np.diag([1.0, 1.0, 1.5, 1.0])
     fine[:3, 3] = AFFINE[:3, 3]

@@ -20,10 +20,12 @@ from medk2n.errors import ConfigError, DatasetError
 from medk2n.inference.predictor import load_predictor
 from medk2n.losses import fusion, reconstruction
 from medk2n.losses.likelihood import gaussian_nll
-from medk2n.training import run
+from medk2n.models._spec import Query
+from medk2n.training import reading, run
 from medk2n.training.contender import Contender
 from medk2n.training.objectives import proposal_error
 from medk2n.training.queries import draw_sources, draw_targets, narrowed
+from medk2n.training.reading import read_data
 from medk2n.training.run import train
 
 SMALL = [
@@ -89,20 +91,20 @@ def test_a_run_repeats_exactly_and_its_models_load(data: Path, tmp_path: Path) -
         assert first.training["flops_per_step"] > 0
     study = load_working(discover(data)[0], None)
     made = load_predictor(tmp_path / "a").predict({"t1n": study.images["t1n"]}, ["t1c", "t2w"])
-    assert made["t2w"].shape == study.images["t1n"].shape
+    assert made["t2w"].image.shape == study.images["t1n"].shape
     metrics = (tmp_path / "a" / "metrics.csv").read_text()
     assert "validation_psnr_db" in metrics
 
 
 def test_of_some_steps_one_trains_the_whole_and_the_others_the_joint_pass_alone(data: Path) -> None:
     settings = config(data, "budget={steps: 6}", "fuse_every=3")
-    prepared = run._read(settings, lambda *_: None)
+    prepared = read_data(settings, lambda *_: None)
     torch.manual_seed(0)
     contender = Contender.of(settings.models[0], settings, prepared.statistics, "cpu")
     moved = []
     for seed in range(6):
         before = {name: p.detach().clone() for name, p in contender.module.named_parameters()}
-        parts = contender.step(prepared.batch(settings, np.random.default_rng(seed), contender), seed)
+        parts = contender.step(prepared.batch(settings, np.random.default_rng(seed), 3), seed)
         changed = {name for name, p in contender.module.named_parameters() if not torch.equal(before[name], p)}
         trunk = {name for name in changed if name.startswith("joint.trunk.")}
         assert trunk
@@ -146,7 +148,7 @@ def test_one_image_can_be_excluded(data: Path, tmp_path: Path) -> None:
 
 def test_strip_and_restyle_reach_the_batches(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(run, "draw_batch", lambda *a, **k: seen.append(k["augmentation"]) or draw_batch(*a, **k))
+    monkeypatch.setattr(reading, "draw_batch", lambda *a, **k: seen.append(k["augmentation"]) or draw_batch(*a, **k))
     train(config(data, "batch.strip=0.25", "batch.restyle=0.75", "budget={steps: 1}"), tmp_path / "run")
     assert {(a.strip, a.restyle) for a in seen} == {(0.25, 0.75)}
 
@@ -351,23 +353,43 @@ def test_core_modalities_are_asked_alone_in_their_share_of_the_crops() -> None:
 def test_a_joint_pass_is_taught_what_a_crop_is_asked_about(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise the core modalities get a smaller part of its loss than of the U-Net's."""
     settings = config(data, "budget={steps: 2}", "core=[t1n, t1c]", "core_share=1.0", "fuse_every=2")
-    prepared = run._read(settings, lambda *_: None)
+    prepared = read_data(settings, lambda *_: None)
     contender = Contender.of(settings.models[0], settings, prepared.statistics, "cpu")
     taught = []
 
-    def spy(seen, batch, weights):
+    def spy(proposals, batch, weights):
         taught.append(batch.acquired.numpy())
-        return proposal_error(seen, batch, weights)
+        return proposal_error(proposals, batch, weights)
 
     monkeypatch.setattr("medk2n.training.contender.proposal_error", spy)
     monkeypatch.setattr("medk2n.training.objectives.proposal_error", spy)
     for seed in range(2):
-        contender.step(prepared.batch(settings, np.random.default_rng(seed), contender), seed)
+        contender.step(prepared.batch(settings, np.random.default_rng(seed), 3), seed)
     core = np.isin(settings.modalities, ["t1n", "t1c"])
     asked = [row for rows in taught for row in rows if (row & core).sum() == 2]
     assert len(taught) == 2
     assert len(asked) > 0
     assert all((row == core).all() for row in asked)
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_what_a_closed_gate_kept_out_is_not_measured(data: Path, closed: bool) -> None:
+    """It removes nothing because it is closed: taught that it is worth nothing, it would never open again."""
+    settings = config(data, "budget={steps: 2}", "subjects=[p0, p3]")
+    prepared = read_data(settings, lambda *_: None)
+    contender = Contender.of(settings.models[0], settings, prepared.statistics, "cpu")
+    fusion = contender.module.fusion
+    fusion.threshold.lowest = fusion.threshold.highest = 2.0 if closed else -1.0
+    batch = prepared.batch(settings, np.random.default_rng(0), 3)
+    n = len(batch.images)
+    sources = torch.zeros(n, batch.acquired.shape[1], dtype=torch.bool)
+    sources[:, :2] = True
+    query = Query(torch.arange(n), sources, torch.full((n,), 2))
+    prediction = contender.module(batch.images, query)
+    error = contender._measure_gain(prediction, batch, query, torch.full((n,), 0.01), seed=0)
+    assert torch.isfinite(error)
+    assert bool(error == 0) == closed
+    assert bool((fusion.history == 0).all()) == closed
 
 
 def test_a_gain_is_measured_where_it_arose() -> None:
@@ -407,12 +429,12 @@ def test_maps_are_anchored_by_local_gains_and_by_nothing_else(data: Path) -> Non
     assert wrong[4].grad[1].abs().max() == 0, "its gain was not measured"
 
     settings = config(data, "budget={steps: 9}", "fuse_every=1", "gain_every=3", "losses.weights=0.25", "batch.size=8")
-    prepared = run._read(settings, lambda *_: None)
+    prepared = read_data(settings, lambda *_: None)
     torch.manual_seed(0)
     contender = Contender.of(settings.models[0], settings, prepared.statistics, "cpu")
     learned = []
     for seed in range(4):
-        contender.step(prepared.batch(settings, np.random.default_rng(seed), contender), seed)
+        contender.step(prepared.batch(settings, np.random.default_rng(seed), 3), seed)
         learned.append(all(p.grad is not None for p in contender.module.fusion.effi_weight.parameters()))
     assert learned == [True, False, False, True]
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -154,12 +155,12 @@ BAD_FILES = {
 def test_bad_file(synth, study, tmp_path, capsys, make, message):
     bad = make(tmp_path / "bad.nii.gz")
     assert synth("-i", f"t1n={study / 't1n.nii.gz'}", "-i", f"t2w={bad}", "-t", "t2f") == 2
-    complaint = capsys.readouterr().err.strip()
+    complaint = capsys.readouterr().err
     assert complaint.startswith("medk2n: error: ")
-    assert complaint.count("\n") == 0
+    assert complaint.count("\n") == 1
     assert message in complaint
     assert bad.name in complaint
-    assert left_behind(tmp_path / "out") == []
+    assert not (tmp_path / "out").exists()
 
 
 BAD_USAGE = {
@@ -225,6 +226,31 @@ def test_nothing_half_written(synth, study, tmp_path, monkeypatch, capsys, failu
     assert message in complaint
     assert "Traceback" not in complaint
     assert left_behind(tmp_path / "out") == []
+
+
+def test_a_manifest_never_replaces_a_scan(synth, study, capsys):
+    scan = study / "t1n.nii.gz"
+    before = scan.read_bytes()
+    assert synth("-i", f"t1n={scan}", "-t", "t2w", "--manifest", scan, "--overwrite") == 2
+    assert "expected the name of a .json file" in capsys.readouterr().err
+    assert scan.read_bytes() == before
+
+
+def test_outputs_are_called_as_their_study_is_in_its_file_names(synth, tmp_path):
+    """Whether the files are given one by one, or by the folder of the subject, the session or the images."""
+    folder = tmp_path / "bids" / "sub-01" / "ses-A" / "anat"
+    folder.mkdir(parents=True)
+    save(folder / "sub-01_ses-A_T1w.nii.gz", scan())
+    made = tmp_path / "out" / "sub-01_ses-A_desc-synth_T2w.nii.gz"
+    for place in (folder, folder.parent, folder.parent.parent):
+        assert synth(place, "-t", "t2w") == 0
+        made.unlink()
+        shutil.rmtree(made.parent)
+
+
+def test_help_shows_its_examples_whole(capsys):
+    assert main(["synth", "--help"]) == 0
+    assert "leave_out=[t1c]" in capsys.readouterr().out
 
 
 def test_debug_shows_the_traceback_wherever_it_stands(synth, tmp_path, capsys):

@@ -18,12 +18,14 @@ from medk2n.cli.main import main
 from medk2n.data.working import WorkingStudy
 from medk2n.errors import CheckpointError, InternalError, UnknownNameError, VolumeReadError
 from medk2n.evaluation.background import inside_inputs
+from medk2n.evaluation.claims import claims
 from medk2n.evaluation.copy import CopyPredictor
-from medk2n.evaluation.evaluate import Record, evaluate, predict_row
+from medk2n.evaluation.evaluate import PREDICTED_PSNR, Record, ask, evaluate
 from medk2n.evaluation.figure import best_slice, picture, psnr_figure
 from medk2n.evaluation.rows import Row, rows
 from medk2n.evaluation.summary import MEAN_ROW, per_subject, summarise
 from medk2n.evaluation.table import markdown, ordered_rows, write_tables
+from medk2n.inference._spec import Answer
 from medk2n.metrics.psnr import psnr
 
 FOUR = ("t1n", "t1c", "t2w", "t2f")
@@ -48,7 +50,8 @@ class Fake:
 
     def predict(self, images, targets):
         self.calls.append((dict(images), tuple(targets)))
-        return {target: self.answer(images, target) for target in targets}
+        found = {target: self.answer(images, target) for target in targets}
+        return {target: image if isinstance(image, Answer | None) else Answer(image) for target, image in found.items()}
 
 
 def half(images, target):
@@ -88,7 +91,7 @@ def test_modalities_that_are_not_under_test_are_neither_source_nor_target():
 def test_copy_takes_the_one_best_input_and_applies_its_map():
     maps = {"t2w": {"t1n": (0.5, 0.1, 0.02), "t1c": (2.0, -0.5, 0.01), "t2f": (0.0, 0.9, 0.001)}}
     images = {"t1n": np.full(SHAPE, 0.4, np.float32), "t1c": np.linspace(0, 1, math.prod(SHAPE)).reshape(SHAPE)}
-    predicted = CopyPredictor(config(maps)).predict(images, ["t2w"])["t2w"]
+    predicted = CopyPredictor(config(maps)).predict(images, ["t2w"])["t2w"].image
     np.testing.assert_allclose(predicted, np.clip(2 * images["t1c"] - 0.5, 0, 1), rtol=1e-6)
     assert predicted.dtype == np.float32
 
@@ -123,14 +126,14 @@ def test_a_hole_is_closed_in_its_slice_even_if_open_through_the_next():
 def test_every_method_gets_the_same_background_and_range():
     study = make_study()
     row = Row(("t1n",), ("t2w",))
-    predicted = predict_row(Fake(lambda images, target: np.full(SHAPE, 1.7)), study, row)["t2w"]
+    predicted = ask(Fake(lambda images, target: np.full(SHAPE, 1.7)), study, row)["t2w"].image
     np.testing.assert_array_equal(predicted, study.foreground.astype(float))
 
 
 def test_the_background_is_that_of_the_inputs_and_never_of_a_target():
     study = make_study()
     study.images["t1n"][:, :, 8:] = 0  # a smaller field of view than the target's
-    predicted = predict_row(Fake(lambda images, target: np.ones(SHAPE)), study, Row(("t1n",), ("t2w",)))["t2w"]
+    predicted = ask(Fake(lambda images, target: np.ones(SHAPE)), study, Row(("t1n",), ("t2w",)))["t2w"].image
     assert not predicted[:, :, 8:].any()
     assert predicted[:, 2:12, 3:8].all()
 
@@ -155,9 +158,9 @@ def test_the_content_of_a_target_never_changes_a_prediction():
     swapped = replace(study, images={**study.images, "t2w": other.images["t2w"]})
     copy_input = Fake(lambda images, target: next(iter(images.values())) * 0.9)
     row = Row(("t1n", "t2f"), ("t1c", "t2w"))
-    first, second = predict_row(copy_input, study, row), predict_row(copy_input, swapped, row)
+    first, second = ask(copy_input, study, row), ask(copy_input, swapped, row)
     for target in row.targets:
-        np.testing.assert_array_equal(first[target], second[target])
+        np.testing.assert_array_equal(first[target].image, second[target].image)
 
 
 def test_a_predictor_cannot_spoil_the_study_for_the_next():
@@ -298,6 +301,63 @@ def test_equal_methods_differ_by_nothing_and_infinite_ones_by_nothing_that_can_b
     assert infinite.cells[0].mean == math.inf
 
 
+# What a method expects of its own images
+
+
+def knowing(error):
+    """A predictor of grey images that says `error(true squared error, target)` of them."""
+    study = make_study()
+
+    def answer(images, target):
+        truth = np.square(0.5 - study.images[target])
+        return Answer(half(images, target), np.broadcast_to(error(truth, target), SHAPE).astype(np.float32))
+
+    return study, Fake(answer)
+
+
+def test_a_method_that_knows_its_error_is_right_about_its_psnr():
+    study, fake = knowing(lambda truth, target: truth)
+    records = evaluate([fake, Fake(half, "copy")], [study], modalities=FOUR)
+    said = {(r.sources, r.target, r.region): r.value for r in records if r.metric == PREDICTED_PSNR}
+    found = {(r.sources, r.target, r.region): r.value for r in records if r.metric == "psnr" and r.method == "medk2n"}
+    assert len(said) == len(found)
+    assert {r.method for r in records if r.metric == PREDICTED_PSNR} == {"medk2n"}, "copy says nothing of its error"
+    for place in (place for place in found if place[2] == "foreground"):
+        assert said[place] == pytest.approx(found[place], abs=1e-4)
+    for claim in claims(records):
+        assert claim.n == 7
+        assert claim.off == pytest.approx(0, abs=1e-4)
+
+
+def test_claims_are_means_differences_and_a_correlation_over_images():
+    values = [("a", 20.0, 21.0), ("b", 22.0, 22.0), ("c", 24.0, 23.0)]
+    records = [record(subject, measured) for subject, measured, _ in values]
+    records += [record(subject, predicted, metric=PREDICTED_PSNR) for subject, _, predicted in values]
+    records += [record("d", math.inf), record("d", 30.0, metric=PREDICTED_PSNR)]  # an exact image: left out
+    (claim,) = claims(records)
+    assert (claim.n, claim.measured, claim.predicted, claim.off) == (3, 22.0, 22.0, pytest.approx(2 / 3))
+    assert claim.correlation == pytest.approx(1)
+    assert per_subject(records).keys() == per_subject(records[:3]).keys(), "a claim is no measurement"
+
+
+def test_a_method_that_says_the_same_of_every_image_has_no_correlation(tmp_path):
+    study, fake = knowing(lambda truth, target: 0.01)
+    records = evaluate([fake], [study], modalities=FOUR)
+    assert all(math.isnan(claim.correlation) and claim.predicted == pytest.approx(20) for claim in claims(records))
+    summary = summarise(records, method="medk2n", references=(), rng=np.random.default_rng(0))
+    text = write_tables(tmp_path, records, summary, methods=("medk2n",), facts={})
+    assert "## What a method expects of its own images" in text
+    assert text.count("| 20.00 |") == 4
+    assert text.count("| n/a |") == 4
+    assert json.loads((tmp_path / "table.json").read_text())["claims"][0]["correlation"] is None
+
+
+def test_a_predicted_error_of_another_shape_is_an_error():
+    fake = Fake(lambda images, target: Answer(half(images, target), np.zeros((1, 2, 3))))
+    with pytest.raises(InternalError, match=r"expected a prediction of shape \(3, 14, 19\), got \(1, 2, 3\)"):
+        evaluate([fake], [make_study()], modalities=FOUR)
+
+
 # Tables and figures
 
 
@@ -357,7 +417,8 @@ def test_figures_are_drawn_and_synthetic_panels_are_labelled(tmp_path, monkeypat
     original = Axes.text
     monkeypatch.setattr(Axes, "text", lambda self, x, y, s, **k: (labels.append(s), original(self, x, y, s, **k))[1])
     study, row = make_study(lesion=True), Row(("t1n", "t1c"), ("t2w", "t2f"))
-    outputs = {name: predict_row(Fake(half), study, row) for name in ("medk2n", "copy")}
+    images = {target: answer.image for target, answer in ask(Fake(half), study, row).items()}
+    outputs = dict.fromkeys(("medk2n", "copy"), images)
     picture(study, row, outputs, tmp_path / "picture.png")
     assert labels == ["SYNTHETIC"] * 4
     psnr_figure(measured(), tmp_path / "psnr.png", methods=("medk2n", "unet", "copy"))

@@ -182,8 +182,11 @@ def test_existing_outputs_are_refused_with_the_remedy(tmp_path):
 
 
 def test_an_output_folder_is_made_or_refused(tmp_path):
-    assert atomic.check_writable(tmp_path / "x" / "y").is_dir()
-    assert list((tmp_path / "x" / "y").iterdir()) == []
+    assert atomic.check_writable(tmp_path / "x" / "y") == tmp_path / "x" / "y"
+    assert not list(tmp_path.iterdir()), "asked, not made"
+    (tmp_path / "there").mkdir()
+    assert atomic.check_writable(tmp_path / "there").is_dir()
+    (tmp_path / "there").rmdir()
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(OutputPermissionError, match="not a folder but a file"):

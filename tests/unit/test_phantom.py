@@ -81,6 +81,38 @@ def test_not_knowing_the_protocol_costs_more_than_noise(cohort: Path) -> None:
     )
 
 
+def test_not_knowing_the_protocol_never_beats_noise(cohort: Path) -> None:
+    with (cohort / "derivatives" / "truth" / "ceilings.csv").open() as handle:
+        rows = [r for r in csv.DictReader(handle) if r["unknown_protocol_psnr_db"] != "n/a"]
+    assert rows
+    assert all(float(r["unknown_protocol_psnr_db"]) <= float(r["noise_psnr_db"]) for r in rows)
+
+
+def test_a_diffusion_image_states_its_b_value(cohort: Path) -> None:
+    (bval,) = (cohort / "sub-001").rglob("sub-001_dwi.bval")
+    assert bval.read_text() == "1000\n"
+    assert bval.with_suffix(".bvec").read_text() == "0\n0\n0\n"
+
+
+@pytest.mark.parametrize("what", ["thesis.txt", "sub-001/anat/sub-001_T1w.nii.gz"])
+def test_what_others_made_is_never_replaced(tmp_path: Path, what: str) -> None:
+    (tmp_path / "c" / what).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "c" / what).write_text("years of work")
+    with pytest.raises(OutputExistsError, match="is no cohort of medk2n phantom, and would be lost"):
+        make_cohort(tmp_path / "c", subjects=1, seed=0, spacing_mm=8.0, workers=1, overwrite=True)
+    assert (tmp_path / "c" / what).read_text() == "years of work"
+
+
+def test_a_strangers_file_in_a_cohort_is_kept(tmp_path: Path) -> None:
+    options = {"subjects": 1, "seed": 0, "spacing_mm": 8.0, "workers": 1}
+    out = make_cohort(tmp_path / "c", **options)
+    make_cohort(out, **options, overwrite=True)
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(OutputExistsError, match=r"also holds notes\.txt, and would be lost"):
+        make_cohort(out, **options, overwrite=True)
+    assert (out / "notes.txt").read_text() == "mine"
+
+
 def test_a_subject_depends_on_seed_and_number_alone(cohort: Path, tmp_path: Path) -> None:
     """Neither on how many subjects there are nor on who makes them."""
     options = {"spacing_mm": SPACING, "protocols": "random"}

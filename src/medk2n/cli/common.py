@@ -8,12 +8,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import medk2n
 from medk2n.errors import UnknownNameError, UsageError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
 
 ModelOption = Annotated[str, typer.Option("--model", help="Bundled model (default, brain) or a model folder.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
@@ -50,6 +53,17 @@ def resolve_device(name: str) -> str:
     if kind == "mps" and not torch.backends.mps.is_available():
         raise UsageError("--device mps was asked for, but torch finds none; use --device cpu or auto")
     return name
+
+
+@contextmanager
+def progress_bar(*columns: "ProgressColumn") -> "Iterator[Progress]":
+    """A bar on a terminal's stderr that goes when it is done; elsewhere nothing, so that complaints stay one line."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        yield bar
 
 
 def split_names(values: Sequence[str] | None) -> list[str]:
@@ -96,7 +110,8 @@ def run_manifest(
     """Time a run and write its manifest to `path` when it ends, also when it fails. Without a path only time passes.
 
     Raises:
-        OutputExistsError: before anything is run, if `path` is there and `overwrite` is not given.
+        UsageError, OutputExistsError: before anything is run, if `path` is no .json file, or is there without
+            `overwrite`.
     """
     from medk2n.cli.complaints import explain
     from medk2n.io.atomic import check_writable, refuse_existing, write_json
@@ -104,6 +119,8 @@ def run_manifest(
     if path is None:
         yield Manifest()
         return
+    if path.suffix != ".json":
+        raise UsageError(f"--manifest {path}: expected the name of a .json file")
     refuse_existing([path], overwrite)
     check_writable(path.parent)
     manifest, start, started = Manifest(), time.perf_counter(), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from medk2n.data.subject import Subject
     from medk2n.data.working import WorkingStudy
     from medk2n.evaluation.evaluate import Record
-    from medk2n.inference.predictor import Predictor
+    from medk2n.inference._spec import Predictor
 
 _MANY = 5  # modalities: 30 input subsets a subject; more deserves a warning
 
@@ -41,6 +41,7 @@ def evaluate(
     ] = None,
     subjects: Annotated[list[str] | None, typer.Option("--subjects", help="Ids to keep: a comma list.")] = None,
     exclude: Annotated[list[str] | None, typer.Option("--exclude", help="Ids to leave out: a comma list.")] = None,
+    split: Annotated[Path | None, typer.Option("--split", help="split.json of index: its test part alone.")] = None,
     every: Annotated[int, typer.Option("--every", min=1, help="Score every Nth slice only: N times faster.")] = 1,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
@@ -58,11 +59,20 @@ def evaluate(
     from medk2n.io.atomic import check_writable, refuse_existing
 
     options = {"model": model, "data": data, "out": out, "modalities": modalities, "subjects": subjects}
-    options |= {"exclude": exclude, "every": every, "device": device, "seed": seed, "overwrite": overwrite}
+    options |= {
+        "exclude": exclude,
+        "split": split,
+        "every": every,
+        "device": device,
+        "seed": seed,
+        "overwrite": overwrite,
+    }
     with run_manifest(manifest, "evaluate", options, overwrite=overwrite) as run:
         folder = find_model(model)
         config = read_config(folder)
         found = discover(data, subjects=split_names(subjects) or None, exclude=split_names(exclude))
+        if split:
+            found = _test_part(found, split, data, config)
         tested = _modalities_under_test(modality_names(modalities, "--modalities"), config.modalities, found, data)
         usable = [s for s in found if len(set(tested) & set(s.modalities)) > 1]
         refuse_existing([out], overwrite)
@@ -76,6 +86,7 @@ def evaluate(
             "data": {"folder": str(data), "modalities": tested, "subjects": [s.id for s in usable], "failed": failed},
             "spacing_mm": config.spacing_mm,
             "every_nth_slice": every,
+            "training": {p.name: _cost(p.config) for p in predictors if hasattr(p, "config")},
             "seed": seed,
         }
         with _new_folder(out) as temporary:
@@ -87,6 +98,24 @@ def evaluate(
         typer.echo(f"Tables and figures: {out}; read table.md first, then psnr.png and picture.png")
         if failed:
             raise typer.Exit(3)
+
+
+def _test_part(found: "Sequence[Subject]", path: Path, data: Path, config: "ModelConfig") -> "list[Subject]":
+    """Those of the subjects that a split keeps for the test; the model must not have learned from any."""
+    from medk2n.data.split import read_split
+    from medk2n.errors import DatasetError
+
+    test = set(read_split(path).part("test"))
+    kept = [subject for subject in found if subject.id in test]
+    if not kept:
+        raise DatasetError(f"{path}: none of the subjects of {data} is in its test part")
+    learned = set(config.training.get("subject_ids", {}).get(data.resolve().name, []))
+    if seen := sorted(learned & {subject.id for subject in kept}):
+        raise DatasetError(
+            f"{path}: the model learned from {', '.join(seen[:3])}{', ...' if len(seen) > 3 else ''}, expected a model "
+            "trained with this split"
+        )
+    return kept
 
 
 def _modalities_under_test(
@@ -141,9 +170,7 @@ def _predictors(folder: Path, config: "ModelConfig", device: str, every: int) ->
 
 def _measure(task: _Task) -> "tuple[list[Record], dict[str, str]]":
     """Records, and the complaint of each subject that could not be read (the others go on)."""
-    from rich.console import Console
-    from rich.progress import Progress
-
+    from medk2n.cli.common import progress_bar
     from medk2n.data.working import load_working
     from medk2n.errors import DatasetError, Medk2nError
     from medk2n.evaluation.evaluate import evaluate as measure
@@ -159,7 +186,7 @@ def _measure(task: _Task) -> "tuple[list[Record], dict[str, str]]":
                 typer.echo(f"medk2n: subject {subject.id} failed: {error}", err=True)
 
     position = {subject.id: index for index, subject in enumerate(task.subjects)}
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with progress_bar() as bar:
         line = bar.add_task("evaluate", total=len(task.subjects))
 
         def advance(subject: str, done: int, total: int) -> None:
@@ -185,6 +212,13 @@ def _write(folder: Path, records: "Sequence[Record]", methods: Sequence[str], fa
     return write_tables(folder, records, summary, methods=methods, facts=facts)
 
 
+def _cost(config: "ModelConfig") -> dict[str, Any]:
+    """What learning a method took, as far as its checkpoint says."""
+    from medk2n.evaluation.table import TRAINING_COST
+
+    return {key: config.training[key] for key in TRAINING_COST if key in config.training}
+
+
 def _hardware(device: str) -> dict[str, Any]:
     import os
     import platform
@@ -195,7 +229,7 @@ def _hardware(device: str) -> dict[str, Any]:
 def _draw(folder: Path, records: "Sequence[Record]", task: _Task, failed: dict[str, str]) -> None:
     """All values, and the first subject (read again: studies are not kept) with half of its modalities given."""
     from medk2n.data.working import every_nth, load_working
-    from medk2n.evaluation.evaluate import predict_row
+    from medk2n.evaluation.evaluate import ask
     from medk2n.evaluation.figure import picture, psnr_figure
     from medk2n.evaluation.rows import rows
 
@@ -204,7 +238,7 @@ def _draw(folder: Path, records: "Sequence[Record]", task: _Task, failed: dict[s
     row = next(r for r in rows(task.modalities, study.images) if len(r.sources) >= len(r.targets))
     at = every_nth(len(study.foreground), task.every)
     outputs = {
-        predictor.name: {target: image[at] for target, image in predict_row(predictor, study, row).items()}
+        predictor.name: {target: answer.image[at] for target, answer in ask(predictor, study, row).items()}
         for predictor in task.predictors
     }
     picture(study.thinned(at), row, outputs, folder / "picture.png")

@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medk2n.cli.common import ManifestOption, OverwriteOption
+from medk2n.cli.common import ManifestOption, OverwriteOption, SeedOption
 from medk2n.cli.complaints import SOME_FAILED
 
 if TYPE_CHECKING:
     from medk2n.data.inventory import Inventory
     from medk2n.data.subject import Subject
 
+SPLIT = "split.json"
 _MOST_LINES = 20
 
 
@@ -20,40 +21,66 @@ def index(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the tables and the figure.")],
     subjects: Annotated[list[str] | None, typer.Option("--subjects", help="Ids to keep: a comma list.")] = None,
     exclude: Annotated[list[str] | None, typer.Option("--exclude", help="Ids to leave out: a comma list.")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            "--split",
+            metavar="VAL,TEST",
+            help="Part the patients: shares to watch and to test on (0.1,0.2), into split.json for train and evaluate.",
+        ),
+    ] = None,
+    seed: SeedOption = 0,
     overwrite: OverwriteOption = False,
     manifest: ManifestOption = None,
 ) -> None:
     """See what a data set holds before you use it: subjects, modalities, grids, missing patterns, suspicious cases.
 
     Every image is read: unreadable or constant ones, the same voxels under two names, and images displaced against
-    the others of their subject by more than a voxel are told. Nothing is changed.
+    the others of their subject by more than a voxel are told. Nothing is changed. A split keeps a patient's sessions,
+    and subjects that share an image, together, and is alike in every site and pattern of missing modalities.
     """
     from medk2n.cli.common import run_manifest, split_names
     from medk2n.data.discover import discover
-    from medk2n.io.atomic import check_writable, refuse_existing
+    from medk2n.data.split import count_parts, draw_split
+    from medk2n.io.atomic import check_writable, refuse_existing, write_json
     from medk2n.report.inventory import FILES, write_inventory
 
     options = {"data": data, "out": out, "subjects": subjects, "exclude": exclude, "overwrite": overwrite}
+    options |= {"split": split, "seed": seed}
+    shares = _shares(split) if split else None
     with run_manifest(manifest, "index", options, overwrite=overwrite) as run:
         found = discover(data, subjects=split_names(subjects) or None, exclude=split_names(exclude))
-        refuse_existing([out / name for name in FILES], overwrite)
+        refuse_existing([out / name for name in (*FILES, *([SPLIT] if shares else []))], overwrite)
         check_writable(out)
         inventory = _read(found)
         run.outputs += write_inventory(inventory, str(data), out)
         run.facts["images"] = len(inventory.images)
         run.facts["complaints"] = len(inventory.complaints)
         _tell(inventory, out)
+        if shares:
+            drawn = draw_split(found, inventory, validation=shares[0], test=shares[1], seed=seed)
+            write_json(out / SPLIT, drawn.model_dump())
+            run.outputs.append(out / SPLIT)
+            typer.echo(f"Split: {count_parts(drawn)}: {out / SPLIT}")
         if any(complaint.kind == "unreadable" for complaint in inventory.complaints):
             raise typer.Exit(SOME_FAILED)
 
 
-def _read(subjects: "list[Subject]") -> "Inventory":
-    from rich.console import Console
-    from rich.progress import Progress
+def _shares(text: str) -> tuple[float, float]:
+    from medk2n.errors import UsageError
 
+    try:
+        validation, test = map(float, text.split(","))
+    except ValueError as error:
+        raise UsageError(f"--split {text}: expected two shares, to watch and to test on, such as 0.1,0.2") from error
+    return validation, test
+
+
+def _read(subjects: "list[Subject]") -> "Inventory":
+    from medk2n.cli.common import progress_bar
     from medk2n.data.inventory import take_inventory
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with progress_bar() as bar:
         line = bar.add_task("reading", total=len(subjects))
         return take_inventory(subjects, lambda done, total: bar.update(line, completed=done, total=total))
 

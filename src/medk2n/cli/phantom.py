@@ -40,10 +40,9 @@ def phantom(
     Each has t1n t1c t2w t2f pd dwi adc ct, some a tumour, a stroke or white-matter lesions. Under
     derivatives/truth lie the noise-free images, tissue and lesion maps and the best attainable PSNR.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
-    from medk2n.cli.common import run_manifest
+    from medk2n.cli.common import progress_bar, run_manifest
     from medk2n.phantom.cohort import make_cohort
 
     options = {"out": out, "subjects": subjects, "seed": seed, "spacing": spacing, "protocols": protocols.value}
@@ -51,7 +50,7 @@ def phantom(
     columns = (TextColumn("subjects"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with (
         run_manifest(manifest, "phantom", options, overwrite=overwrite) as run,
-        Progress(*columns, console=Console(stderr=True), transient=True) as bar,
+        progress_bar(*columns) as bar,
     ):
         task = bar.add_task("subjects", total=subjects)
         make_cohort(

@@ -71,7 +71,7 @@ def synth(
     Example: medk2n synth -i t1n=A.nii.gz -i t2w=B.nii.gz -t t1c -t t2f -o OUT
 
     The content decides which input counts how much for a target. To decide yourself: --set fusion.t2f.key=t1n,
-    --set fusion.t2f.leave_out=[t1c], --set fusion.t2f.weights.t2w.at_most=0.3 (or .fixed), and .where=MASK.nii.gz.
+    --set fusion.t2f.leave_out=\\[t1c], --set fusion.t2f.weights.t2w.at_most=0.3 (or .fixed), and .where=MASK.nii.gz.
     """
     from medk2n.checkpoint import find_model, read_config
     from medk2n.cli.common import modality_names, resolve_device, run_manifest
@@ -248,10 +248,10 @@ def _run(
 
 @contextmanager
 def _progress(study_id: str) -> "Iterator[Progress]":
-    from rich.console import Console
     from rich.markup import escape
-    from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    from medk2n.cli.common import progress_bar
+
+    with progress_bar() as bar:
         line = bar.add_task(escape(study_id), total=None)
         yield lambda done, total: bar.update(line, completed=done, total=total)

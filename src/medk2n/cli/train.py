@@ -17,6 +17,10 @@ def train(
         ),
     ] = None,
     val: Annotated[Path | None, typer.Option("--val", help="Data that is watched and never learned from.")] = None,
+    split: Annotated[
+        Path | None,
+        typer.Option("--split", help="split.json of index: what to learn from, and to watch."),
+    ] = None,
     subjects: Annotated[list[str] | None, typer.Option("--subjects", help="Ids to keep: a comma list.")] = None,
     exclude: Annotated[list[str] | None, typer.Option("--exclude", help="Ids to leave out: a comma list.")] = None,
     preset: Annotated[str, typer.Option("--preset", help="A configuration of the package.")] = "tiny",
@@ -38,13 +42,15 @@ def train(
     from medk2n.config.schema import load_config
     from medk2n.errors import UsageError
 
-    if resume and any((data, val, subjects, exclude, config, minutes, seed is not None, overrides, overwrite)):
+    if resume and any((data, val, split, subjects, exclude, config, minutes, seed is not None, overrides, overwrite)):
         raise UsageError("--resume goes on with the run's own settings: give --out alone, or start a run without it")
     wanted = list(overrides or [])
     if data:
         wanted.append(f"data={json.dumps(data)}")
     if val:
         wanted.append(f"validation={json.dumps(str(val))}")
+    if split:
+        wanted.append(f"split={json.dumps(str(split))}")
     if subjects:
         wanted.append(f"subjects={json.dumps(split_names(subjects))}")
     if exclude:
@@ -69,14 +75,11 @@ def _train(resolved, out: Path, device: str, *, overwrite: bool) -> None:
     """Train by a configuration, or, where it is None, go on with what is in `out`."""
     import warnings
 
-    from rich.console import Console
-    from rich.progress import Progress
-
+    from medk2n.cli.common import progress_bar
     from medk2n.training import run
 
-    console = Console(stderr=True)
-    with warnings.catch_warnings(), Progress(console=console, transient=True) as bar:
-        warnings.showwarning = lambda message, *rest, **named: console.print(
+    with warnings.catch_warnings(), progress_bar() as bar:
+        warnings.showwarning = lambda message, *rest, **named: bar.console.print(
             f"medk2n: warning: {message}", markup=False
         )
         line = bar.add_task("reading", total=1.0)

@@ -87,7 +87,7 @@ class LossWeights(_Strict):
 
     log_mse: float = 1.0
     edges: float = 2.0
-    likelihood: float = 0.1
+    likelihood: float = 0.5
     remade: float = 0.1
     weights: float = 1.0
     gates: float = 0.002
@@ -101,6 +101,8 @@ class TrainConfig(_Strict):
     Attributes:
         data: folders, each with its share of the crops after a colon ("DIR:0.5"; 1 where left out).
         validation: folder whose loss is watched; never learned from.
+        split: file of `medk2n index --split`, instead of `validation`: which subjects of the folders are learned from
+            and which are watched.
         subjects: ids to learn from, over all folders; all if empty.
         exclude: ids to leave out, of `validation` too; "ID:modality" leaves one image out.
         modalities: what the model will know.
@@ -115,6 +117,7 @@ class TrainConfig(_Strict):
 
     data: list[str] = []
     validation: str | None = None
+    split: str | None = None
     subjects: list[str] = []
     exclude: list[str] = []
     modalities: list[str]
@@ -126,7 +129,7 @@ class TrainConfig(_Strict):
     budget: Budget = Budget(minutes=30)
     batch: BatchShape = BatchShape()
     losses: LossWeights = LossWeights()
-    fuse_every: Count = 5
+    fuse_every: Count = 8
     gain_every: Count = 4
     soft_gates: Share = 0.3
     threads: Count | None = None
@@ -143,6 +146,8 @@ class TrainConfig(_Strict):
 
     @model_validator(mode="after")
     def _enough(self) -> "TrainConfig":
+        if self.validation and self.split:
+            raise ValueError("validation and split: each says what is watched, expected one of them")
         if len(self.modalities) < 2:
             raise ValueError("modalities: a model needs at least two modalities")
         foreign = sorted(set(self.core) - set(self.modalities))

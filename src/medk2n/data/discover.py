@@ -68,7 +68,9 @@ def discover_study(source: Path | str | Sequence[Path | str] | Mapping[str, Path
     if Path(source).is_file():
         return discover_study([source])
     folder = _existing_folder(source)
-    return _some_images(subject_of(folder.resolve().name, study_files(folder)), str(folder))
+    files = study_files(folder)
+    images = [file for file in files if names.recognise(file)]
+    return _some_images(subject_of(names.study_id(images or [folder / "study"]), files), str(folder))
 
 
 def _by_short_name(source: Mapping[str, Path | str]) -> dict[str, Path]:

@@ -19,6 +19,7 @@ class Subject:
             inputs but never as a target or a reference.
         masks: "brain", "lesion", ... -> function that reads a mask (non-zero is inside).
         provenance: modality -> path as text, for reports.
+        site: where it was acquired, as far as the data set states it.
     """
 
     id: str
@@ -26,6 +27,7 @@ class Subject:
     inputs_only: Mapping[str, tuple[Reader, ...]] = field(default_factory=dict)
     masks: Mapping[str, Callable[[], LabelMap]] = field(default_factory=dict)
     provenance: Mapping[str, str] = field(default_factory=dict)
+    site: str = ""
 
     @property
     def modalities(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medk2n.errors import CheckpointError
+from medk2n.inference._spec import Answer
 
 if TYPE_CHECKING:
     from medk2n.checkpoint import ModelConfig
@@ -28,13 +29,13 @@ class CopyPredictor:
         self.modalities = tuple(config.modalities)
         self._maps = config.statistics.affine_maps
 
-    def predict(self, images: Mapping[str, np.ndarray], targets: Sequence[str]) -> dict[str, np.ndarray]:
-        """Each target as (s, h, w) float32 in [0, 1].
+    def predict(self, images: Mapping[str, np.ndarray], targets: Sequence[str]) -> dict[str, Answer]:
+        """Each target as (s, h, w) float32 in [0, 1], and no word on its error.
 
         Raises:
             CheckpointError: if the model has no map from any input to a target.
         """
-        return {target: self._copy(images, target) for target in targets}
+        return {target: Answer(self._copy(images, target)) for target in targets}
 
     def _copy(self, images: Mapping[str, np.ndarray], target: str) -> np.ndarray:
         maps = {source: fit for source, fit in self._maps.get(target, {}).items() if source in images}

@@ -15,14 +15,18 @@ from medk2n.data.working import every_nth
 from medk2n.errors import InternalError, UnknownNameError
 from medk2n.evaluation.background import inside_inputs
 from medk2n.evaluation.rows import Row, rows
-from medk2n.metrics._metric import Metric
+from medk2n.inference._spec import Answer
+from medk2n.metrics._metric import Metric, masked_mean
+from medk2n.metrics.psnr import decibel
 from medk2n.registry import names, resolve
 
 if TYPE_CHECKING:
     from medk2n.data.working import WorkingStudy
-    from medk2n.inference.predictor import Predictor
+    from medk2n.inference._spec import Predictor
 
 DATA_RANGE = 1.0
+PREDICTED_PSNR = "predicted_psnr"
+"""In a record, beside the measured metrics: the PSNR that a method expects of its own image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +80,14 @@ def evaluate(
         regions = _regions(scored)
         for done, row in enumerate(asked, start=1):
             for predictor in predictors:
-                predicted = {target: image[at] for target, image in predict_row(predictor, study, row).items()}
+                predicted = {target: answer.thinned(at) for target, answer in ask(predictor, study, row).items()}
                 records.extend(_measure(predictor.name, scored, row, predicted, regions, metrics))
             if progress:
                 progress(study.id, done, len(asked))
     return records
 
 
-def predict_row(predictor: "Predictor", study: "WorkingStudy", row: Row) -> dict[str, np.ndarray]:
+def ask(predictor: "Predictor", study: "WorkingStudy", row: Row) -> dict[str, Answer]:
     """One predictor's answers to one row, clipped to [0, 1], zero outside what the inputs show.
 
     The predictor receives copies of the sources and nothing else of the study.
@@ -91,24 +95,29 @@ def predict_row(predictor: "Predictor", study: "WorkingStudy", row: Row) -> dict
     images = {source: study.images[source].copy() for source in row.sources}
     predicted = predictor.predict(images, row.targets)
     inside = inside_inputs({source: study.images[source] for source in row.sources})
-    for target in row.targets:
-        _require_sound(predictor.name, study.id, row, target, predicted.get(target), inside.shape)
-    return {target: np.where(inside, np.clip(predicted[target], 0, 1), 0) for target in row.targets}
+    return {
+        target: _sound(predicted.get(target), inside, f"{predictor.name}, subject {study.id}, {row.label} -> {target}")
+        for target in row.targets
+    }
 
 
 def _measure(
     method: str,
     study: "WorkingStudy",
     row: Row,
-    predicted: Mapping[str, np.ndarray],
+    predicted: Mapping[str, Answer],
     regions: Mapping[str, np.ndarray | None],
     metrics: Sequence[Metric],
 ) -> Iterator[Record]:
-    for target in row.targets:
+    for target, answer in predicted.items():
         for metric in metrics:
-            values = metric.map(predicted[target], study.images[target], data_range=DATA_RANGE)
+            values = metric.map(answer.image, study.images[target], data_range=DATA_RANGE)
             for region, mask in regions.items():
                 yield Record(study.id, method, row.label, target, metric.name, region, metric.pooled(values, mask))
+        if answer.variance is not None:
+            for region, mask in regions.items():
+                value = decibel(masked_mean(answer.variance, mask))
+                yield Record(study.id, method, row.label, target, PREDICTED_PSNR, region, value)
 
 
 def _regions(study: "WorkingStudy") -> dict[str, np.ndarray | None]:
@@ -130,13 +139,14 @@ def _require_known(predictor: "Predictor", modalities: Sequence[str]) -> None:
         )
 
 
-def _require_sound(
-    method: str, subject: str, row: Row, target: str, image: np.ndarray | None, shape: tuple[int, ...]
-) -> None:
-    place = f"{method}, subject {subject}, {row.label} -> {target}"
-    if image is None:
+def _sound(answer: Answer | None, inside: np.ndarray, place: str) -> Answer:
+    if answer is None:
         raise InternalError(f"{place}: the prediction is missing")
-    if image.shape != shape:
-        raise InternalError(f"{place}: expected a prediction of shape {shape}, got {image.shape}")
-    if not np.isfinite(image).all():
-        raise InternalError(f"{place}: the prediction is not finite everywhere")
+    parts = [part for part in (answer.image, answer.variance) if part is not None]
+    for part in parts:
+        if part.shape != inside.shape:
+            raise InternalError(f"{place}: expected a prediction of shape {inside.shape}, got {part.shape}")
+        if not np.isfinite(part).all():
+            raise InternalError(f"{place}: the prediction is not finite everywhere")
+    variance = None if answer.variance is None else np.where(inside, answer.variance, 0)
+    return Answer(np.where(inside, np.clip(answer.image, 0, 1), 0), variance)

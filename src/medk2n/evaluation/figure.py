@@ -54,7 +54,7 @@ def picture(study: "WorkingStudy", row: Row, outputs: Mapping[str, Mapping[str, 
     """One slice of one subject: the inputs, then per target the reference, each output and its absolute error.
 
     Args:
-        outputs: method -> target -> (s, h, w) in [0, 1], as `predict_row` returns it.
+        outputs: method -> target -> (s, h, w) in [0, 1], zero outside what the inputs show.
     """
     from matplotlib.figure import Figure
 

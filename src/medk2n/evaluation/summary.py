@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medk2n.evaluation.evaluate import Record
+from medk2n.evaluation.evaluate import PREDICTED_PSNR, Record
 
 MEAN_ROW = "mean of rows"
 RESAMPLES = 2000
@@ -76,10 +76,10 @@ def summarise(
 
 
 def per_subject(records: Iterable[Record]) -> dict[Place, dict[str, dict[str, float]]]:
-    """Place -> method -> subject -> mean over targets (over rows in the last place of each metric)."""
+    """Place -> method -> subject -> mean over targets (over rows in the last place of each metric); measured alone."""
     by_target = _lists()
     for record in records:
-        if not np.isnan(record.value):
+        if record.metric != PREDICTED_PSNR and not np.isnan(record.value):
             place = (record.region, record.metric, record.sources)
             by_target[place][record.method][record.subject].append(record.value)
     by_row = {place: _averaged(methods) for place, methods in by_target.items()}

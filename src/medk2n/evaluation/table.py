@@ -8,10 +8,14 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from medk2n.evaluation.claims import Claim, claims
 from medk2n.evaluation.evaluate import DATA_RANGE, Record
 from medk2n.evaluation.summary import MEAN_ROW, Cell, Difference, Summary
 from medk2n.metrics._metric import Metric
 from medk2n.registry import resolve
+
+TRAINING_COST = ("wall_minutes", "steps", "crops", "flops_per_step", "parameters")
+"""What a checkpoint says of its training that belongs beside a comparison."""
 
 _REGIONS = {
     "foreground": "Inside the foreground mask (one per subject, the same for every row and method)",
@@ -33,15 +37,17 @@ def write_tables(
     _write_csv(folder / "records.csv", Record, records)
     _write_csv(folder / "table.csv", Cell, summary.cells)
     _write_csv(folder / "differences.csv", Difference, summary.differences)
+    claimed = claims(records)
     content = {
         **facts,
         "data_range": DATA_RANGE,
         "methods": list(methods),
         "cells": [_plain(cell) for cell in summary.cells],
         "differences": [_plain(difference) for difference in summary.differences],
+        "claims": [_plain(claim) for claim in claimed],
     }
     (folder / "table.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    text = markdown(summary, methods)
+    text = markdown(summary, methods) + claims_markdown(claimed) + costs_markdown(facts.get("training", {}))
     (folder / "table.md").write_text(text, encoding="utf-8")
     return text
 
@@ -58,6 +64,41 @@ def markdown(summary: Summary, methods: Sequence[str]) -> str:
         lines += ["", f"## {_REGIONS[region]}"]
         for name in ("psnr", *sorted({c.metric for c in summary.cells} - {"psnr"})):
             lines += ["", *_metric_table(summary, region, resolve("metrics", name), methods)]
+    return "\n".join(lines) + "\n"
+
+
+def claims_markdown(claimed: Sequence[Claim]) -> str:
+    """A table of predicted against measured PSNR; nothing if no method predicts its error."""
+    if not claimed:
+        return ""
+    lines = [
+        "",
+        "## What a method expects of its own images",
+        "",
+        "PSNR inside the foreground, in dB; an image is one target of one subject from one set of inputs.",
+        "",
+        "| method | target | images | measured | predicted | mean absolute difference | correlation |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for c in claimed:
+        correlation = "n/a" if math.isnan(c.correlation) else f"{c.correlation:.2f}"
+        numbers = f"{c.measured:.2f} | {c.predicted:.2f} | {c.off:.2f} | {correlation}"
+        lines.append(f"| {c.method} | {c.target} | {c.n} | {numbers} |")
+    return "\n".join(lines) + "\n"
+
+
+def costs_markdown(training: Mapping[str, Mapping[str, float]]) -> str:
+    """What each trained method took; nothing if no checkpoint says."""
+    rows = [(method, cost) for method, cost in training.items() if cost]
+    if not rows:
+        return ""
+    lines = ["", "## What training took", "", "| method | minutes | steps | crops | GFLOP a step | parameters |"]
+    lines.append("|---|---|---|---|---|---|")
+    for method, cost in rows:
+        flops = cost.get("flops_per_step")
+        known = {**cost, "flops_per_step": None if flops is None else round(flops / 1e9, 1)}
+        cells = (known.get(key) for key in TRAINING_COST)
+        lines.append("| " + " | ".join([method, *("n/a" if cell is None else str(cell) for cell in cells)]) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -20,7 +20,10 @@ class Grid:
     affine: np.ndarray
 
     def __post_init__(self) -> None:
-        affine = np.array(self.affine, dtype=np.float64)
+        try:
+            affine = np.array(self.affine, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise GeometryError(f"affine is not a finite 4 x 4 matrix: {self.affine!r}") from error
         if affine.shape != (4, 4) or not np.isfinite(affine).all():
             raise GeometryError(f"affine is not a finite 4 x 4 matrix: {affine.tolist()}")
         if abs(np.linalg.det(affine[:3, :3])) < 1e-9:

@@ -7,7 +7,6 @@ slices, then all slices follow that plan in chunks, so memory does not grow with
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from medk2n.checkpoint import ModelConfig, load
 from medk2n.data.batches import neighbours
 from medk2n.data.working import every_nth
 from medk2n.errors import UsageError
+from medk2n.inference._spec import Answer
 from medk2n.inference.control import StudyControl
 from medk2n.models._spec import Prediction, Query
 from medk2n.models.parts.sequence import Control, Plan
@@ -27,17 +27,6 @@ _CHUNK_PIXELS = 400_000  # of all frames and targets of a chunk: about half a gi
 _MARGIN = 8
 
 Progress = Callable[[int, int], None]
-
-
-class Predictor(Protocol):
-    """What evaluation asks of any method."""
-
-    name: str
-    modalities: tuple[str, ...]
-
-    def predict(self, images: Mapping[str, np.ndarray], targets: Sequence[str]) -> dict[str, np.ndarray]:
-        """Scaled inputs (s, h, w), 0 outside the foreground -> scaled targets (s, h, w) in [0, 1]."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -73,10 +62,11 @@ class SlicePredictor:
         self.name = config.model
         self.modalities = config.modalities
 
-    def predict(self, images: Mapping[str, np.ndarray], targets: Sequence[str]) -> dict[str, np.ndarray]:
+    def predict(self, images: Mapping[str, np.ndarray], targets: Sequence[str]) -> dict[str, Answer]:
         """See `Predictor`."""
         depth = len(next(iter(images.values()), ()))
-        return self.infer(images, targets, only=every_nth(depth, self.every) if depth else None).means
+        found = self.infer(images, targets, only=every_nth(depth, self.every) if depth else None)
+        return {target: Answer(image, found.variances.get(target)) for target, image in found.means.items()}
 
     @torch.inference_mode()
     def infer(

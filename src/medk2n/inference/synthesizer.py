@@ -25,13 +25,13 @@ from medk2n.data.discover import discover_study
 from medk2n.data.intensity import Scaling
 from medk2n.data.subject import Subject
 from medk2n.data.working import Workspace, align, scaled, skull_stripped
-from medk2n.errors import UsageError
+from medk2n.errors import UsageError, VolumeReadError
 from medk2n.geometry.grid import Grid
 from medk2n.inference.contribution import contributions
 from medk2n.inference.control import StudyControl
 from medk2n.inference.predictor import Inference, Progress, SlicePredictor, load_predictor
 from medk2n.inference.progression import Progression, progressions
-from medk2n.io.atomic import sha256_array, sha256_file
+from medk2n.io.atomic import sha256_file
 from medk2n.io.nifti import from_nibabel, read_volume
 from medk2n.io.volume import Volume
 from medk2n.vocabulary import modality
@@ -206,7 +206,8 @@ class Synthesizer:
             for source, share in inference.shares[name].items():
                 image += space.unstack(share) * finer[source]
             image = scaling.invert(np.clip(image, 0.0, 1.0))
-            provenance = {"synthetic": True, "model": self.name, "model_sha256": self.config.sha256}
+            provenance = {"synthetic": True, "sources": record["sources"], "seed": seed}
+            provenance |= {"model": self.name, "model_sha256": self.config.sha256}
             volumes[name] = Volume(np.where(inside, image, air).astype(np.float32), grid, name, provenance)
             width = scaling.high - scaling.low
             error = np.sqrt(np.maximum(space.unstack(inference.variances[name]), 0.0)) * width
@@ -312,9 +313,20 @@ def _as_volume(image: Image, name: str) -> Volume:
         return image
     if isinstance(image, str | Path):
         return read_volume(Path(image), name)
-    if isinstance(image, tuple):
-        array, affine = image
-        nifti = nibabel.Nifti1Image(np.asarray(array, dtype=np.float32), affine)
-        volume = from_nibabel(nifti, name)
-        return Volume(volume.array, Grid(volume.array.shape, affine), name, {"sha256": sha256_array(volume.array)})
-    return from_nibabel(image, name)
+    if isinstance(image, tuple) and len(image) == 2:
+        return _from_array(*image, name)
+    if isinstance(image, nibabel.spatialimages.SpatialImage):
+        return from_nibabel(image, name)
+    raise UsageError(
+        f"{name}: expected a path, a nibabel image, a Volume or (array, affine), got {type(image).__name__}"
+        + ("; an array alone does not say where its voxels are" if isinstance(image, np.ndarray) else "")
+    )
+
+
+def _from_array(array: object, affine: object, name: str) -> Volume:
+    values = np.asarray(array)
+    if values.dtype.kind not in "biuf" or values.ndim < 3:
+        raise VolumeReadError(f"{name}: is {values.ndim}-D of {values.dtype}, expected a 3-D array of real numbers")
+    grid = Grid(values.shape[:3], affine)  # looks at the affine before nibabel does
+    volume = from_nibabel(nibabel.Nifti1Image(values.astype(np.float32), grid.affine), name)
+    return Volume(volume.array, grid, name, {"sha256": volume.provenance["sha256"]})

@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from medk2n.errors import OutputExistsError, OutputPermissionError, SystemLimitE
 def atomic_write(path: Path | str, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file in the folder of `path` (same suffix), then rename it to `path`.
 
+    The folder is made if need be.
+
     After an error nothing is left behind and what was at `path` before is untouched.
 
     Raises:
@@ -26,6 +29,7 @@ def atomic_write(path: Path | str, write: Callable[[Path], object]) -> None:
     path = Path(path)
     temporary = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         with temporary.open("rb+") as handle:
             os.fsync(handle.fileno())
@@ -77,13 +81,14 @@ def refuse_existing(paths: Iterable[Path | str], overwrite: bool) -> None:
 
 
 def check_writable(folder: Path | str) -> Path:
-    """Create `folder` if need be and prove that a file can be made in it; returns it.
+    """Prove that a file can be made in `folder`, which need not be there yet and is not left behind; returns it.
 
     Raises:
         OutputPermissionError: it cannot, or something on the way is a file.
         SystemLimitError: the disk is full.
     """
     folder = Path(folder)
+    absent = [place for place in (folder, *folder.parents) if not place.exists()]
     probe = folder / f".tmp-{secrets.token_hex(4)}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -93,4 +98,8 @@ def check_writable(folder: Path | str) -> Path:
         raise OutputPermissionError(f"{folder} is not a folder but a file: choose another --out") from error
     except OSError as error:
         raise _explained(error, folder) from error
+    finally:
+        for place in absent:  # the deepest first; one that another process has filled meanwhile stays
+            with suppress(OSError):
+                place.rmdir()
     return folder

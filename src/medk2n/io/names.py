@@ -17,6 +17,10 @@ _MASK_WORDS = frozenset({
     "tumor", "tumour",
 })
 _CONTRAST_WORDS = frozenset({"ce", "gd", "gad", "gadolinium", "post", "contrast", "postcontrast", "km"})
+_ABSENT_WORDS = frozenset({
+    "pre", "non", "no", "not", "none", "without", "wo", "native", "nativ", "plain", "unenhanced", "precontrast",
+    "noncontrast",
+})  # beside a contrast word: none was given
 _FLAIR_WORDS = frozenset({"flair", "t2flair", "fla"})
 # fmt: on
 
@@ -73,8 +77,9 @@ def mask_kind(filename: Path | str) -> str:
 def recognise(filename: Path | str) -> str | None:
     """Short modality name that a file name speaks of; None for masks, synthetic images and the unknown.
 
-    The last word that is a modality counts; "T1w" beside a contrast word (`ce-gadolinium`) is t1c,
-    "T2" beside "FLAIR" is t2f; "mr" counts only if nothing finer is said.
+    The last word that is a modality counts; "T1w" beside a contrast word (`ce-gadolinium`) is t1c
+    unless another says that none was given (`pre_contrast`), "T2" beside "FLAIR" is t2f; "mr" counts only if nothing
+    finer is said.
     """
     if is_mask(filename) or is_synthetic(filename):
         return None
@@ -86,9 +91,16 @@ def recognise(filename: Path | str) -> str | None:
     last = (finer or found)[-1]
     if last == "t2w" and _FLAIR_WORDS & set(words):
         return "t2f"
-    if last == "t1n" and _CONTRAST_WORDS & set(words):
+    if last == "t1n" and _CONTRAST_WORDS & set(words) and not _says_no(words):
         return "t1c"
+    if last == "dwi" and {"b0", "b00"} & set(words):
+        return None  # without diffusion weighting it is a T2-weighted image of its own kind
     return last
+
+
+def _says_no(words: Sequence[str]) -> bool:
+    """Whether a name denies what it speaks of: "pre contrast", "ce-none", "w/o" (as w-o, w_o or wo)."""
+    return bool(_ABSENT_WORDS & set(words)) or any(pair == ("w", "o") for pair in zip(words, words[1:], strict=False))
 
 
 def _short_name(word: str) -> str | None:

@@ -13,7 +13,8 @@ from nibabel.imageglobals import LoggingOutputSuppressor
 
 from medk2n.errors import GeometryError, VolumeReadError
 from medk2n.geometry.grid import Grid
-from medk2n.io.atomic import atomic_write, sha256_file
+from medk2n.io.atomic import atomic_write, sha256_array, sha256_file
+from medk2n.io.names import IMAGE_SUFFIXES
 from medk2n.io.volume import LabelMap, Volume
 
 MAX_VOXELS = 1024**3
@@ -53,19 +54,20 @@ def read_labels(path: Path | str) -> LabelMap:
 
 
 def from_nibabel(image: Any, modality: str) -> Volume:
-    """A Volume from a nibabel image in memory; the same checks as `read_volume`."""
+    """A Volume from a nibabel image in memory; the same checks as `read_volume`. Its sha256 is that of the voxels."""
     name = image.get_filename() or "image in memory"
     _check_header(image, name)
-    provenance = {"path": image.get_filename()} | _header_facts(image)
-    return Volume(_checked(_voxels(image, name), name), _grid(image, name), modality, provenance)
+    array = _checked(_voxels(image, name), name)
+    provenance = {"path": image.get_filename(), "sha256": sha256_array(array)} | _header_facts(image)
+    return Volume(array, _grid(image, name), modality, provenance)
 
 
 def to_nibabel(volume: Volume, *, description: str = "") -> nib.Nifti1Image:
     """A float32 NIfTI image whose `.affine` after saving and loading equals the volume's exactly.
 
     NIfTI stores its affine in float32, as a matrix (sform), a quaternion (qform) or only spacings. The
-    first of them that gives this affine back bit for bit is used, so a grid read from any NIfTI survives.
-    An affine that no NIfTI could have held is rounded to float32.
+    first of them that gives this affine back bit for bit is used, so a grid read from any NIfTI-1 survives.
+    An affine that no NIfTI-1 could have held (of NIfTI-2, in double precision) is rounded to float32.
     """
     affine = volume.grid.affine
     image = nib.Nifti1Image(np.asarray(volume.array, dtype=np.float32), affine)
@@ -125,6 +127,8 @@ def _open(path: Path) -> Any:
             head = handle.read(2)
     if size == 0:
         raise VolumeReadError(f"{path}: the file is empty; expected a NIfTI image; copy it again")
+    if not path.name.lower().endswith(IMAGE_SUFFIXES):
+        raise VolumeReadError(f"{path}: is no .nii, .nii.gz or .hdr/.img file; convert it to .nii.gz")
     named_gz = path.name.lower().endswith(".gz")
     if named_gz != (head == _GZIP_MAGIC):
         found, cure = ("not gzip-compressed", "drop .gz from") if named_gz else ("gzip-compressed", "add .gz to")

@@ -38,10 +38,10 @@ class Volume:
             raise GeometryError(f"{self.modality!r} is not a short modality name")
 
     def to_nibabel(self) -> "nibabel.Nifti1Image":
-        """As a float32 NIfTI image with exactly this affine."""
+        """As a float32 NIfTI image with exactly this affine; one of a synthetic volume says so in its header."""
         from medk2n.io.nifti import to_nibabel  # the file format knows volumes, not the other way round
 
-        return to_nibabel(self)
+        return to_nibabel(self, description=self._description)
 
     def save(self, path: Path | str, *, overwrite: bool = False) -> None:
         """Write a NIfTI file, whole or not at all.
@@ -54,8 +54,11 @@ class Volume:
         from medk2n.io.nifti import write_volume
 
         refuse_existing([path], overwrite)
-        described = "SYNTHETIC image, not acquired" if self.provenance.get("synthetic") else ""
-        write_volume(self, path, description=described)
+        write_volume(self, path, description=self._description)
+
+    @property
+    def _description(self) -> str:
+        return "SYNTHETIC image, not acquired" if self.provenance.get("synthetic") else ""
 
 
 @dataclass(frozen=True, eq=False)

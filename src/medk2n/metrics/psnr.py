@@ -15,9 +15,13 @@ def _squared_error(predicted: np.ndarray, reference: np.ndarray, data_range: flo
     return np.square((predicted - reference) / data_range)
 
 
-def _decibel(squared_error: np.ndarray, mask: np.ndarray | None) -> float:
-    mean = masked_mean(squared_error, mask)
-    return math.inf if mean == 0 else -10 * math.log10(mean)
+def _pooled(squared_error: np.ndarray, mask: np.ndarray | None) -> float:
+    return decibel(masked_mean(squared_error, mask))
+
+
+def decibel(mean_squared_error: float) -> float:
+    """PSNR of a mean squared error that is already a share of the squared data range; infinite for 0."""
+    return math.inf if mean_squared_error == 0 else -10 * math.log10(mean_squared_error)
 
 
 COMPONENT = Metric(
@@ -27,6 +31,6 @@ COMPONENT = Metric(
     better="higher",
     decimals=2,
     voxelwise=_squared_error,
-    pooled=_decibel,
+    pooled=_pooled,
 )
 psnr = COMPONENT.function

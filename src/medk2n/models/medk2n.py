@@ -16,7 +16,7 @@ from medk2n.models.parts.base import LinearMaps
 from medk2n.models.parts.blocks import scale_for_gelu
 from medk2n.models.parts.decoder import Decoder, TaskHeadNet
 from medk2n.models.parts.encoder import FUSED_STRIDES, STRIDES, ConvEncoder
-from medk2n.models.parts.joint import JointPass, Seen
+from medk2n.models.parts.joint import JointPass, Proposals, Seen
 from medk2n.models.parts.sequence import Bounded, Control, Frames, Plan, ProgressiveFusion
 
 MULTIPLE = STRIDES[-1]
@@ -58,7 +58,7 @@ class MedK2N(nn.Module):
         for stem in self.encoder.stem:
             nn.init.uniform_(stem.bias, -1.0, 1.0)  # a reference beside which a channel norm keeps brightness
         self.joint = JointPass(params.slices, params.joint, channels, statistics.mean.diagonal())
-        self.heads = TaskHeadNet(m, channels, start_log_variance=-4.6)
+        self.heads = TaskHeadNet(m, channels)
 
     def encode(self, images: Tensor, needed: Tensor) -> Frames:
         """Encode the needed frames of images (b, m, s, h, w); needed (b, m) bool. Others are never read."""
@@ -101,14 +101,14 @@ class MedK2N(nn.Module):
         seen = self._look_at(frames, query, fused.members, fused.partial)
         features = self.decoder(fused.state, seen.context, self.embeddings[query.target])
         base = fused.base.linear()
-        mean, log_variance = self.heads(features, base, seen.proposal, query.target)
+        mean, log_variance = self.heads(features, base, seen.proposal, fused.quality, query.target)
         return Prediction(mean, log_variance, {"fused": fused, "seen": seen, "base": base})
 
-    def look(self, images: Tensor, query: Query) -> Seen:
-        """The joint pass alone, over all sources of every query: images as for `forward`."""
+    def propose(self, images: Tensor, query: Query) -> Proposals:
+        """What the joint pass proposes from all sources of every query: images as for `forward`, proposals padded."""
         h, w = images.shape[-2:]
         images = functional.pad(images, (0, -w % MULTIPLE, 0, -h % MULTIPLE))
-        return self.joint(images, query.sample, query.sources, query.target)
+        return self.joint.propose(images, query.sample, query.sources)
 
     def _look_at(self, frames: Frames, query: Query, members: Tensor, partial: Sequence[Bounded]) -> Seen:
         """The joint pass over what every query let in; what it shows is linear in the share of each bounded frame."""

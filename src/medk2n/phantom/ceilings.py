@@ -48,6 +48,11 @@ def unknown_protocol_ceiling(
     return values[0], values[1]
 
 
+def with_noise(psnr_db: float, noise_psnr_db: float) -> float:
+    """What is left of a noise-free ceiling when the reference is noisy: independent errors add."""
+    return round(-10 * float(np.log10(10 ** (-psnr_db / 10) + 10 ** (-noise_psnr_db / 10))), 2)
+
+
 def _unit(image: np.ndarray) -> np.ndarray:
     low, high = np.percentile(image, (0.5, 99.5))
     return np.clip((image - low) / max(high - low, 1e-9), 0, 1)

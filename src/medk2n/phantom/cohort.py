@@ -21,12 +21,15 @@ from medk2n.phantom.acquire import coil_shading, scan, scan_adc
 from medk2n.phantom.anatomy import Anatomy, load_icbm152
 from medk2n.phantom.body import Body, build_body
 from medk2n.phantom.ceilings import FIELDS as CEILING_FIELDS
-from medk2n.phantom.ceilings import noise_ceiling, unknown_protocol_ceiling
+from medk2n.phantom.ceilings import noise_ceiling, unknown_protocol_ceiling, with_noise
 from medk2n.phantom.signal import FIXED, RANDOM_MODALITIES, Protocol, random_protocol
 from medk2n.phantom.tissues import LESION_LABELS, TISSUES, draw_tissues
 from medk2n.vocabulary import modality
 
 Progress = Callable[[int, int], None]
+
+_MADE_BY = "medk2n phantom"
+_OURS = ("README", ".bidsignore", "dataset_description.json", "derivatives", "participants.tsv")
 
 
 @dataclass(frozen=True)
@@ -90,13 +93,14 @@ def make_cohort(
         )
     if out.exists() and not overwrite:
         raise OutputExistsError(f"{out}: already exists; choose another folder or pass --overwrite")
+    _refuse_others_work(out)
     working = out.with_name(f".{out.name}.partial-{os.getpid()}")
     check_writable(out.parent)
     plan = CohortPlan(
         working, seed, spacing_mm, protocols, Path(anatomy) if anatomy else None, stripped, slice_thickness_mm
     )
     try:
-        working.mkdir()
+        working.mkdir(parents=True)
         records = _make_all(plan, subjects, workers or min(2, os.cpu_count() or 1), progress)
         _write_tables(plan, [records[i] for i in sorted(records)])
         if out.exists():
@@ -105,6 +109,21 @@ def make_cohort(
     finally:
         shutil.rmtree(working, ignore_errors=True)
     return out
+
+
+def _refuse_others_work(out: Path) -> None:
+    """Only a cohort of ours may be replaced as a whole."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        made_by = json.loads((out / "dataset_description.json").read_text(encoding="utf-8"))["GeneratedBy"]
+        foreign = made_by[0]["Name"] != _MADE_BY
+    except (OSError, ValueError, LookupError, TypeError):
+        foreign = True
+    strangers = [] if foreign else [p.name for p in out.iterdir() if p.name not in _OURS and not p.match("sub-*")]
+    if foreign or strangers:
+        what = "is no cohort of medk2n phantom" if foreign else f"also holds {', '.join(sorted(strangers)[:3])}"
+        raise OutputExistsError(f"{out} {what}, and would be lost; choose another folder")
 
 
 def _make_all(plan: CohortPlan, subjects: int, workers: int, progress: Progress | None) -> dict[int, dict[str, Any]]:
@@ -174,7 +193,7 @@ def make_subject(plan: CohortPlan, number: int) -> dict[str, Any]:
         if kind in RANDOM_MODALITIES:
             unknown = unknown_protocol_ceiling(subject_rng(plan.seed, number, 40 + slot), thin, tissues, kind)
             for row, value in zip(ceilings[-2:], unknown, strict=True):
-                row["unknown_protocol_psnr_db"] = value
+                row["unknown_protocol_psnr_db"] = with_noise(value, row["noise_psnr_db"])
             if plan.protocols == "random":
                 other = random_protocol(rng, kind)
                 writer.image(kind, _scan(plan, rng, body, tissues, kind, other, shading)[0], other, acq="random")
@@ -207,6 +226,9 @@ class _Writer:
         """A raw image with its sidecar."""
         path = self._raw / modality(kind).bids_datatype / bids_name(self._name, kind, acq=acq)
         self._save(path, array)
+        if kind == "dwi":  # the mean over directions: a b-value, and no direction
+            for suffix, lines in (("bval", [f"{protocol.b:g}"]), ("bvec", ["0", "0", "0"])):
+                path.with_name(path.name.replace("nii.gz", suffix)).write_text("\n".join(lines) + "\n")
         sidecar = {"Modality": "CT" if kind == "ct" else "MR", "Units": modality(kind).unit} | protocol.sidecar()
         text = json.dumps(sidecar | {"Synthetic": True}, indent=2)
         path.with_name(path.name.replace(".nii.gz", ".json")).write_text(text + "\n")
@@ -248,8 +270,8 @@ class _Writer:
 def _write_tables(plan: CohortPlan, records: list[dict[str, Any]]) -> None:
     """Data set descriptions, participants, tissue labels and ceilings."""
     truth = plan.folder / "derivatives" / "truth"
-    made_by = {"Name": "medk2n phantom", "Version": medk2n.__version__}
-    common = {"BIDSVersion": "1.9.0", "GeneratedBy": [made_by]}
+    made_by = {"Name": _MADE_BY, "Version": medk2n.__version__}
+    common = {"BIDSVersion": "1.11.0", "GeneratedBy": [made_by]}
     settings = {
         "Seed": plan.seed,
         "SpacingMm": plan.spacing_mm,
@@ -263,6 +285,7 @@ def _write_tables(plan: CohortPlan, records: list[dict[str, Any]]) -> None:
     _json(plan.folder / "dataset_description.json", raw)
     _json(truth / "dataset_description.json", derived)
     (plan.folder / "README").write_text("Synthetic heads made by `medk2n phantom`; no person was scanned.\n")
+    (plan.folder / ".bidsignore").write_text("**/ct\n")  # BIDS has no place for it yet
     people = [
         {
             "participant_id": f"sub-{r['number']:03d}",

@@ -57,6 +57,7 @@ def write_synthesis(
     targets = list(synthesis.volumes)
     refuse_existing(planned_outputs(out, study_id, targets), overwrite)
     check_writable(out)
+    out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=out) as folder:
         made = Path(folder)
         for target in targets:

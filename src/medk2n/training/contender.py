@@ -84,7 +84,7 @@ class Contender:
         fusion = getattr(self.module, "fusion", None)
         whole = fusion is None or self.steps % self.config.fuse_every == 0
         if not whole:
-            loss = proposal_error(self.module.look(batch.images, query), batch, self.config.losses)
+            loss = proposal_error(self.module.propose(batch.images, query), batch, self.config.losses)
             parts = {"proposals": float(loss.detach())}
         else:
             if fusion is not None:
@@ -125,7 +125,8 @@ class Contender:
         """What one random source removed of the error, and where: anchors W and W_eff and feeds the history p_ij."""
         fused = prediction.extras["fused"]
         reduced, dropped = without_one(query, fused.steps[0].source, np.random.default_rng(seed + 1))
-        told = dropped >= 0
+        # what a closed gate kept out removes nothing: that is no measurement, and would keep it out for good
+        told = (dropped >= 0) & fused.members.gather(1, dropped.clamp_min(0)[:, None]).squeeze(1)
         if not told.any():
             return mse.new_zeros(())
         rows = told.nonzero().squeeze(1)
@@ -138,7 +139,7 @@ class Contender:
         new = told & missing
         self.module.fusion.observe(dropped[new], query.target[new], gain[new].clamp(-1, 1))
         where, mass = local_gain(prediction.mean[rows].detach(), mean, target, inside)
-        dropped = torch.where(missing, dropped, -1)
+        dropped = torch.where(new, dropped, -1)
         error = added_weight_error(fused, dropped, gain)
         return error + added_map_error(fused, dropped, *(spread(x, rows, len(mse)) for x in (where, mass)))
 

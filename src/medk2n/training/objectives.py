@@ -9,7 +9,7 @@ from medk2n.losses import fusion
 from medk2n.losses.likelihood import gaussian_nll
 from medk2n.losses.reconstruction import edge_error, log_mse, mean_squared_error
 from medk2n.models._spec import Prediction, Query
-from medk2n.models.parts.joint import Seen
+from medk2n.models.parts.joint import Proposals
 
 
 def objective(
@@ -38,18 +38,23 @@ def objective(
         parts["weights"] = weights.weights * fusion.key_weight_error(fused, query.sources, mse, variance[query.target])
         parts["gates"] = weights.gates * fusion.open_gates(fused)
         parts["memory"] = weights.memory * fusion.memory_collapse(fused)
-        parts["proposals"] = proposal_error(prediction.extras["seen"], batch, weights)
+        parts["proposals"] = proposal_error(prediction.extras["seen"].proposals, batch, weights)
         parts["quality"] = weights.quality * fusion.quality_error(fused, mse)
     return sum(parts.values()), mse.detach(), {name: float(value.detach()) for name, value in parts.items()}
 
 
-def proposal_error(seen: Seen, batch: Batch, weights: LossWeights) -> Tensor:
+def proposal_error(proposals: Proposals, batch: Batch, weights: LossWeights) -> Tensor:
     """What the joint pass proposes for every image that its crop is asked about: judged as the answer is."""
-    row, target = batch.acquired[seen.passes[:, 0]].nonzero().unbind(dim=1)
-    sample = seen.passes[row, 0]
-    share = torch.where(seen.passes[row, 1 + target] > 0, weights.remade, 1.0)
+    passes = proposals.passes
+    row, target = batch.acquired[passes[:, 0]].nonzero().unbind(dim=1)
+    sample = passes[row, 0]
+    share = torch.where(passes[row, 1 + target] > 0, weights.remade, 1.0)
     share = share / share.sum()
     h, w = batch.foreground.shape[-2:]
-    image, truth, inside = seen.proposals[row, target, :h, :w], batch.targets[sample, target], batch.foreground[sample]
+    image, truth, inside = (
+        proposals.images[row, target, :h, :w],
+        batch.targets[sample, target],
+        batch.foreground[sample],
+    )
     error = weights.log_mse * log_mse(image, truth, inside) + weights.edges * edge_error(image, truth, inside)
     return (share * error).sum()

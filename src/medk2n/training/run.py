@@ -12,8 +12,7 @@ import platform
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from difflib import get_close_matches
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import medk2n
 from medk2n import checkpoint
 from medk2n.config.schema import TrainConfig, load_config
-from medk2n.data.batches import Augmentation, Batch, Store, draw_batch, whole_slices
-from medk2n.data.discover import discover
-from medk2n.data.statistics import CohortStatistics, StatisticsBuilder
-from medk2n.data.working import WorkingStudy, load_working
+from medk2n.data.batches import Batch
+from medk2n.data.split import read_split
 from medk2n.errors import (
     ConfigError,
     DatasetError,
@@ -36,22 +33,19 @@ from medk2n.errors import (
     SystemLimitError,
     out_of_memory,
 )
-from medk2n.io.atomic import check_writable, refuse_existing, sha256_array, write_json, write_text
+from medk2n.io.atomic import check_writable, refuse_existing, write_json, write_text
 from medk2n.training import state
 from medk2n.training.contender import Contender
 from medk2n.training.objectives import objective
 from medk2n.training.queries import as_query, draw_sources, every_target
+from medk2n.training.reading import Report, TrainingData, read_data
 from medk2n.training.state import State
 from medk2n.training.stop import Stop
 
-Report = Callable[[str, float, dict[str, float]], None]
-"""Called with a stage ("reading", "training"), the share done and the latest numbers."""
-
-_CONFIG, _STATE = "train.json", "state"
+_CONFIG, _SPLIT, _STATE = "train.json", "split.json", "state"
 _SAVE_EVERY_S = 300.0
 _LOG_EVERY = 20
 _VALIDATE_AT = 8
-_VALIDATION_SLICES = 48
 
 
 def train(
@@ -59,8 +53,8 @@ def train(
 ) -> Path:
     """Train the models of `config` and write the first to `out`, the others to `out/reference/<name>`.
 
-    Besides the model folders: train.json (the resolved configuration), metrics.csv and, until the run has ended,
-    `state` for `resume`.
+    Besides the model folders: train.json (the resolved configuration), split.json (if there is a split), metrics.csv
+    and, until the run has ended, `state` for `resume`.
 
     Raises:
         ConfigError: no data, or a modality that no training subject has.
@@ -71,6 +65,8 @@ def train(
     check_writable(out)
     if not config.data:
         raise ConfigError("no training data: give --data DIR")
+    if config.split:
+        write_json(out / _SPLIT, read_split(config.split).model_dump())
     return _with_threads(config, out, device, report, resumed=None)
 
 
@@ -103,7 +99,9 @@ def _with_threads(config: TrainConfig, out: Path, device: str, report: Report | 
 
 
 def _train(config: TrainConfig, out: Path, device: str, report: Report, resumed: State | None) -> Path:
-    data = _read(config, report)
+    if config.split:
+        config = config.model_copy(update={"split": str(out / _SPLIT)})  # the run's own, wherever the run is moved
+    data = read_data(config, report)
     write_json(out / _CONFIG, config.model_dump())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -162,9 +160,9 @@ def _seed(config: TrainConfig, runner: Contender) -> int:
     return int(np.random.SeedSequence([config.seed, runner.steps]).generate_state(1)[0])
 
 
-def _step(runner: Contender, config: TrainConfig, data: "_Data", device: str) -> dict[str, float]:
+def _step(runner: Contender, config: TrainConfig, data: TrainingData, device: str) -> dict[str, float]:
     seed = _seed(config, runner)
-    batch = _to(data.batch(config, np.random.default_rng(seed), runner), device)
+    batch = _to(data.batch(config, np.random.default_rng(seed), runner.params.slices), device)
     if not 0 < runner.steps <= config.fuse_every:
         return runner.step(batch, seed)
     with FlopCounterMode(display=False) as counter:  # one step of each kind, after the first with its extra pass
@@ -174,7 +172,7 @@ def _step(runner: Contender, config: TrainConfig, data: "_Data", device: str) ->
     return numbers
 
 
-def _keep(contenders: Sequence[Contender], data: "_Data", log: "_Log", validated: int, out: Path) -> None:
+def _keep(contenders: Sequence[Contender], data: TrainingData, log: "_Log", validated: int, out: Path) -> None:
     kept = {contender.name: contender.state() for contender in contenders}
     counters = {
         "models": {name: numbers for name, (_, numbers) in kept.items()},
@@ -186,7 +184,7 @@ def _keep(contenders: Sequence[Contender], data: "_Data", log: "_Log", validated
     state.write(out / _STATE, sum(contender.steps for contender in contenders), tensors, counters)
 
 
-def _restore(kept: State, contenders: Sequence[Contender], data: "_Data", log: "_Log") -> int:
+def _restore(kept: State, contenders: Sequence[Contender], data: TrainingData, log: "_Log") -> int:
     """Everything back to where it was; returns how many validations there had been."""
     if kept.counters["subjects"] != data.subjects:
         raise DatasetError("the training subjects are no longer those that the run began with; bring them back")
@@ -194,133 +192,6 @@ def _restore(kept: State, contenders: Sequence[Contender], data: "_Data", log: "
         contender.restore(kept.tensors[contender.name], kept.counters["models"][contender.name])
     log.restore(kept.counters["log"])
     return int(kept.counters["validated"])
-
-
-class _Data:
-    """Stores and statistics of the training subjects, and fixed slices of the validation subjects."""
-
-    def __init__(
-        self,
-        stores: list[Store],
-        shares: list[float],
-        statistics: CohortStatistics,
-        validation: list[Batch],
-        subjects: dict[str, list[str]],
-    ) -> None:
-        self.stores, self.shares, self.statistics = stores, shares, statistics
-        self.validation, self.subjects = validation, subjects
-
-    def batch(self, config: TrainConfig, rng: np.random.Generator, runner: Contender) -> Batch:
-        return draw_batch(
-            self.stores,
-            self.shares,
-            rng,
-            batch_size=config.batch.size,
-            crop=config.batch.crop,
-            slices=runner.params.slices,
-            augmentation=Augmentation(strip=config.batch.strip, restyle=config.batch.restyle),
-        )
-
-
-def _read(config: TrainConfig, report: Report) -> _Data:
-    _refuse_unknown_ids(config)
-    builder = StatisticsBuilder(config.modalities)
-    stores, shares, subjects = [], [], {}
-    learned: dict[str, str] = {}  # digest of an image -> whose it is
-    for entry in config.data:
-        root, _, share = entry.rpartition(":") if _has_share(entry) else (entry, "", "1")
-        studies = _studies(root, config, report, f"reading {Path(root).name}", subjects=config.subjects)
-        if not studies:
-            continue
-        for study in studies:
-            builder.add(study)
-            learned |= _digests(study, root) if config.validation else {}
-        store = Store(studies, config.modalities)
-        if not len(store):
-            raise DatasetError(f"{root}: no slice with a patient in it; nothing to learn from")
-        stores.append(store)
-        shares.append(float(share))
-        subjects[root] = [study.id for study in studies]
-    if not stores:
-        raise DatasetError("no subject is left to learn from; check subjects, exclude and modalities")
-    statistics = builder.finish()
-    unseen = [name for name in config.modalities if name not in statistics.typical_scaling]
-    if unseen:
-        raise ConfigError(
-            f"no training subject has {', '.join(unseen)}; leave out what cannot be learned: "
-            f"--set modalities=[{', '.join(n for n in config.modalities if n not in unseen)}]"
-        )
-    validation = []
-    if config.validation:
-        watched = _studies(config.validation, config, report, "reading validation")
-        if not watched:
-            raise DatasetError(f"{config.validation}: no subject is left to watch; check exclude and modalities")
-        _refuse_shared(learned, watched, config.validation)
-        each = max(1, _VALIDATION_SLICES // max(1, len(watched)))
-        for study in watched:
-            inside = np.flatnonzero(study.foreground.mean(axis=(1, 2)) > 0.03)
-            at = inside[np.linspace(0, len(inside) - 1, min(each, len(inside))).round().astype(int)]
-            validation.append(whole_slices(study, config.modalities, at.tolist(), 3))
-    return _Data(stores, shares, statistics, validation, subjects)
-
-
-def _digests(study: WorkingStudy, root: str) -> dict[str, str]:
-    return {sha256_array(image): f"{study.id}:{name} of {root}" for name, image in study.images.items()}
-
-
-def _refuse_shared(learned: dict[str, str], watched: Sequence[WorkingStudy], root: str) -> None:
-    """The same voxels on both sides of a split, under whatever name, would flatter the model."""
-    for study in watched:
-        for digest, name in _digests(study, root).items():
-            if digest in learned:
-                raise DatasetError(
-                    f"{name} is also learned from, as {learned[digest]}; leave one of them out (exclude)"
-                )
-
-
-def _has_share(entry: str) -> bool:
-    try:
-        return float(entry.rpartition(":")[2]) > 0
-    except ValueError:
-        return False
-
-
-def _studies(
-    root: str, config: TrainConfig, report: Report, stage: str, *, subjects: Sequence[str] = ()
-) -> list[WorkingStudy]:
-    found = [s for s in discover(root) if s.id not in config.exclude and (not subjects or s.id in subjects)]
-    studies = []
-    for k, subject in enumerate(found):
-        report(stage, k / len(found), {})
-        wanted = {
-            name: read
-            for name, read in subject.readers.items()
-            if name in config.modalities and f"{subject.id}:{name}" not in config.exclude
-        }
-        if wanted:
-            studies.append(load_working(_only(subject, wanted), config.spacing_mm))
-    return studies
-
-
-def _refuse_unknown_ids(config: TrainConfig) -> None:
-    """A mistyped id must not let a test subject in."""
-    roots = [entry.rpartition(":")[0] if _has_share(entry) else entry for entry in config.data]
-    found = [s for root in [*roots, *filter(None, [config.validation])] for s in discover(root)]
-    ids = {s.id for s in found}
-    images = {f"{s.id}:{name}" for s in found for name in s.modalities}
-    for setting, named, known in (("subjects", config.subjects, ids), ("exclude", config.exclude, ids | images)):
-        for unknown in (i for i in named if i not in known):
-            near = get_close_matches(unknown, known, n=3)
-            hint = f", did you mean {', '.join(near)}?" if near else "; compare with the names of the files"
-            raise ConfigError(f"{setting}: {unknown!r} is in none of the data folders{hint}")
-
-
-def _only(subject, wanted):
-    """The subject with just the wanted modalities."""
-    from dataclasses import replace
-
-    further = {name: readers for name, readers in subject.inputs_only.items() if name in wanted}
-    return replace(subject, readers=wanted, inputs_only=further)
 
 
 @torch.no_grad()
@@ -351,7 +222,7 @@ def _to(batch: Batch, device: str | torch.device) -> Batch:
     return Batch(batch.images.to(device), batch.acquired, batch.targets.to(device), batch.foreground.to(device))
 
 
-def _save(contenders: list[Contender], config: TrainConfig, data: _Data, out: Path, *, finished: bool) -> None:
+def _save(contenders: list[Contender], config: TrainConfig, data: TrainingData, out: Path, *, finished: bool) -> None:
     statistics = data.statistics
     names = statistics.modalities
     maps = {
@@ -381,7 +252,7 @@ def _save(contenders: list[Contender], config: TrainConfig, data: _Data, out: Pa
         checkpoint.save(folder, contender.averaged, model)
 
 
-def _cost(contender: Contender, config: TrainConfig, data: _Data, finished: bool) -> dict[str, object]:
+def _cost(contender: Contender, config: TrainConfig, data: TrainingData, finished: bool) -> dict[str, object]:
     return {
         "finished": finished,
         "seed": config.seed,

@@ -1,5 +1,7 @@
-"""BIDS: `sub-*/[ses-*/]{anat,dwi,ct,pet}/*`, masks from `derivatives/`."""
+"""BIDS: `sub-*/[ses-*/]{anat,dwi,ct,pet}/*`, masks from `derivatives/`, sites from `participants.tsv`."""
 
+import csv
+from dataclasses import replace
 from pathlib import Path
 
 from medk2n.data.datasets._files import image_files, subject_of
@@ -22,13 +24,24 @@ class Bids:
     def index(self, root: Path) -> list[Subject]:
         """Subjects with at least one recognised image; reads no voxels."""
         pipelines = sorted((root / "derivatives").glob("*/"), key=lambda p: (p.name != _TRUTH, p.name))
+        sites = _sites(root / "participants.tsv")
         found = []
         for folder in _subjects(root):
             for session in _sessions(folder):
                 place = session.relative_to(root)
                 masks = [f for pipeline in pipelines for f in _files(pipeline / place)]
-                found.append(subject_of("_".join(place.parts), _files(session), masks))
+                subject = subject_of("_".join(place.parts), _files(session), masks)
+                found.append(replace(subject, site=sites.get(folder.name, "")))
         return [subject for subject in found if subject.readers or subject.inputs_only]
+
+
+def _sites(table: Path) -> dict[str, str]:
+    """Participant -> site, where the table of participants has such a column."""
+    if not table.is_file():
+        return {}
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    return {row.get("participant_id") or "": row.get("site") or "" for row in rows}
 
 
 def _subjects(root: Path) -> list[Path]:

@@ -24,8 +24,14 @@ class Studies:
 
     def index(self, root: Path) -> list[Subject]:
         """Studies with at least one recognised image; reads no voxels."""
-        found = (subject_of(folder.resolve().name, study_files(folder)) for folder in _studies(root))
+        found = (subject_of(_name(folder.resolve()), study_files(folder)) for folder in _studies(root))
         return [subject for subject in found if subject.readers]
+
+
+def _name(folder: Path) -> str:
+    """A study is called as its folder; a session of a BIDS subject by both."""
+    session = folder.name.startswith("ses-") and folder.parent.name.startswith("sub-")
+    return f"{folder.parent.name}_{folder.name}" if session else folder.name
 
 
 def _studies(root: Path) -> list[Path]:

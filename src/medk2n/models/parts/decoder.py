@@ -78,36 +78,43 @@ class TaskHeadNet(nn.Module):
     """A per-voxel mixture of the heads: each follows the base image and the proposal so far and adds a residual.
 
     A head gives a gain of the base image, one of what the proposal adds to it, a residual, a log-variance and a vote.
+    The log-variance starts at the level that the state predicts for the whole image, and says where it is off.
     The mixture's variance is the total variance, sum pi (s^2 + mu^2) - mean^2, with mu and pi detached: the variance
     follows the mean and never teaches it, so hard voxels are not starved. Training starts at the proposal.
     """
 
     HEADS = (SmoothHead, SubPixelHead)
+    LOGIT_SCALE = 10.0
+    """Of log-variances and votes, which have to move by whole units where images move by hundredths: Adam steps alike
+    in all, and without it the variance stayed where it had started (docs/lab-log.md)."""
 
-    def __init__(self, m: int, channels: dict[int, int], start_log_variance: float) -> None:
+    def __init__(self, m: int, channels: dict[int, int]) -> None:
         super().__init__()
         self.heads = nn.ModuleList(head(m, channels, 5) for head in self.HEADS)
         for head in self.heads:
             # pixel_shuffle takes channel c * 4 + k to channel c, so outputs are contiguous groups
-            bias = head.out.bias.data.view(m, 5, -1)
-            bias[:, 0], bias[:, 1], bias[:, 3] = 1.0, 1.0, start_log_variance
+            head.out.bias.data.view(m, 5, -1)[:, :2] = 1.0
 
-    def forward(self, features: Tensor, base: Tensor, proposal: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, features: Tensor, base: Tensor, proposal: Tensor, level: Tensor, target: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Mean and log-variance, (q, h, w) each.
 
         Args:
             features: (q, c2, h / 2, w / 2).
             base: (q, h, w).
             proposal: (q, h, w), learned from its own error alone: no gradient goes there.
+            level: (q,), log mean squared error that is expected of the image; no gradient goes there either.
             target: (q,).
         """
         outputs = torch.stack([head(features, target) for head in self.heads], dim=1)  # (q, heads, 5, h, w)
-        gain, trust, residual, log_variance, vote = outputs.unbind(dim=2)
-        pi = vote.softmax(dim=1)
+        gain, trust, residual, doubt, vote = outputs.unbind(dim=2)
+        pi = (self.LOGIT_SCALE * vote).softmax(dim=1)
         image = gain * base[:, None] + trust * (proposal.detach() - base)[:, None] + residual
         mean = (pi * image).sum(dim=1)
         mu, share = image.detach(), pi.detach()
+        log_variance = (level.detach()[:, None, None, None] + self.LOGIT_SCALE * doubt).clamp(-12, 3)
         # around the mean: far fewer digits are lost than in sum pi mu^2 - mean^2
         spread = (mu - mean.detach()[:, None]).square()
-        variance = (share * (log_variance.clamp(-12, 3).exp() + spread)).sum(dim=1)
+        variance = (share * (log_variance.exp() + spread)).sum(dim=1)
         return mean, variance.clamp_min(1e-6).log()

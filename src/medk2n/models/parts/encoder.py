@@ -1,7 +1,6 @@
 """Modality as frame: one encoder turns every 2.5-D frame into a pyramid (design, section 3).
 
-The convolutional encoder is the CPU size; it is a plug-in, so that Hiera can take its place: whatever maps frames to
-strides 4, 8, 16 fits.
+The convolutional encoder is the CPU size; whatever maps frames to strides 4, 8, 16 can take its place, as Hiera will.
 """
 
 import torch

@@ -17,20 +17,31 @@ from medk2n.models.parts.trunk import TRUNK_STRIDES, Trunk
 
 
 @dataclass(frozen=True, slots=True)
+class Proposals:
+    """An image of every modality by every pass that was made.
+
+    Attributes:
+        passes: (d, 1 + m), sample and members.
+        images: (d, m, h, w).
+    """
+
+    passes: Tensor
+    images: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Seen:
     """What the joint pass shows q queries.
 
     Attributes:
         context: stride -> (q, c, h / stride, w / stride), for the decoder.
         proposal: (q, h, w), of the query's target.
-        passes: (d, 1 + m), sample and members of every pass that was made.
-        proposals: (d, m, h, w), of every modality by every pass.
+        proposals: what they are taken from.
     """
 
     context: Pyramid
     proposal: Tensor
-    passes: Tensor
-    proposals: Tensor
+    proposals: Proposals
 
     def blend(self, rows: Tensor, other: "Seen", share: Tensor) -> "Seen":
         """Some rows moved towards what another sight of all rows shows, as far as share (rows, h, w) says."""
@@ -39,7 +50,7 @@ class Seen:
             step = functional.avg_pool2d(share[:, None], s) * (other.context[s] - mine)[rows]
             context[s] = mine.index_add(0, rows, step)
         proposal = self.proposal.index_add(0, rows, share * (other.proposal - self.proposal)[rows])
-        return Seen(context, proposal, self.passes, self.proposals)
+        return Seen(context, proposal, self.proposals)
 
 
 class JointPass(nn.Module):
@@ -68,10 +79,19 @@ class JointPass(nn.Module):
         The trunk learns from its own proposals alone: what is built on it reads its features without a gradient.
         With the gradients of the heads it learned more slowly (docs/lab-log.md).
         """
+        features, proposals, which = self._run(images, sample, members)
+        context = {s: self.project[str(s)](features[s].detach())[which] for s in STRIDES}
+        return Seen(context, proposals.images[which, target], proposals)
+
+    def propose(self, images: Tensor, sample: Tensor, members: Tensor) -> Proposals:
+        """The trunk alone; shapes as for `forward`."""
+        return self._run(images, sample, members)[1]
+
+    def _run(self, images: Tensor, sample: Tensor, members: Tensor) -> tuple[Pyramid, Proposals, Tensor]:
+        """Features and images of every pass, and the pass (q,) of every query."""
         passes, which = torch.cat([sample[:, None], members.long()], dim=1).unique(dim=0, return_inverse=True)
         present = passes[:, 1:] > 0
         seen = torch.where(present[:, :, None, None, None], images[passes[:, 0]], 0.0)
         mask = present[:, :, None, None].to(images.dtype).expand(-1, -1, *images.shape[-2:])
-        features, proposals = self.trunk(torch.cat([seen.flatten(1, 2), mask], dim=1))
-        context = {s: self.project[str(s)](features[s].detach())[which] for s in STRIDES}
-        return Seen(context, proposals[which, target], passes, proposals)
+        features, proposed = self.trunk(torch.cat([seen.flatten(1, 2), mask], dim=1))
+        return features, Proposals(passes, proposed), which

@@ -1,0 +1,196 @@
+"""What a run learns from and what it watches: every subject read once, kept as 8-bit slices."""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+
+import numpy as np
+
+from medk2n.config.schema import TrainConfig
+from medk2n.data.batches import Augmentation, Batch, Store, draw_batch, whole_slices
+from medk2n.data.discover import discover
+from medk2n.data.split import Split, read_split
+from medk2n.data.statistics import CohortStatistics, StatisticsBuilder
+from medk2n.data.subject import Subject
+from medk2n.data.working import WorkingStudy, load_working
+from medk2n.errors import ConfigError, DatasetError
+from medk2n.io.atomic import sha256_array
+
+Report = Callable[[str, float, dict[str, float]], None]
+"""Called with a stage ("reading", "training"), the share done and the latest numbers."""
+
+_VALIDATION_SLICES = 48
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """What training draws from.
+
+    Attributes:
+        stores, shares: one of each a data folder, with its share of the crops.
+        statistics: of the training subjects.
+        validation: fixed slices of the subjects that are watched.
+        subjects: data folder -> ids that are learned from.
+    """
+
+    stores: list[Store]
+    shares: list[float]
+    statistics: CohortStatistics
+    validation: list[Batch]
+    subjects: dict[str, list[str]]
+
+    def batch(self, config: TrainConfig, rng: np.random.Generator, slices: int) -> Batch:
+        """Some crops, of frames of so many slices."""
+        return draw_batch(
+            self.stores,
+            self.shares,
+            rng,
+            batch_size=config.batch.size,
+            crop=config.batch.crop,
+            slices=slices,
+            augmentation=Augmentation(strip=config.batch.strip, restyle=config.batch.restyle),
+        )
+
+
+def read_data(config: TrainConfig, report: Report) -> TrainingData:
+    """Read the subjects that a configuration names.
+
+    Raises:
+        ConfigError: an id that is nowhere, or a modality that no training subject has.
+        DatasetError: nothing to learn from, an image on both sides, or a split of other data.
+    """
+    entries = [_entry(entry) for entry in config.data]
+    split = read_split(config.split) if config.split else None
+    _check_ids(config, split, [root for root, _ in entries])
+    learn = _within(config.subjects or None, split.part("train") if split else None)
+    builder = StatisticsBuilder(config.modalities)
+    stores, shares, subjects = [], [], {}
+    learned: dict[str, str] = {}  # digest of an image -> whose it is
+    for root, share in entries:
+        studies = _studies(root, config, report, f"reading {Path(root).name}", keep=learn)
+        if not studies:
+            continue
+        for study in studies:
+            builder.add(study)
+            learned |= _digests(study, root) if config.validation or split else {}
+        store = Store(studies, config.modalities)
+        if not len(store):
+            raise DatasetError(f"{root}: no slice with a patient in it; nothing to learn from")
+        stores.append(store)
+        shares.append(share)
+        subjects[root] = [study.id for study in studies]
+    if not stores:
+        raise DatasetError("no subject is left to learn from; check subjects, exclude and modalities")
+    statistics = builder.finish()
+    unseen = [name for name in config.modalities if name not in statistics.typical_scaling]
+    if unseen:
+        raise ConfigError(
+            f"no training subject has {', '.join(unseen)}; leave out what cannot be learned: "
+            f"--set modalities=[{', '.join(n for n in config.modalities if n not in unseen)}]"
+        )
+    validation: list[Batch] = []
+    if config.validation:
+        watched = _watched([config.validation], config, report, learned, keep=None)
+        validation = _fixed_slices(watched, config.modalities)
+    elif split and split.part("validation"):
+        watched = _watched([root for root, _ in entries], config, report, learned, keep=split.part("validation"))
+        validation = _fixed_slices(watched, config.modalities)
+    return TrainingData(stores, shares, statistics, validation, subjects)
+
+
+def _entry(entry: str) -> tuple[str, float]:
+    """Folder and share of "DIR" or "DIR:SHARE"."""
+    root, _, share = entry.rpartition(":")
+    try:
+        return (root, float(share)) if root and float(share) > 0 else (entry, 1.0)
+    except ValueError:
+        return entry, 1.0
+
+
+def _within(*choices: Collection[str] | None) -> set[str] | None:
+    """Ids that are in all choices; None chooses all."""
+    made = [set(choice) for choice in choices if choice is not None]
+    return set.intersection(*made) if made else None
+
+
+def _studies(
+    root: str, config: TrainConfig, report: Report, stage: str, *, keep: Collection[str] | None
+) -> list[WorkingStudy]:
+    found = [s for s in discover(root) if s.id not in config.exclude and (keep is None or s.id in keep)]
+    studies = []
+    for k, subject in enumerate(found):
+        report(stage, k / len(found), {})
+        wanted = {
+            name
+            for name in subject.readers
+            if name in config.modalities and f"{subject.id}:{name}" not in config.exclude
+        }
+        if wanted:
+            studies.append(load_working(_only(subject, wanted), config.spacing_mm))
+    return studies
+
+
+def _only(subject: Subject, wanted: Collection[str]) -> Subject:
+    """The subject with just the wanted modalities."""
+    readers = {name: read for name, read in subject.readers.items() if name in wanted}
+    further = {name: reads for name, reads in subject.inputs_only.items() if name in wanted}
+    return replace(subject, readers=readers, inputs_only=further)
+
+
+def _watched(
+    roots: Iterable[str],
+    config: TrainConfig,
+    report: Report,
+    learned: dict[str, str],
+    *,
+    keep: Collection[str] | None,
+) -> list[WorkingStudy]:
+    """Studies that are watched; none of their voxels may be learned from as well, under whatever name."""
+    watched = []
+    for root in roots:
+        found = _studies(root, config, report, "reading validation", keep=keep)
+        _refuse_shared(learned, found, root)
+        watched += found
+    if not watched:
+        raise DatasetError(f"{', '.join(roots)}: no subject is left to watch; check exclude and modalities")
+    return watched
+
+
+def _digests(study: WorkingStudy, root: str) -> dict[str, str]:
+    return {sha256_array(image): f"{study.id}:{name} of {root}" for name, image in study.images.items()}
+
+
+def _refuse_shared(learned: dict[str, str], watched: Sequence[WorkingStudy], root: str) -> None:
+    """The same voxels on both sides of a split would flatter the model."""
+    for study in watched:
+        for digest, name in _digests(study, root).items():
+            if digest in learned:
+                raise DatasetError(
+                    f"{name} is also learned from, as {learned[digest]}; leave one of them out (exclude)"
+                )
+
+
+def _fixed_slices(watched: Sequence[WorkingStudy], modalities: Sequence[str]) -> list[Batch]:
+    each = max(1, _VALIDATION_SLICES // len(watched))
+    batches = []
+    for study in watched:
+        inside = np.flatnonzero(study.foreground.mean(axis=(1, 2)) > 0.03)
+        at = inside[np.linspace(0, len(inside) - 1, min(each, len(inside))).round().astype(int)]
+        batches.append(whole_slices(study, modalities, at.tolist(), 3))
+    return batches
+
+
+def _check_ids(config: TrainConfig, split: Split | None, roots: Sequence[str]) -> None:
+    """A mistyped id, or one that came after the split was drawn, must not let a test subject in."""
+    learnable = [s for root in roots for s in discover(root)]
+    found = [*learnable, *(discover(config.validation) if config.validation else ())]
+    ids = {s.id for s in found}
+    images = {f"{s.id}:{name}" for s in found for name in s.modalities}
+    for setting, named, known in (("subjects", config.subjects, ids), ("exclude", config.exclude, ids | images)):
+        for unknown in (i for i in named if i not in known):
+            near = get_close_matches(unknown, known, n=3)
+            hint = f", did you mean {', '.join(near)}?" if near else "; compare with the names of the files"
+            raise ConfigError(f"{setting}: {unknown!r} is in none of the data folders{hint}")
+    if split:
+        split.check({s.id for s in learnable}, unused=config.exclude)
