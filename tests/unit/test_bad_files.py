@@ -167,7 +167,7 @@ TABLE = [
     (text, VolumeReadError, r"cannot be read as NIfTI"),
     (gz_that_is_no_gzip, VolumeReadError, r"not gzip-compressed although its name says otherwise"),
     (gzip_without_gz, VolumeReadError, r"gzip-compressed although its name says otherwise; add \.gz"),
-    (other_format, VolumeReadError, r"not NIfTI|although its name"),
+    (other_format, VolumeReadError, r"is no \.nii, \.nii\.gz or \.hdr/\.img file; convert it to \.nii\.gz"),
     (four_dimensional, VolumeReadError, r"\(5, 6, 7, 3\) \(4-D\), expected one 3-D volume; split"),
     (two_dimensional, VolumeReadError, r"\(5, 6\) \(2-D\), expected one 3-D volume"),
     (not_finite, VolumeReadError, r"2 voxels are NaN or infinite; expected finite"),

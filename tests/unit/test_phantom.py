@@ -169,13 +169,12 @@ def test_stripped_leaves_nothing_around_the_brain(tmp_path: Path) -> None:
 
 
 def test_an_existing_folder_is_refused_then_replaced(tmp_path: Path) -> None:
-    (tmp_path / "c").mkdir()
-    (tmp_path / "c" / "old.txt").touch()
+    out = make_cohort(tmp_path / "c", subjects=2, seed=0, spacing_mm=8.0, workers=1)
     with pytest.raises(OutputExistsError, match="already exists"):
-        make_cohort(tmp_path / "c", subjects=1, seed=0, spacing_mm=8.0, workers=1)
-    assert (tmp_path / "c" / "old.txt").exists()
-    make_cohort(tmp_path / "c", subjects=1, seed=0, spacing_mm=8.0, workers=1, overwrite=True)
-    assert not (tmp_path / "c" / "old.txt").exists()
+        make_cohort(out, subjects=1, seed=0, spacing_mm=8.0, workers=1)
+    assert (out / "sub-002").exists()
+    make_cohort(out, subjects=1, seed=0, spacing_mm=8.0, workers=1, overwrite=True)
+    assert not (out / "sub-002").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c"]
 
 

@@ -59,7 +59,8 @@ def contributions(
             shares = {i: shapley(worth, everything, i) for i in sources}
         else:
             shares = {i: worth[everything] - worth[tuple(k for k in sources if k != i)] for i in sources}
-        decibels[target] = {predictor.modalities[i]: float(v) for i, v in shares.items()}
+        seen = predictor.indices(control.sources(target, images))  # others differ from 0 by rounding alone
+        decibels[target] = {predictor.modalities[i]: float(v) if i in seen else 0.0 for i, v in shares.items()}
     return Contributions(decibels, "shapley" if exact else "leave-one-out")
 
 
