@@ -17,7 +17,9 @@ from medk2n.data.intensity import Scaling
 from medk2n.data.statistics import StatisticsBuilder
 from medk2n.data.working import WorkingStudy, load_working, scaled
 from medk2n.errors import ConfigError, DatasetError
+from medk2n.geometry.grid import Grid
 from medk2n.inference.predictor import load_predictor
+from medk2n.io.volume import Volume
 from medk2n.losses import fusion, reconstruction
 from medk2n.losses.likelihood import gaussian_nll
 from medk2n.models._spec import Query
@@ -59,6 +61,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(data: Path, *overrides: str) -> TrainConfig:
     return load_config("tiny", [f"data=['{data}']", *SMALL, *overrides])
+
+
+def volume(array: np.ndarray) -> Volume:
+    return Volume(array, Grid(array.shape, np.eye(4)), "t1n")
 
 
 def watched(data: Path, folder: Path) -> Path:
@@ -261,17 +267,17 @@ def test_a_stripped_crop_has_the_grey_scale_of_a_stripped_scan() -> None:
     y, x = np.mgrid[-1:1:48j, -1:1:48j]
     head, brain = (np.broadcast_to(x**2 + y**2 < r**2, (4, 48, 48)) for r in (0.9, 0.7))
     raw = np.where(brain, rng.uniform(100, 300, brain.shape), np.where(head, 900, 0)).astype(np.float32)
-    whole, inside, scaling = scaled(raw, "t1n")
+    whole, inside, scaling = scaled(volume(raw), "t1n")
     store = Store([WorkingStudy("a", {"t1n": whole}, inside, {"t1n": scaling}, brain=brain)], ("t1n",))
     crop = store.crop(np.random.default_rng(0), 3, Augmentation(strip=1), lenders=store)
-    alone, _, _ = scaled(np.where(brain, raw, 0), "t1n")
+    alone, _, _ = scaled(volume(np.where(brain, raw, 0)), "t1n")
     assert whole[brain].max() < 0.4, "beside bright scalp the brain is dark"
     slices = np.abs(alone - crop.targets[0] / 255).max(axis=(1, 2))
     assert slices.min() < 0.015, "within the rounding of bytes, stretched"
     assert (crop.images[0, 1] == crop.targets[0]).all()
     assert (crop.targets[0][~brain[0]] == 0).all()
     flat = np.where(brain, 200, np.where(head, 900, 0)).astype(np.float32) + raw / 100
-    other, inside, scaling = scaled(flat, "t1n")
+    other, inside, scaling = scaled(volume(flat), "t1n")
     lenders = Store([WorkingStudy("b", {"t1n": other}, inside, {"t1n": scaling}, brain=brain)], ("t1n",))
     lent = [
         store.crop(np.random.default_rng(k), 3, Augmentation(strip=1, restyle=1), lenders=lenders) for k in range(9)

@@ -163,6 +163,22 @@ def test_bad_file(synth, study, tmp_path, capsys, make, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_scan_without_contrast_is_named(synth, study, tmp_path, capsys):
+    flat = np.zeros(SHAPE, np.int16)
+    flat[4:-4, 4:-4, 2:-2] = 7
+    flat[5, 5, 3] = 8
+    save(tmp_path / "flat.nii.gz", flat)
+    assert synth("-i", f"t1n={tmp_path / 'flat.nii.gz'}", "-t", "t2f") == 2
+    assert f"{tmp_path / 'flat.nii.gz'}: t1n volume: no contrast inside the foreground" in capsys.readouterr().err
+
+
+def test_a_study_of_strangers_says_what_the_model_knows(synth, tmp_path, capsys):
+    (tmp_path / "study").mkdir()
+    save(tmp_path / "study" / "pet.nii.gz", scan())
+    assert synth(tmp_path / "study", "-t", "t1c") == 2
+    assert "the study has pet alone; the model knows ct, t1c" in capsys.readouterr().err
+
+
 BAD_USAGE = {
     "unknown input": (["-i", "t1q=T1"], "did you mean"),
     "doubled input": (["-i", "t1n=T1", "-i", "t1w=T2"], "twice"),

@@ -76,10 +76,10 @@ def _compare(synthesis: "Synthesis", truth: "dict[str, Volume]") -> "list[Pair]"
     from medk2n.metrics.psnr import psnr
     from medk2n.report.comparison import Pair
 
-    inside = np.any([scaled(volume.array, name)[1] for name, volume in synthesis.inputs.items()], axis=0)
+    inside = np.any([scaled(volume, name)[1] for name, volume in synthesis.inputs.items()], axis=0)
     pairs = []
     for name, volume in synthesis.volumes.items():
-        reference, _, _ = scaled(truth[name].array, name)
+        reference, _, _ = scaled(truth[name], name)
         predicted = synthesis.scalings[name].apply(volume.array).clip(0, 1)
         pairs.append(Pair(volume, truth[name], psnr(predicted, reference, inside, data_range=1.0)))
     return pairs

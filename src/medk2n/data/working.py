@@ -8,7 +8,7 @@ import numpy as np
 from medk2n.data.foreground import foreground, is_stripped
 from medk2n.data.intensity import Scaling, fit_scaling
 from medk2n.data.subject import Subject
-from medk2n.errors import GeometryError
+from medk2n.errors import GeometryError, VolumeReadError
 from medk2n.geometry.grid import Grid
 from medk2n.geometry.resample import WorkingGrid, check_overlap, resample, working_grid
 from medk2n.io.volume import LabelMap, Volume
@@ -80,14 +80,21 @@ class WorkingStudy:
         )
 
 
-def scaled(array: np.ndarray, modality: str, head: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, Scaling]:
+def scaled(volume: Volume, modality: str, head: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, Scaling]:
     """One volume -> (scaled to [0, 1] and 0 outside, foreground, scaling).
 
     Args:
         head: mask of the patient if the data set gives one; used unless the volume is skull-stripped.
+
+    Raises:
+        VolumeReadError: no patient in it, or no contrast; names the file.
     """
+    array = volume.array
     inside = foreground(array) if head is None or is_stripped(array) else head
-    scaling = fit_scaling(array, inside, modality)
+    try:
+        scaling = fit_scaling(array, inside, modality)
+    except VolumeReadError as error:
+        raise VolumeReadError(f"{volume.provenance.get('path') or 'image in memory'}: {error}") from error
     return np.where(inside, np.clip(scaling.apply(array), 0.0, 1.0), 0.0).astype(np.float32), inside, scaling
 
 
@@ -132,14 +139,14 @@ def load_working(subject: Subject, spacing_mm: float | None) -> WorkingStudy:
     images, scalings, inside = {}, {}, np.zeros(reference.shape, dtype=bool)
     head = mask_on(subject.masks["head"](), reference, subject.id) if "head" in subject.masks else None
     for name, volume in align(volumes, reference, first).items():
-        values, mask, scalings[name] = scaled(volume.array, name, head)
+        values, mask, scalings[name] = scaled(volume, name, head)
         images[name] = space.stack(values)
         inside |= mask
     further: dict[str, list[np.ndarray]] = {}
     for name, readers in subject.inputs_only.items():
         for read in readers:
             other = align({name: read()}, reference, first)[name]
-            further.setdefault(name, []).append(space.stack(scaled(other.array, name, head)[0]))
+            further.setdefault(name, []).append(space.stack(scaled(other, name, head)[0]))
     masks = {
         kind: space.stack(mask_on(subject.masks[kind](), reference, subject.id), order=0) > 0
         for kind in ("brain", "lesion")

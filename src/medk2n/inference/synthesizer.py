@@ -169,6 +169,10 @@ class Synthesizer:
         ignored = [name for name in given if name not in self.config.modalities and not explicit]
         inputs = {name: volume for name, volume in given.items() if name not in ignored}
         wanted = self._targets(targets, given)
+        if given and not inputs:
+            raise UsageError(
+                f"the study has {', '.join(given)} alone; the model knows {', '.join(self.config.modalities)}"
+            )
         self._predictor.indices(inputs)
         first = self._reference(reference, inputs)
         grid = inputs[first].grid
@@ -176,7 +180,7 @@ class Synthesizer:
         space = Workspace.of(grid, self.config.spacing_mm)
         stacks, finer, patient, own = {}, {}, {}, {}
         for name, volume in inputs.items():
-            values, patient[name], own[name] = scaled(volume.array, name)
+            values, patient[name], own[name] = scaled(volume, name)
             stacks[name] = space.stack(values)
             finer[name] = values - space.unstack(stacks[name])
         rules = _rules(control or {})

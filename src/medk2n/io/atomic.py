@@ -97,7 +97,10 @@ def check_writable(folder: Path | str) -> Path:
     except (FileExistsError, NotADirectoryError) as error:
         raise OutputPermissionError(f"{folder} is not a folder but a file: choose another --out") from error
     except OSError as error:
-        raise _explained(error, folder) from error
+        explained = _explained(error, folder)
+        if explained is error:  # no such file system, a name too long, ...
+            explained = OutputPermissionError(f"{folder} cannot be made ({error.strerror}): choose another --out")
+        raise explained from error
     finally:
         for place in absent:  # the deepest first; one that another process has filled meanwhile stays
             with suppress(OSError):
