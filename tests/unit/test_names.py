@@ -103,4 +103,5 @@ def test_synthetic_names_say_so_and_are_never_taken_as_input():
 def test_a_study_of_loose_files_is_called_by_what_they_share(tmp_path):
     assert study_id(["x/BraTS-GLI-00000-000-t1n.nii.gz", "x/BraTS-GLI-00000-000-t2f.nii.gz"]) == "BraTS-GLI-00000-000"
     assert study_id(["sub-01_ce-gadolinium_T1w.nii.gz"]) == "sub-01"
+    assert study_id(["P01_T1_pre_contrast.nii.gz"]) == "P01"
     assert study_id([tmp_path / "p7" / "t1n.nii.gz", tmp_path / "p7" / "t2w.nii.gz"]) == "p7"

@@ -83,7 +83,12 @@ def test_subjects_that_share_an_image_stay_together_also_by_way_of_a_third() -> 
 
 @pytest.mark.parametrize(
     ("validation", "test", "match"),
-    [(0.5, 0.5, "leaves nothing to learn from"), (-0.1, 0.2, "leaves nothing"), (0.1, 0.1, "4 patients are too few")],
+    [
+        (0.5, 0.5, "leaves nothing to learn from"),
+        (-0.1, 0.2, "leaves nothing"),
+        (float("nan"), 0.2, "leaves nothing"),
+        (0.1, 0.1, "4 patients are too few"),
+    ],
 )
 def test_a_split_that_cannot_be_is_refused(validation: float, test: float, match: str) -> None:
     with pytest.raises(UsageError, match=match):
@@ -226,6 +231,12 @@ def test_shares_that_are_no_two_numbers_are_refused(data: Path, tmp_path: Path, 
     assert main(["index", str(data), "-o", str(tmp_path), "--split", shares]) == 2
     assert f"--split {shares}: expected two shares" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_split_that_cannot_be_leaves_nothing_behind(data: Path, tmp_path: Path, capsys) -> None:
+    assert main(["index", str(data), "-o", str(tmp_path / "out"), "--split", "0.6,0.6"]) == 2
+    assert "leaves nothing to learn from" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_two_ways_to_say_what_is_watched_are_refused(data: Path, tmp_path: Path, capsys) -> None:

@@ -59,14 +59,8 @@ def evaluate(
     from medk2n.io.atomic import check_writable, refuse_existing
 
     options = {"model": model, "data": data, "out": out, "modalities": modalities, "subjects": subjects}
-    options |= {
-        "exclude": exclude,
-        "split": split,
-        "every": every,
-        "device": device,
-        "seed": seed,
-        "overwrite": overwrite,
-    }
+    options |= {"exclude": exclude, "split": split, "every": every, "device": device, "seed": seed}
+    options |= {"overwrite": overwrite}
     with run_manifest(manifest, "evaluate", options, overwrite=overwrite) as run:
         folder = find_model(model)
         config = read_config(folder)

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from medk2n.data.inventory import Inventory
     from medk2n.data.subject import Subject
 
-SPLIT = "split.json"
 _MOST_LINES = 20
 
 
@@ -41,27 +40,27 @@ def index(
     """
     from medk2n.cli.common import run_manifest, split_names
     from medk2n.data.discover import discover
-    from medk2n.data.split import count_parts, draw_split
+    from medk2n.data.split import FILE, count_parts, draw_split
     from medk2n.io.atomic import check_writable, refuse_existing, write_json
     from medk2n.report.inventory import FILES, write_inventory
 
     options = {"data": data, "out": out, "subjects": subjects, "exclude": exclude, "overwrite": overwrite}
     options |= {"split": split, "seed": seed}
-    shares = _shares(split) if split else None
     with run_manifest(manifest, "index", options, overwrite=overwrite) as run:
+        shares = _shares(split) if split else None
         found = discover(data, subjects=split_names(subjects) or None, exclude=split_names(exclude))
-        refuse_existing([out / name for name in (*FILES, *([SPLIT] if shares else []))], overwrite)
+        refuse_existing([out / name for name in (*FILES, *([FILE] if shares else []))], overwrite)
         check_writable(out)
         inventory = _read(found)
+        drawn = draw_split(found, inventory, validation=shares[0], test=shares[1], seed=seed) if shares else None
         run.outputs += write_inventory(inventory, str(data), out)
         run.facts["images"] = len(inventory.images)
         run.facts["complaints"] = len(inventory.complaints)
         _tell(inventory, out)
-        if shares:
-            drawn = draw_split(found, inventory, validation=shares[0], test=shares[1], seed=seed)
-            write_json(out / SPLIT, drawn.model_dump())
-            run.outputs.append(out / SPLIT)
-            typer.echo(f"Split: {count_parts(drawn)}: {out / SPLIT}")
+        if drawn:
+            write_json(out / FILE, drawn.model_dump())
+            run.outputs.append(out / FILE)
+            typer.echo(f"Split: {count_parts(drawn)}: {out / FILE}")
         if any(complaint.kind == "unreadable" for complaint in inventory.complaints):
             raise typer.Exit(SOME_FAILED)
 

@@ -70,7 +70,8 @@ def discover_study(source: Path | str | Sequence[Path | str] | Mapping[str, Path
     folder = _existing_folder(source)
     files = study_files(folder)
     images = [file for file in files if names.recognise(file)]
-    return _some_images(subject_of(names.study_id(images or [folder / "study"]), files), str(folder))
+    study = names.study_id(images) if images else folder.name
+    return _some_images(subject_of(study, files), str(folder))
 
 
 def _by_short_name(source: Mapping[str, Path | str]) -> dict[str, Path]:

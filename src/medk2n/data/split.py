@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -13,7 +13,9 @@ from medk2n.data.inventory import Inventory
 from medk2n.data.subject import Subject
 from medk2n.errors import DatasetError, UsageError
 
-PARTS = ("train", "validation", "test")
+FILE = "split.json"
+Part = Literal["train", "validation", "test"]
+PARTS: tuple[Part, ...] = get_args(Part)
 
 # What the naming of public collections says; each pattern's group is the answer.
 _PATIENT = (
@@ -33,7 +35,7 @@ class Placed(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    part: Literal["train", "validation", "test"]
+    part: Part
     patient: str
     site: str
     modalities: tuple[str, ...]
@@ -48,7 +50,7 @@ class Split(BaseModel):
     shares: dict[str, float]
     subjects: dict[str, Placed]
 
-    def part(self, name: str) -> list[str]:
+    def part(self, name: Part) -> list[str]:
         """Ids of a part, in order."""
         return [subject for subject, placed in self.subjects.items() if placed.part == name]
 
@@ -102,7 +104,7 @@ def draw_split(
         UsageError: shares that leave nothing to learn from, or too few patients for a part.
     """
     shares = {"train": 1 - validation - test, "validation": validation, "test": test}
-    if min(validation, test) < 0 or shares["train"] <= 0:
+    if not (validation >= 0 and test >= 0 and shares["train"] > 0):  # NaN is refused too
         raise UsageError(f"a split into validation {validation:g} and test {test:g} leaves nothing to learn from")
     by_id = {subject.id: subject for subject in subjects}
     groups = _groups(list(by_id), inventory)

@@ -154,6 +154,7 @@ def _shared_start(texts: Sequence[str]) -> str:
 def without_modality(name: str) -> str:
     """A stem without the words at its end that tell the modality: `IXI002-Guys-0828-T1` -> `IXI002-Guys-0828`."""
     parts = re.split(r"([_\-.\s]+)", name)
-    while parts and (not parts[-1].strip("_-. ") or _short_name(parts[-1]) or parts[-1].lower() in _CONTRAST_WORDS):
+    told = _CONTRAST_WORDS | _ABSENT_WORDS
+    while parts and (not parts[-1].strip("_-. ") or _short_name(parts[-1]) or parts[-1].lower() in told):
         parts.pop()
     return "".join(parts)

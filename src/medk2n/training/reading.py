@@ -91,11 +91,9 @@ def read_data(config: TrainConfig, report: Report) -> TrainingData:
         )
     validation: list[Batch] = []
     if config.validation:
-        watched = _watched([config.validation], config, report, learned, keep=None)
-        validation = _fixed_slices(watched, config.modalities)
+        validation = _watched([config.validation], config, report, learned, keep=None)
     elif split and split.part("validation"):
-        watched = _watched([root for root, _ in entries], config, report, learned, keep=split.part("validation"))
-        validation = _fixed_slices(watched, config.modalities)
+        validation = _watched([root for root, _ in entries], config, report, learned, keep=split.part("validation"))
     return TrainingData(stores, shares, statistics, validation, subjects)
 
 
@@ -145,16 +143,22 @@ def _watched(
     learned: dict[str, str],
     *,
     keep: Collection[str] | None,
-) -> list[WorkingStudy]:
-    """Studies that are watched; none of their voxels may be learned from as well, under whatever name."""
-    watched = []
+) -> list[Batch]:
+    """Fixed slices of what is watched; none of its voxels may be learned from as well, under whatever name."""
+    watched: list[WorkingStudy] = []
     for root in roots:
         found = _studies(root, config, report, "reading validation", keep=keep)
         _refuse_shared(learned, found, root)
         watched += found
     if not watched:
         raise DatasetError(f"{', '.join(roots)}: no subject is left to watch; check exclude and modalities")
-    return watched
+    each = max(1, _VALIDATION_SLICES // len(watched))
+    batches = []
+    for study in watched:
+        inside = np.flatnonzero(study.foreground.mean(axis=(1, 2)) > 0.03)
+        at = inside[np.linspace(0, len(inside) - 1, min(each, len(inside))).round().astype(int)]
+        batches.append(whole_slices(study, config.modalities, at.tolist(), 3))
+    return batches
 
 
 def _digests(study: WorkingStudy, root: str) -> dict[str, str]:
@@ -169,16 +173,6 @@ def _refuse_shared(learned: dict[str, str], watched: Sequence[WorkingStudy], roo
                 raise DatasetError(
                     f"{name} is also learned from, as {learned[digest]}; leave one of them out (exclude)"
                 )
-
-
-def _fixed_slices(watched: Sequence[WorkingStudy], modalities: Sequence[str]) -> list[Batch]:
-    each = max(1, _VALIDATION_SLICES // len(watched))
-    batches = []
-    for study in watched:
-        inside = np.flatnonzero(study.foreground.mean(axis=(1, 2)) > 0.03)
-        at = inside[np.linspace(0, len(inside) - 1, min(each, len(inside))).round().astype(int)]
-        batches.append(whole_slices(study, modalities, at.tolist(), 3))
-    return batches
 
 
 def _check_ids(config: TrainConfig, split: Split | None, roots: Sequence[str]) -> None:

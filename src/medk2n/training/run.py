@@ -23,8 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import medk2n
 from medk2n import checkpoint
 from medk2n.config.schema import TrainConfig, load_config
+from medk2n.data import split
 from medk2n.data.batches import Batch
-from medk2n.data.split import read_split
 from medk2n.errors import (
     ConfigError,
     DatasetError,
@@ -42,7 +42,7 @@ from medk2n.training.reading import Report, TrainingData, read_data
 from medk2n.training.state import State
 from medk2n.training.stop import Stop
 
-_CONFIG, _SPLIT, _STATE = "train.json", "split.json", "state"
+_CONFIG, _STATE = "train.json", "state"
 _SAVE_EVERY_S = 300.0
 _LOG_EVERY = 20
 _VALIDATE_AT = 8
@@ -66,7 +66,7 @@ def train(
     if not config.data:
         raise ConfigError("no training data: give --data DIR")
     if config.split:
-        write_json(out / _SPLIT, read_split(config.split).model_dump())
+        write_json(out / split.FILE, split.read_split(config.split).model_dump())
     return _with_threads(config, out, device, report, resumed=None)
 
 
@@ -100,7 +100,7 @@ def _with_threads(config: TrainConfig, out: Path, device: str, report: Report | 
 
 def _train(config: TrainConfig, out: Path, device: str, report: Report, resumed: State | None) -> Path:
     if config.split:
-        config = config.model_copy(update={"split": str(out / _SPLIT)})  # the run's own, wherever the run is moved
+        config = config.model_copy(update={"split": str(out / split.FILE)})  # the run's own, wherever the run is moved
     data = read_data(config, report)
     write_json(out / _CONFIG, config.model_dump())
     with torch.random.fork_rng(devices=[]):
