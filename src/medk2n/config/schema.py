@@ -70,7 +70,7 @@ class BatchShape(_Strict):
     """`size` crops of `crop` pixels; each serves `draws` input subsets with `targets` outputs each.
 
     `strip` is the chance that a head with a known brain mask is shown skull-stripped, `restyle` the chance that a
-    crop's grey scales move towards those of another subject.
+    crop's grey scales move towards those of another subject, `corrupt` that an input is damaged.
     """
 
     size: Count = 6
@@ -80,6 +80,7 @@ class BatchShape(_Strict):
     most_sources: Count = 4
     strip: Share = 0.3
     restyle: Share = 0.0
+    corrupt: Share = 0.1
 
 
 class LossWeights(_Strict):

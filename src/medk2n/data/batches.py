@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from medk2n.data.corrupt import corrupt
 from medk2n.data.grey import UNCHANGED, Style, shares_below, stretched, to_bytes, towards
 from medk2n.data.working import WorkingStudy
 
@@ -26,17 +27,19 @@ class Batch:
         acquired: (b, m) bool.
         targets: (b, m, h, w) what outputs are compared with; NaN where absent.
         foreground: (b, h, w) bool.
+        severity: (b, m) in [0, 1], how far each input was damaged; 0 where it is whole.
     """
 
     images: Tensor
     acquired: Tensor
     targets: Tensor
     foreground: Tensor
+    severity: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
-    """Strengths of what is drawn per crop; gamma and noise are in inputs only.
+    """Strengths of what is drawn per crop; gamma, noise and damage are in inputs only.
 
     Attributes:
         rotation: largest angle in radians.
@@ -47,6 +50,7 @@ class Augmentation:
             those of a whole head would not be met in a stripped scan.
         restyle: chance of moving a subject's grey scales towards those of another, heads to heads and brains to
             brains; targets are moved alike, for a scanner draws all contrasts of a visit in its own way.
+        corrupt: chance of damaging an input (`data/corrupt.py`).
     """
 
     rotation: float = 0.15
@@ -55,6 +59,7 @@ class Augmentation:
     noise: float = 0.03
     strip: float = 0.3
     restyle: float = 0.0
+    corrupt: float = 0.0
 
 
 class Store:
@@ -109,10 +114,11 @@ def draw_batch(
     targets = torch.stack([m[1] for m in moved])
     inside = torch.stack([m[2] for m in moved])
     acquired = torch.tensor(np.stack([c.acquired for c in crops]))
+    images, severity = corrupt(images, acquired, rng, augmentation.corrupt)
     images = _disturbed(images, rng, augmentation) * inside[:, None, None]
     images[~acquired] = torch.nan
     targets[~acquired] = torch.nan
-    return Batch(images, acquired, targets, inside)
+    return Batch(images, acquired, targets, inside, severity)
 
 
 def whole_slices(study: WorkingStudy, modalities: Sequence[str], at: Sequence[int], slices: int) -> Batch:
@@ -124,7 +130,8 @@ def whole_slices(study: WorkingStudy, modalities: Sequence[str], at: Sequence[in
     acquired = torch.tensor(np.stack([c.acquired for c in crops]))
     images[~acquired] = torch.nan
     targets[~acquired] = torch.nan
-    return Batch(images, acquired, targets, torch.tensor(np.stack([c.inside for c in crops])))
+    inside = torch.tensor(np.stack([c.inside for c in crops]))
+    return Batch(images, acquired, targets, inside, torch.zeros(acquired.shape))
 
 
 def neighbours(z: int, depth: int, slices: int) -> np.ndarray:

@@ -28,6 +28,7 @@ from medk2n.vocabulary import modality
 
 Progress = Callable[[int, int], None]
 
+_OWN_SHADING = {"dwi": 0.22}  # echo-planar read-outs of an array coil, stored without a correction
 _MADE_BY = "medk2n phantom"
 _OURS = ("README", ".bidsignore", "dataset_description.json", "derivatives", "participants.tsv")
 
@@ -206,7 +207,7 @@ def _scan(plan, rng, body, tissues, kind: str, protocol: Protocol, shading) -> t
     if kind == "adc":
         noisy, clean = scan_adc(rng, body, tissues, protocol, plan.slice_mm)
     else:
-        own = coil_shading(rng, body, 0.05) if kind != "ct" else 1.0
+        own = coil_shading(rng, body, _OWN_SHADING.get(kind, 0.10)) if kind != "ct" else 1.0
         noisy, clean = scan(rng, body, tissues, protocol, shading * own, plan.slice_mm)
     if plan.stripped:
         empty = modality(kind).background

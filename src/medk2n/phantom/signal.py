@@ -113,15 +113,15 @@ def mr_signal(protocol: Protocol, t1, t2, pd, adc, uptake_mm=0.0, flow=1.0, fat=
     raise ValueError(f"no MR signal equation called {p.sequence!r}")
 
 
-_MPRAGE = {"sequence": "mprage", "tr_ms": 2300, "te_ms": 3, "ti_ms": 1140, "flip_deg": 9}
+_MPRAGE = {"sequence": "mprage", "tr_ms": 2300, "te_ms": 3, "flip_deg": 9}
 
 FIXED: dict[str, Protocol] = {
-    "t1n": Protocol(**_MPRAGE, noise=0.025),
-    "t1c": Protocol(**_MPRAGE, contrast=True, noise=0.025),
-    "t2w": Protocol("se", tr_ms=4500, te_ms=95, noise=0.025),
+    "t1n": Protocol(**_MPRAGE, ti_ms=1160, noise=0.03),
+    "t1c": Protocol(**_MPRAGE, ti_ms=1140, contrast=True, noise=0.035),
+    "t2w": Protocol("se", tr_ms=4500, te_ms=85, noise=0.025),
     "t2f": Protocol("ir", tr_ms=9000, te_ms=100, ti_ms=2640, noise=0.03),
     "pd": Protocol("se", tr_ms=3000, te_ms=15, noise=0.02),
-    "dwi": Protocol("dwi", tr_ms=8000, te_ms=80, b=1000, psf_mm=2.0, noise=0.055),
+    "dwi": Protocol("dwi", tr_ms=8000, te_ms=90, b=1000, psf_mm=2.2, noise=0.08),
     "adc": Protocol("dwi", tr_ms=8000, te_ms=80, b=1000, psf_mm=1.8, noise=0.025),
     "ct": Protocol("ct", psf_mm=0.9, noise=5.0),
 }
@@ -174,6 +174,6 @@ def _random_dwi(rng: np.random.Generator) -> Protocol:
         rng.uniform(5000, 9000),
         rng.uniform(60, 105),
         b=float(rng.choice([800, 1000, 1000, 1200])),
-        psf_mm=rng.uniform(1.5, 2.5),
-        noise=_noise(rng),
+        psf_mm=rng.uniform(1.5, 2.8),
+        noise=rng.uniform(0.03, 0.1),
     )

@@ -56,7 +56,7 @@ class Tissue:
 
 
 TISSUES: dict[str, Tissue] = {
-    "grey": Tissue(1, 1331, 102, 0.82, 830, 38, uptake_mm=0.03, source="W99, T00, H08"),
+    "grey": Tissue(1, 1331, 102, 0.82, 830, 38, uptake_mm=0.027, source="W99, T00, H08"),
     "white": Tissue(2, 832, 80, 0.70, 720, 30, uptake_mm=0.012, texture=0.04, source="W99, T00, H08"),
     "csf": Tissue(3, 4000, 1700, 1.00, 3000, 8, texture=0.02, source="L04, H08"),
     "thalamus": Tissue(4, 1150, 88, 0.78, 760, 35, uptake_mm=0.025, source="W99, H08"),

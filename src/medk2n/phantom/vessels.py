@@ -50,7 +50,7 @@ def _random_trees(anatomy: Anatomy, rng: np.random.Generator, count: int) -> lis
     return lines
 
 
-def vessel_map(anatomy: Anatomy, rng: np.random.Generator, small: int = 260) -> np.ndarray:
+def vessel_map(anatomy: Anatomy, rng: np.random.Generator, small: int = 420) -> np.ndarray:
     """Fraction of blood in each voxel of the anatomy's grid, 0..1 float32; large vessels, then `small` random ones."""
     amount = np.zeros(anatomy.maps.shape[1:], np.float32)
     lines = []

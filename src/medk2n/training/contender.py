@@ -124,7 +124,9 @@ class Contender:
     def _measure_gain(self, prediction: Prediction, batch: Batch, query: Query, mse: Tensor, seed: int) -> Tensor:
         """What one random source removed of the error, and where: anchors W and W_eff and feeds the history p_ij."""
         fused = prediction.extras["fused"]
-        reduced, dropped = without_one(query, fused.steps[0].source, np.random.default_rng(seed + 1))
+        reduced, dropped = without_one(
+            query, fused.steps[0].source, np.random.default_rng(seed + 1), batch.severity
+        )
         # what a closed gate kept out removes nothing: that is no measurement, and would keep it out for good
         told = (dropped >= 0) & fused.members.gather(1, dropped.clamp_min(0)[:, None]).squeeze(1)
         if not told.any():
@@ -137,7 +139,8 @@ class Contender:
         gain = spread(1 - mse[rows] / (mean_squared_error(mean, target, inside) + 1e-6), rows, len(mse))
         missing = ~query.sources.gather(1, query.target[:, None]).squeeze(1)
         new = told & missing
-        self.module.fusion.observe(dropped[new], query.target[new], gain[new].clamp(-1, 1))
+        whole = new & ~((batch.severity > 0)[query.sample] & query.sources).any(dim=1)
+        self.module.fusion.observe(dropped[whole], query.target[whole], gain[whole].clamp(-1, 1))
         where, mass = local_gain(prediction.mean[rows].detach(), mean, target, inside)
         dropped = torch.where(new, dropped, -1)
         error = added_weight_error(fused, dropped, gain)

@@ -68,14 +68,17 @@ def as_query(samples: np.ndarray, subsets: np.ndarray, targets: np.ndarray) -> Q
     return Query(torch.from_numpy(samples), torch.from_numpy(subsets), torch.from_numpy(targets))
 
 
-def without_one(query: Query, key: Tensor, rng: np.random.Generator) -> tuple[Query, Tensor]:
+def without_one(query: Query, key: Tensor, rng: np.random.Generator, severity: Tensor) -> tuple[Query, Tensor]:
     """Drop one random source that is not the key frame from every query that has more than one.
+
+    Where a source is damaged (severity (b, m) above 0), it is one of those: they are rare, and the most is to be learned.
 
     Returns the reduced query and the dropped source per query (-1 where none was).
     """
     sources, dropped = query.sources.clone(), torch.full_like(query.target, -1)
     for q in range(len(dropped)):
         others = [i for i in query.sources[q].nonzero().squeeze(1).tolist() if i != int(key[q])]
+        others = [i for i in others if severity[query.sample[q], i] > 0] or others
         if others:
             dropped[q] = others[int(rng.integers(len(others)))]
             sources[q, dropped[q]] = False

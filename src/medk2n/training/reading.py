@@ -42,14 +42,15 @@ class TrainingData:
 
     def batch(self, config: TrainConfig, rng: np.random.Generator, slices: int) -> Batch:
         """Some crops, of frames of so many slices."""
+        batch = config.batch
         return draw_batch(
             self.stores,
             self.shares,
             rng,
-            batch_size=config.batch.size,
-            crop=config.batch.crop,
+            batch_size=batch.size,
+            crop=batch.crop,
             slices=slices,
-            augmentation=Augmentation(strip=config.batch.strip, restyle=config.batch.restyle),
+            augmentation=Augmentation(strip=batch.strip, restyle=batch.restyle, corrupt=batch.corrupt),
         )
 
 

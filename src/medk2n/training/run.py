@@ -13,6 +13,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +220,12 @@ def validate(contender: Contender, batches: Sequence[Batch], stop: Stop | None =
 def _to(batch: Batch, device: str | torch.device) -> Batch:
     if str(device) == "cpu":
         return batch
-    return Batch(batch.images.to(device), batch.acquired, batch.targets.to(device), batch.foreground.to(device))
+    return replace(
+        batch,
+        images=batch.images.to(device),
+        targets=batch.targets.to(device),
+        foreground=batch.foreground.to(device),
+    )
 
 
 def _save(contenders: list[Contender], config: TrainConfig, data: TrainingData, out: Path, *, finished: bool) -> None:

@@ -1,0 +1,95 @@
+"""Damage to inputs while training, so that fusion learns what to leave out (design, 5); targets are never damaged.
+
+Each kind takes one input (s, h, w) in [0, 1] and a severity in (0, 1]: a strength, or how much of something else is
+blended in. At 1 nothing of use is left but for motion and bias.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+_FARTHEST_PX = 24
+_GHOST_PX = 12
+
+
+def _noise(rng: np.random.Generator, image: Tensor, severity: float) -> Tensor:
+    """Blended with white noise."""
+    white = torch.from_numpy(rng.standard_normal(tuple(image.shape), dtype=np.float32))
+    return torch.lerp(image, (0.5 + 0.2 * white).clamp(0, 1), severity)
+
+
+def _blank(rng: np.random.Generator, image: Tensor, severity: float) -> Tensor:
+    """Blended with one grey level: an image that faded."""
+    return torch.lerp(image, torch.full_like(image, float(rng.uniform(0.1, 0.9))), severity)
+
+
+def _motion(rng: np.random.Generator, image: Tensor, severity: float) -> Tensor:
+    """Moved along the first axis while some lines of k-space were read: ghosts and blur."""
+    lines = image.shape[1]
+    moved = rng.uniform(-1, 1, max(2, lines // 8)).repeat(8)[:lines]
+    shift = np.zeros(lines)
+    shift[: len(moved)] = moved * severity * _GHOST_PX
+    phase = torch.from_numpy(np.exp(-2j * np.pi * np.fft.fftfreq(lines) * shift).astype(np.complex64))
+    return torch.fft.ifft(torch.fft.fft(image, dim=1) * phase[:, None], dim=1).abs().clamp(0, 1)
+
+
+def _bias(rng: np.random.Generator, image: Tensor, severity: float) -> Tensor:
+    """Brighter here than there by up to a factor of about 10."""
+    coarse = torch.from_numpy(rng.uniform(-1.2, 1.2, (1, 1, 3, 3)).astype(np.float32))
+    field = functional.interpolate(coarse, size=image.shape[1:], mode="bicubic", align_corners=True)[0]
+    return (image * (severity * field).exp()).clamp(0, 1)
+
+
+def _misplaced(rng: np.random.Generator, image: Tensor, severity: float) -> Tensor:
+    """Shifted within the plane: registered wrongly."""
+    angle, far = rng.uniform(0, 2 * np.pi), severity * _FARTHEST_PX
+    shift = round(far * np.cos(angle)), round(far * np.sin(angle))
+    return torch.roll(image, shift, dims=(1, 2))
+
+
+Kind = Callable[[np.random.Generator, Tensor, float], Tensor]
+KINDS: dict[str, Kind] = {
+    "noise": _noise,
+    "blank": _blank,
+    "motion": _motion,
+    "bias": _bias,
+    "misplaced": _misplaced,
+}
+MIXED = "mislabelled", "elsewhere"
+"""Blends with another modality of the crop, and with the same modality of another crop: wrong name, wrong slice."""
+
+
+def corrupt(images: Tensor, acquired: Tensor, rng: np.random.Generator, share: float) -> tuple[Tensor, Tensor]:
+    """Damage a share of the inputs, each in one way, with a severity drawn evenly from 0 to 1.
+
+    Args:
+        images: (b, m, s, h, w) in [0, 1].
+        acquired: (b, m) bool.
+        rng: the only source of chance.
+        share: chance of each input.
+
+    Returns:
+        The images, and the severity (b, m) of each: 0 where it is whole.
+    """
+    severity = torch.zeros(acquired.shape)
+    out = images.clone()
+    for b, m in acquired.nonzero().tolist():
+        if rng.random() >= share:
+            continue
+        strength = float(rng.uniform())
+        kind = (*KINDS, *MIXED)[rng.integers(len(KINDS) + len(MIXED))]
+        if kind in KINDS:
+            out[b, m] = KINDS[kind](rng, images[b, m], strength)
+        else:
+            others = [(b, i) for i in range(acquired.shape[1]) if i != m] if kind == "mislabelled" else [
+                (k, m) for k in range(len(acquired)) if k != b
+            ]  # fmt: skip
+            there = [at for at in others if acquired[at]]
+            if not there:
+                continue
+            out[b, m] = torch.lerp(images[b, m], images[there[rng.integers(len(there))]], strength)
+        severity[b, m] = strength
+    return out, severity
