@@ -26,7 +26,7 @@ from medk2n.models._spec import Query
 from medk2n.training import reading, run
 from medk2n.training.contender import Contender
 from medk2n.training.objectives import proposal_error
-from medk2n.training.queries import draw_sources, draw_targets, narrowed
+from medk2n.training.queries import draw_sources, draw_targets, narrowed, without_one
 from medk2n.training.reading import read_data
 from medk2n.training.run import train
 
@@ -396,6 +396,52 @@ def test_what_a_closed_gate_kept_out_is_not_measured(data: Path, closed: bool) -
     assert torch.isfinite(error)
     assert bool(error == 0) == closed
     assert bool((fusion.history == 0).all()) == closed
+
+
+@pytest.mark.parametrize("hurt", [False, True])
+def test_the_history_is_of_whole_inputs(data: Path, hurt: bool) -> None:
+    """p_ij is the gain of a usual scan: what a damaged one gave teaches W, and stays out of the history."""
+    settings = config(data, "budget={steps: 2}", "subjects=[p0, p3]", "batch.corrupt=0")
+    prepared = read_data(settings, lambda *_: None)
+    contender = Contender.of(settings.models[0], settings, prepared.statistics, "cpu")
+    contender.module.fusion.threshold.lowest = contender.module.fusion.threshold.highest = -1.0
+    batch = prepared.batch(settings, np.random.default_rng(0), 3)
+    assert not batch.severity.any()
+    severity = torch.full_like(batch.severity, 0.5 * hurt)
+    n, m = batch.acquired.shape
+    query = Query(torch.arange(n), torch.arange(m).expand(n, m) < 2, torch.full((n,), 2))
+    prediction = contender.module(batch.images, query)
+    bad = replace(batch, severity=severity)
+    error = contender._measure_gain(prediction, bad, query, torch.full((n,), 0.01), seed=0)
+    assert error > 0
+    assert bool((contender.module.fusion.history == 0).all()) == hurt
+
+
+def test_a_damaged_source_is_the_one_that_is_dropped() -> None:
+    sources = torch.tensor([[True, True, True, True], [True, True, True, True], [True, True, False, True]])
+    query = Query(torch.tensor([0, 1, 0]), sources, torch.tensor([4, 4, 4]))
+    severity = torch.tensor([[0.9, 0.0, 0.2, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    key = torch.tensor([0, 3, 0])  # damaged or not, the key frame is not dropped
+    seen = [without_one(query, key, np.random.default_rng(seed), severity)[1].tolist() for seed in range(40)]
+    assert {row[0] for row in seen} == {2}
+    assert {row[1] for row in seen} == {0, 1, 2}
+    assert {row[2] for row in seen} == {1, 3}
+
+
+def test_targets_are_never_damaged(data: Path) -> None:
+    store = Store([load_working(s, None) for s in discover(data)], ("t1c", "t1n", "t2w"))
+    drawn = [
+        draw_batch(
+            [store], [1.0], np.random.default_rng(3), batch_size=8, crop=32, slices=3,
+            augmentation=Augmentation(corrupt=share, rotation=0, zoom=0),
+        )
+        for share in (0.0, 1.0)
+    ]  # fmt: skip
+    whole, bad = drawn
+    assert not whole.severity.any()
+    assert bool((bad.severity[bad.acquired] > 0).float().mean() > 0.8)
+    assert bool((bad.severity[~bad.acquired] == 0).all())
+    torch.testing.assert_close(whole.targets, bad.targets, equal_nan=True, rtol=0, atol=0)
 
 
 def test_a_gain_is_measured_where_it_arose() -> None:

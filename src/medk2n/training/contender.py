@@ -124,9 +124,7 @@ class Contender:
     def _measure_gain(self, prediction: Prediction, batch: Batch, query: Query, mse: Tensor, seed: int) -> Tensor:
         """What one random source removed of the error, and where: anchors W and W_eff and feeds the history p_ij."""
         fused = prediction.extras["fused"]
-        reduced, dropped = without_one(
-            query, fused.steps[0].source, np.random.default_rng(seed + 1), batch.severity
-        )
+        reduced, dropped = without_one(query, fused.steps[0].source, np.random.default_rng(seed + 1), batch.severity)
         # what a closed gate kept out removes nothing: that is no measurement, and would keep it out for good
         told = (dropped >= 0) & fused.members.gather(1, dropped.clamp_min(0)[:, None]).squeeze(1)
         if not told.any():

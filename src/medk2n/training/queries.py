@@ -71,7 +71,7 @@ def as_query(samples: np.ndarray, subsets: np.ndarray, targets: np.ndarray) -> Q
 def without_one(query: Query, key: Tensor, rng: np.random.Generator, severity: Tensor) -> tuple[Query, Tensor]:
     """Drop one random source that is not the key frame from every query that has more than one.
 
-    Where a source is damaged (severity (b, m) above 0), it is one of those: they are rare, and the most is to be learned.
+    Where sources are damaged (severity (b, m) above 0) it is one of those: they are rare, and teach the most.
 
     Returns the reduced query and the dropped source per query (-1 where none was).
     """
