@@ -23,8 +23,10 @@ from medk2n.io.volume import Volume
 from medk2n.losses import fusion, reconstruction
 from medk2n.losses.likelihood import gaussian_nll
 from medk2n.models._spec import Query
-from medk2n.training import reading, run
+from medk2n.training import log as log_module
+from medk2n.training import reading
 from medk2n.training.contender import Contender
+from medk2n.training.log import METRICS, VALIDATION, Log, read_log
 from medk2n.training.objectives import proposal_error
 from medk2n.training.queries import draw_sources, draw_targets, narrowed, without_one
 from medk2n.training.reading import read_data
@@ -98,8 +100,13 @@ def test_a_run_repeats_exactly_and_its_models_load(data: Path, tmp_path: Path) -
     study = load_working(discover(data)[0], None)
     made = load_predictor(tmp_path / "a").predict({"t1n": study.images["t1n"]}, ["t1c", "t2w"])
     assert made["t2w"].image.shape == study.images["t1n"].shape
-    metrics = (tmp_path / "a" / "metrics.csv").read_text()
-    assert "validation_psnr_db" in metrics
+    scores = [p for p in read_log(tmp_path / "a" / METRICS) if p.name == VALIDATION]
+    assert {p.model for p in scores} == {"medk2n", "unet"}
+    drawn = sorted(path.name for path in (tmp_path / "a" / "samples").iterdir())
+    assert drawn[-1] == "8-of-8.png"
+    assert 2 * len(drawn) == len(scores)
+    sheets = [(tmp_path / name / "samples" / "8-of-8.png").read_bytes() for name in ("a", "b")]
+    assert sheets[0] == sheets[1]
 
 
 def test_of_some_steps_one_trains_the_whole_and_the_others_the_joint_pass_alone(data: Path) -> None:
@@ -121,9 +128,9 @@ def test_of_some_steps_one_trains_the_whole_and_the_others_the_joint_pass_alone(
 
 
 def test_the_log_averages_each_part_over_the_steps_that_had_it(tmp_path: Path) -> None:
-    log = run._Log(tmp_path / "metrics.csv")
+    log = Log(tmp_path / "metrics.csv")
     log.start()
-    for step in range(1, run._LOG_EVERY + 1):
+    for step in range(1, log_module._EVERY + 1):
         contender = SimpleNamespace(name="m", steps=step, seconds=0.0, progress=0.0)
         log.count(contender, {"always": 2.0} | ({"rarely": float(step)} if step in (1, 4) else {}))
     rows = [line.split(",")[-2:] for line in log.path.read_text().split()[1:]]

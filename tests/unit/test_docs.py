@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from medk2n.cli.main import build_app
+from medk2n.cli.main import VERBS, build_app
 
 ROOT = Path(__file__).parents[2]
 TEXTS = ("README.md", "CONTRIBUTING.md", "docs/evaluation.md", "docs/results/README.md", "recipes/default.yaml")
@@ -18,7 +18,7 @@ def commands() -> list[tuple[str, str]]:
     found = []
     for name in TEXTS:
         text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ")
-        for match in re.finditer(r"(?:^|[`/ ])medk2n ((?:synth|train|evaluate|phantom|demo|info|index)[^`\n]*)", text):
+        for match in re.finditer(rf"(?:^|[`/ ])medk2n ((?:{'|'.join(VERBS)})[^`\n]*)", text):
             found.append((name, match[1].split("  #")[0].split(" or ")[0]))
     return found
 

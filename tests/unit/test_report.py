@@ -13,11 +13,12 @@ from medk2n.geometry.grid import Grid
 from medk2n.inference.progression import Progression, Stage
 from medk2n.inference.synthesizer import Explanation, Step, Synthesis
 from medk2n.io.volume import Volume
-from medk2n.report import html
+from medk2n.report import synthesis as page
 from medk2n.report.comparison import Pair, save_comparison
 from medk2n.report.figures import View, planes, strip_png
-from medk2n.report.html import MOST_BYTES, bars, flat, render_report
 from medk2n.report.outputs import scaling_facts, write_synthesis
+from medk2n.report.page import flat
+from medk2n.report.synthesis import MOST_BYTES, bars, render_report
 from medk2n.report.words import quality_words
 
 SHAPE = (12, 15, 9)
@@ -99,7 +100,7 @@ def test_stays_under_the_limit_however_noisy(monkeypatch):
     result = synthesis(targets=("t1c",), inputs=("t1n",))
     normal = len(render_report(result, "s"))
     assert normal < MOST_BYTES
-    monkeypatch.setattr(html, "MOST_BYTES", normal // 2)
+    monkeypatch.setattr(page, "MOST_BYTES", normal // 2)
     assert len(render_report(result, "s")) <= normal // 2
 
 

@@ -4,7 +4,7 @@ Everything is drawn from a numpy Generator, so a batch depends on (seed, step) a
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -35,6 +35,10 @@ class Batch:
     targets: Tensor
     foreground: Tensor
     severity: Tensor
+
+    def row(self, k: int) -> "Batch":
+        """One of the crops alone."""
+        return Batch(*(getattr(self, field.name)[k : k + 1] for field in fields(self)))
 
 
 @dataclass(frozen=True, slots=True)

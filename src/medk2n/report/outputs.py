@@ -52,7 +52,7 @@ def write_synthesis(
     Raises:
         OutputExistsError, OutputPermissionError, SystemLimitError.
     """
-    from medk2n.report.html import render_report
+    from medk2n.report.synthesis import render_report
 
     targets = list(synthesis.volumes)
     refuse_existing(planned_outputs(out, study_id, targets), overwrite)

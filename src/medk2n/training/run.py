@@ -5,7 +5,6 @@ The models of a run see the same batches' distribution and take turns so that ea
 a run is fair on any machine, however busy.
 """
 
-import csv
 import math
 import os
 import platform
@@ -15,7 +14,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -34,19 +32,20 @@ from medk2n.errors import (
     SystemLimitError,
     out_of_memory,
 )
-from medk2n.io.atomic import check_writable, refuse_existing, write_json, write_text
+from medk2n.io.atomic import check_writable, refuse_existing, write_json
 from medk2n.training import state
 from medk2n.training.contender import Contender
+from medk2n.training.log import METRICS, VALIDATION, Log
 from medk2n.training.objectives import objective
 from medk2n.training.queries import as_query, draw_sources, every_target
 from medk2n.training.reading import Report, TrainingData, read_data
+from medk2n.training.samples import FOLDER, draw_samples
 from medk2n.training.state import State
 from medk2n.training.stop import Stop
 
 _CONFIG, _STATE = "train.json", "state"
 _SAVE_EVERY_S = 300.0
-_LOG_EVERY = 20
-_VALIDATE_AT = 8
+VALIDATE_AT = 8
 
 
 def train(
@@ -54,8 +53,8 @@ def train(
 ) -> Path:
     """Train the models of `config` and write the first to `out`, the others to `out/reference/<name>`.
 
-    Besides the model folders: train.json (the resolved configuration), split.json (if there is a split), metrics.csv
-    and, until the run has ended, `state` for `resume`.
+    Besides the model folders: train.json (the resolved configuration), split.json (if there is a split), metrics.csv,
+    `samples` (a watched slice at each validation) and, until the run has ended, `state` for `resume`.
 
     Raises:
         ConfigError: no data, or a modality that no training subject has.
@@ -107,10 +106,11 @@ def _train(config: TrainConfig, out: Path, device: str, report: Report, resumed:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         contenders = [Contender.of(choice, config, data.statistics, device) for choice in config.models]
-    log = _Log(out / "metrics.csv")
+    log = Log(out / METRICS)
     validated = 0
     if resumed is None:
-        shutil.rmtree(out / _STATE, ignore_errors=True)
+        for folder in (_STATE, FOLDER):
+            shutil.rmtree(out / folder, ignore_errors=True)
         log.start()
     else:
         validated = _restore(resumed, contenders, data, log)
@@ -118,12 +118,13 @@ def _train(config: TrainConfig, out: Path, device: str, report: Report, resumed:
     with Stop() as stop:
         while True:
             share = min(c.progress for c in contenders)
-            if share * _VALIDATE_AT >= validated + 1 and data.validation:
+            if share * VALIDATE_AT >= validated + 1 and data.validation:
                 scores = [validate(contender, data.validation, stop) for contender in contenders]
                 if not stop.asked:
-                    validated = int(share * _VALIDATE_AT)
+                    validated = int(share * VALIDATE_AT)
                     for contender, score in zip(contenders, scores, strict=True):
-                        log.write(contender, {"validation_psnr_db": score})
+                        log.write(contender, {VALIDATION: score})
+                    draw_samples(contenders, data.validation[0], out / FOLDER / f"{validated}-of-{VALIDATE_AT}.png")
             if stop.asked or time.monotonic() - saved_at > _SAVE_EVERY_S:
                 _save(contenders, config, data, out, finished=False)
                 _keep(contenders, data, log, validated, out)
@@ -173,7 +174,7 @@ def _step(runner: Contender, config: TrainConfig, data: TrainingData, device: st
     return numbers
 
 
-def _keep(contenders: Sequence[Contender], data: TrainingData, log: "_Log", validated: int, out: Path) -> None:
+def _keep(contenders: Sequence[Contender], data: TrainingData, log: Log, validated: int, out: Path) -> None:
     kept = {contender.name: contender.state() for contender in contenders}
     counters = {
         "models": {name: numbers for name, (_, numbers) in kept.items()},
@@ -185,7 +186,7 @@ def _keep(contenders: Sequence[Contender], data: TrainingData, log: "_Log", vali
     state.write(out / _STATE, sum(contender.steps for contender in contenders), tensors, counters)
 
 
-def _restore(kept: State, contenders: Sequence[Contender], data: TrainingData, log: "_Log") -> int:
+def _restore(kept: State, contenders: Sequence[Contender], data: TrainingData, log: Log) -> int:
     """Everything back to where it was; returns how many validations there had been."""
     if kept.counters["subjects"] != data.subjects:
         raise DatasetError("the training subjects are no longer those that the run began with; bring them back")
@@ -273,49 +274,3 @@ def _cost(contender: Contender, config: TrainConfig, data: TrainingData, finishe
         "torch": torch.__version__,
         "medk2n": medk2n.__version__,
     }
-
-
-class _Log:
-    """metrics.csv: one row per model and interval, written at once so that a cut run keeps its history."""
-
-    COLUMNS = ("model", "step", "seconds", "progress", "name", "value")
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._sums: dict[str, dict[str, list[float]]] = {}
-
-    def start(self) -> None:
-        write_text(self.path, ",".join(self.COLUMNS) + "\n")
-
-    def state(self) -> dict[str, object]:
-        return {"bytes": self.path.stat().st_size, "sums": self._sums}
-
-    def restore(self, kept: dict[str, Any]) -> None:
-        """Rows written after the state are dropped: they will be written again."""
-        self._sums = kept["sums"]
-        if self.path.is_file():
-            os.truncate(self.path, min(kept["bytes"], self.path.stat().st_size))
-        else:
-            self.start()
-
-    def count(self, contender: Contender, numbers: dict[str, float]) -> None:
-        sums = self._sums.setdefault(contender.name, {})
-        for name, value in numbers.items():
-            total, n = sums.get(name, (0.0, 0))  # not every step has every part
-            sums[name] = [total + value, n + 1]
-        if contender.steps % _LOG_EVERY == 0:
-            self.write(contender, {name: total / n for name, (total, n) in self._sums.pop(contender.name).items()})
-
-    def write(self, contender: Contender, numbers: dict[str, float]) -> None:
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            for name, value in numbers.items():
-                csv.writer(file).writerow(
-                    [
-                        contender.name,
-                        contender.steps,
-                        round(contender.seconds, 1),
-                        round(contender.progress, 4),
-                        name,
-                        round(value, 5),
-                    ]
-                )

@@ -1,7 +1,5 @@
 """One self-contained HTML file about one synthesis: opens from disk, needs no network and no script."""
 
-import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +9,7 @@ from medk2n.data.foreground import foreground
 from medk2n.io.volume import Volume
 from medk2n.report.figures import View, display_range, stage_png, strip_png
 from medk2n.report.outputs import run_facts, scaling_facts, sources
+from medk2n.report.page import flat, render
 from medk2n.report.words import quality_words
 from medk2n.vocabulary import MODALITIES
 
@@ -25,25 +24,10 @@ def render_report(synthesis: "Synthesis", study_id: str) -> str:
     """The report as HTML text, at most `MOST_BYTES` long."""
     html = ""
     for dpi in _RESOLUTIONS_DPI:
-        html = _template().render(**_context(synthesis, study_id, dpi))
+        html = render("synthesis.html.j2", _context(synthesis, study_id, dpi))
         if len(html.encode()) <= MOST_BYTES:
             break
     return html
-
-
-def _template() -> Any:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,  # file names and study ids come from outside
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["db"] = lambda value: "n/a" if value is None or math.isnan(value) else f"{value:.1f} dB"
-    environment.filters["number"] = lambda value: "n/a" if value is None or math.isnan(value) else f"{value:.2f}"
-    return environment.get_template("synthesis.html.j2")
 
 
 def _context(synthesis: "Synthesis", study_id: str, dpi: int) -> dict[str, Any]:
@@ -136,15 +120,6 @@ def bars(contribution_db: dict[str, float]) -> list[dict[str, Any]]:
         {"source": source, "db": value, "width": 100 * abs(value) / largest, "helps": value >= 0}
         for source, value in rows
     ]
-
-
-def flat(record: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """A nested record as rows of a table: {"a": {"b": 1}} -> [("a b", "1")]."""
-    rows: list[tuple[str, str]] = []
-    for key, value in dict(record).items():
-        name = f"{prefix} {key}".strip().replace("_", " ")
-        rows += flat(value, name) if isinstance(value, dict) else [(name, str(value))]
-    return rows
 
 
 def methods_text(synthesis: "Synthesis") -> str:
