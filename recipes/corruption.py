@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from medk2n.checkpoint import find_model
+from medk2n.cli.common import progress_bar
 from medk2n.data.corrupt import KINDS
 from medk2n.data.discover import discover
 from medk2n.data.working import WorkingStudy, every_nth, load_working
@@ -84,11 +84,12 @@ def main() -> None:
     found: dict[str, list[Row]] = {}
     cases = len(CORE) * (len(CORE) - 1) * (2 + len(KINDS) * len(SEVERITIES))
     subjects = discover(args.data)[: args.subjects]
-    with tqdm(total=cases * len(subjects), disable=None) as bar:
+    with progress_bar() as bar:
+        line = bar.add_task("measuring", total=cases * len(subjects))
         for subject in subjects:
             for label, row in measure(models, load_working(subject, models[0].config.spacing_mm), args.every):
                 found.setdefault(label, []).append(row)
-                bar.update()
+                bar.advance(line)
     lines = ["| the input | W | gates open | Med-K2N, PSNR | U-Net, PSNR |", "|---|---|---|---|---|"]
     for label, rows in found.items():
         weight, gate, ours, unet = np.mean(rows, axis=0)

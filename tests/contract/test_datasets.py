@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 
 from medk2n import registry
 from medk2n.data.discover import discover, discover_study
@@ -81,7 +83,32 @@ def nnunet(root):
     return {f"BRATS_00{i}": ("t1c", "t1n", "t2f") for i in (1, 2, 3)}
 
 
-LAYOUTS = {"arrays": arrays, "bids": bids, "flat": flat, "nnunet": nnunet, "studies": studies}
+def slices(root):
+    """PNG of 8 and 16 bits and .npy, numbered in any order; one subject has a mask and no spacing."""
+    rng = np.random.default_rng(0)
+    rows = ["subject,modality,file,slice,spacing_mm,site"]
+    for subject, names, spacing in (
+        ("p1", ("T1", "flair", "lesion"), ""),
+        ("p2", ("T1", "T2"), "0.5 0.5 5"),
+        ("p3", ("ct",), ""),
+    ):
+        for name in names:
+            for level in (2, 10, 1) if subject != "p3" else ("",):
+                plane = rng.integers(0, 2 if name == "lesion" else 250, (7, 6))
+                path = root / "images" / f"{subject}_{name}_{level}{'.npy' if name == 'T2' else '.png'}"
+                path.parent.mkdir(exist_ok=True)
+                if name == "T2":
+                    np.save(path, plane.astype(np.float32))
+                else:
+                    Image.fromarray((plane * 200).astype(np.uint16) if name == "T1" else plane.astype(np.uint8)).save(
+                        path
+                    )
+                rows.append(f"{subject},{name},images/{path.name},{level},{spacing},here")
+    (root / "slices.csv").write_text("\n".join(rows) + "\n")
+    return {"p1": ("t1n", "t2f"), "p2": ("t1n", "t2w"), "p3": ("ct",)}
+
+
+LAYOUTS = {"arrays": arrays, "bids": bids, "flat": flat, "nnunet": nnunet, "slices": slices, "studies": studies}
 
 
 def test_every_reader_has_a_layout_here():
@@ -114,7 +141,7 @@ def test_a_reader_keeps_its_promises(tmp_path, name):
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_indexing_reads_no_voxels(tmp_path, monkeypatch, name):
     LAYOUTS[name](tmp_path)
-    for module in ("_files.read_volume", "_files.read_labels", "arrays._load"):
+    for module in ("_files.read_volume", "_files.read_labels", "arrays._load", "slices._load"):
         monkeypatch.setattr(f"medk2n.data.datasets.{module}", lambda *a: pytest.fail("voxels were read"))
     assert len(discover(tmp_path)) == 3
 
@@ -140,6 +167,79 @@ def test_arrays_are_turned_to_ras_and_keep_valid_slices_only(tmp_path):
     np.testing.assert_array_equal(second.readers["t1n"]().grid.spacing_mm, [0.5, 0.5, 5.0])
     assert third.readers["mr"]().array.shape == (6, 7, 1)
     assert set(third.masks) == {"head"}
+
+
+def test_slices_are_stacked_upwards_and_turned_to_ras(tmp_path):
+    slices(tmp_path)
+    first, second, third = discover(tmp_path)
+    volume = first.readers["t1n"]()
+    assert volume.array.shape == (6, 7, 3)
+    for z, level in enumerate((1, 2, 10)):
+        stored = np.asarray(Image.open(tmp_path / "images" / f"p1_T1_{level}.png"))
+        assert stored.max() > 255
+        np.testing.assert_array_equal(volume.array[:, ::-1, z].T, stored)
+        stored = np.load(tmp_path / "images" / f"p2_T2_{level}.npy")
+        np.testing.assert_array_equal(second.readers["t2w"]().array[:, ::-1, z].T, stored)
+    assert volume.provenance["spacing"] == "unknown"
+    assert volume.provenance["path"].endswith("p1_T1_1.png and 2 more")
+    assert set(np.unique(first.masks["lesion"]().array)) == {0, 1}
+    np.testing.assert_array_equal(second.readers["t2w"]().grid.spacing_mm, [0.5, 0.5, 5.0])
+    assert third.readers["ct"]().array.shape == (6, 7, 1)
+    assert first.site == "here"
+
+
+def test_grey_saved_as_colour_is_grey_and_colour_is_refused(tmp_path):
+    grey = np.random.default_rng(0).integers(0, 255, (7, 6), dtype=np.uint8)
+    colour = np.stack([grey, grey, 255 - grey], -1)
+    for name, plane in (("p1", np.stack([grey] * 3, -1)), ("p2", np.dstack([grey] * 3 + [255 - grey])), ("p3", colour)):
+        Image.fromarray(plane).save(tmp_path / f"{name}.png")
+    (tmp_path / "slices.csv").write_text("subject,modality,file\n" + "".join(f"p{k},mr,p{k}.png\n" for k in (1, 2, 3)))
+    first, second, third = discover(tmp_path)
+    for subject in (first, second):
+        np.testing.assert_array_equal(subject.readers["mr"]().array[:, ::-1, 0].T, grey)
+    with pytest.raises(VolumeReadError, match=r"p3\.png: is coloured; expected one grey slice"):
+        third.readers["mr"]()
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["p1,t1,a.png,1,", "p1,,a.png,2,"], "slices.csv, line 3: no modality; expected one in every line"),
+        (["p1,t9,a.png,1,"], "a.png: unknown modality 't9'"),
+        (["p1,t1,a.png,1,", "p1,t1,b.png,1.0,"], "p1 has a.png and b.png as t1n at slice 1; expected one"),
+        (["p1,t1,a.png,one,"], "slice 'one'; expected a number"),
+        (["p1,t1,c.png,1,"], "c.png: no such file"),
+        (["p1,t1,a.png,1,", "p1,t2,b.png,2,"], "p1 has 1 slices of t1n and 1 of t2w, not the same ones"),
+        (["p1,t1,a.png,1,1 1 1", "p1,t2,b.png,1,1 1 2"], "p1 has spacings 1 1 1 and 1 1 2; expected one"),
+        (["p1,t1,a.png,1,1 1"], "spacing_mm '1 1'; expected x, y and z in mm"),
+        (["p1,t1,a.png,1,1 0 1"], "spacing_mm '1 0 1'; expected x, y and z in mm"),
+    ],
+)
+def test_a_table_of_slices_that_contradicts_itself_is_refused(tmp_path, rows, message):
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.eye(5, dtype=np.uint8) * 200).save(tmp_path / name)
+    (tmp_path / "slices.csv").write_text("\n".join(["subject,modality,file,slice,spacing_mm", *rows]))
+    with pytest.raises(DatasetError, match=re.escape(message)):
+        discover(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "a.png: cannot be read"),
+        (b"not a picture", "a.png: cannot be read"),
+        (None, "b.png: 4 x 5 pixels, a.png has 5 x 5; expected one size"),
+    ],
+)
+def test_slices_that_cannot_be_stacked_are_refused(tmp_path, content, message):
+    Image.fromarray(np.eye(5, dtype=np.uint8) * 200).save(tmp_path / "a.png")
+    Image.fromarray(np.eye(5, 4, dtype=np.uint8) * 200).save(tmp_path / "b.png")
+    if content is not None:
+        (tmp_path / "a.png").write_bytes(content)
+    (tmp_path / "slices.csv").write_text("subject,modality,file,slice\np1,t1,a.png,1\np1,t1,b.png,2\n")
+    (subject,) = discover(tmp_path)
+    with pytest.raises(VolumeReadError, match=re.escape(message)):
+        subject.readers["t1n"]()
 
 
 def test_masks_of_flat_and_nnunet_find_their_subjects(tmp_path):

@@ -33,7 +33,9 @@ class _Task:
 
 
 def evaluate(
-    data: Annotated[Path, typer.Option("--data", help="BIDS, study or flat folders, nnU-Net raw, .npz arrays.")],
+    data: Annotated[
+        Path, typer.Option("--data", help="BIDS, study or flat folders, nnU-Net raw, .npz arrays, slices with a table.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for tables and figures.")],
     model: ModelOption = "default",
     modalities: Annotated[

@@ -16,7 +16,9 @@ _MOST_LINES = 20
 
 
 def index(
-    data: Annotated[Path, typer.Argument(help="BIDS, study or flat folders, nnU-Net raw, .npz arrays.")],
+    data: Annotated[
+        Path, typer.Argument(help="BIDS, study or flat folders, nnU-Net raw, .npz arrays, slices with a table.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the tables and the figure.")],
     subjects: Annotated[list[str] | None, typer.Option("--subjects", help="Ids to keep: a comma list.")] = None,
     exclude: Annotated[list[str] | None, typer.Option("--exclude", help="Ids to leave out: a comma list.")] = None,

@@ -1,0 +1,208 @@
+"""Slices with a table: `slices.csv` names a PNG or .npy file a row, and what it shows.
+
+Columns: `subject`, `modality` (or `lesion`, `brain`, `head` for a mask) and `file`, relative to the table; where a
+subject has more than one slice `slice`, a number that grows upwards; if known `spacing_mm` ("0.9 0.9 5": x, y, z) and
+`site`. First row of an image anterior, its first column the lowest x, as a picture of RAS is drawn.
+"""
+
+import csv
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from medk2n.data.subject import Subject
+from medk2n.errors import DatasetError, UnknownNameError, VolumeReadError
+from medk2n.geometry.grid import Grid
+from medk2n.io.atomic import sha256_array
+from medk2n.io.volume import LabelMap, Volume
+from medk2n.vocabulary import modality
+
+TABLE = "slices.csv"
+_NEEDED = ("subject", "modality", "file")
+_MASKS = ("lesion", "brain", "head")
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """The slices of one image, lowest first: files, and (3,) x, y, z spacing in mm, if known."""
+
+    files: tuple[Path, ...]
+    spacing_mm: tuple[float, float, float] | None
+
+
+class Slices:
+    """A folder with a table of slices."""
+
+    name = "slices"
+    expects = f"{TABLE} naming PNG or .npy files (slices)"
+
+    def matches(self, root: Path) -> bool:
+        """The table is there."""
+        return (root / TABLE).is_file()
+
+    def index(self, root: Path) -> list[Subject]:
+        """One subject a name in the table; reads the table only.
+
+        Raises:
+            DatasetError: a column, a value or a file is missing, a slice is there twice, a modality is unknown, or the
+                images of a subject do not hold the same slices.
+        """
+        rows: dict[str, dict[str, list[dict[str, str]]]] = defaultdict(lambda: defaultdict(list))
+        for row in _rows(root / TABLE):
+            rows[row["subject"]][_what(row, root)].append(row)
+        subjects = [_subject(name, images, root) for name, images in rows.items()]
+        return [subject for subject in subjects if subject.readers]
+
+
+def _rows(table: Path) -> list[dict[str, str]]:
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            rows = [
+                {key.strip(): (value or "").strip() for key, value in row.items() if key}
+                for row in csv.DictReader(file)
+            ]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(f"{table}: cannot be read ({error}); expected comma-separated text") from error
+    for number, row in enumerate(rows, 2):
+        if missing := [name for name in _NEEDED if not row.get(name)]:
+            raise DatasetError(f"{table}, line {number}: no {' and no '.join(missing)}; expected one in every line")
+    return rows
+
+
+def _what(row: Mapping[str, str], root: Path) -> str:
+    if row["modality"].lower() in _MASKS:
+        return row["modality"].lower()
+    try:
+        return modality(row["modality"]).name
+    except UnknownNameError as error:
+        raise DatasetError(f"{root / TABLE}, {row['file']}: {error}") from error
+
+
+def _subject(name: str, images: Mapping[str, list[dict[str, str]]], root: Path) -> Subject:
+    levels = {what: _levels(name, what, rows, root) for what, rows in images.items()}
+    first, *others = levels
+    for other in others:
+        if set(levels[other]) != set(levels[first]):
+            raise DatasetError(
+                f"{root / TABLE}: {name} has {len(levels[first])} slices of {first} and {len(levels[other])} of "
+                f"{other}, not the same ones; expected every image at every slice; leave the others out"
+            )
+    spacings = {row["spacing_mm"] for rows in images.values() for row in rows if row.get("spacing_mm")}
+    if len(spacings) > 1:
+        raise DatasetError(f"{root / TABLE}: {name} has spacings {' and '.join(sorted(spacings))}; expected one")
+    spacing = _spacing(next(iter(spacings)), name, root) if spacings else None
+    stacks = {what: Stack(tuple(files[k] for k in sorted(files)), spacing) for what, files in levels.items()}
+    shown = {what: stack for what, stack in stacks.items() if what not in _MASKS}
+    sites = sorted({row["site"] for rows in images.values() for row in rows if row.get("site")})
+    return Subject(
+        id=name,
+        readers={what: partial(read_stack, stack, what) for what, stack in shown.items()},
+        masks={what: partial(read_stack_labels, stack) for what, stack in stacks.items() if what in _MASKS},
+        provenance={what: _name(stack) for what, stack in shown.items()},
+        site=" ".join(sites),
+    )
+
+
+def _levels(name: str, what: str, rows: Sequence[Mapping[str, str]], root: Path) -> dict[float, Path]:
+    """Slice number -> file."""
+    found: dict[float, Path] = {}
+    for row in rows:
+        path = root / row["file"]
+        try:
+            level = float(row.get("slice") or 0)
+        except ValueError:
+            raise DatasetError(f"{root / TABLE}, {row['file']}: slice {row['slice']!r}; expected a number") from None
+        if level in found:
+            raise DatasetError(
+                f"{root / TABLE}: {name} has {found[level].name} and {path.name} as {what} at slice {level:g}; "
+                "expected one; number them in a column called slice"
+            )
+        if not path.is_file():
+            raise DatasetError(f"{root / TABLE}: {path}: no such file; expected paths relative to the table")
+        found[level] = path
+    return found
+
+
+def _spacing(text: str, name: str, root: Path) -> tuple[float, float, float]:
+    try:
+        x, y, z = map(float, text.split())
+        if min(x, y, z) <= 0 or not np.isfinite([x, y, z]).all():
+            raise ValueError
+    except ValueError:
+        raise DatasetError(
+            f"{root / TABLE}: {name} has spacing_mm {text!r}; expected x, y and z in mm, such as 0.9 0.9 5"
+        ) from None
+    return x, y, z
+
+
+def read_stack(stack: Stack, name: str) -> Volume:
+    """An image as a Volume in (x, y, z) order, RAS, float32; without a spacing as `read_array` has it.
+
+    Raises:
+        VolumeReadError: a damaged, coloured or non-finite image, sizes that differ, or one value throughout.
+    """
+    array = _load(stack).astype(np.float32)
+    if not np.isfinite(array).all():
+        raise VolumeReadError(f"{_name(stack)}: NaN or infinite values; expected finite ones; set them to 0")
+    if array.min() == array.max():
+        raise VolumeReadError(f"{_name(stack)}: every value is {array.flat[0]:g}; leave a constant one out")
+    known = "unknown" if stack.spacing_mm is None else "stated"
+    provenance = {"path": _name(stack), "sha256": sha256_array(array), "spacing": known}
+    return Volume(array, _grid(stack, array.shape), name, provenance)
+
+
+def read_stack_labels(stack: Stack) -> LabelMap:
+    """A mask, placed as `read_stack` places images."""
+    array = _load(stack)
+    return LabelMap(array.astype(np.int32), _grid(stack, array.shape))
+
+
+def _name(stack: Stack) -> str:
+    more = f" and {len(stack.files) - 1} more" if len(stack.files) > 1 else ""
+    return f"{stack.files[0]}{more}"
+
+
+def _grid(stack: Stack, shape: tuple[int, ...]) -> Grid:
+    return Grid(shape, np.diag([*(stack.spacing_mm or (1.0, 1.0, 1.0)), 1.0]))  # type: ignore[arg-type]
+
+
+def _load(stack: Stack) -> np.ndarray:
+    """(x, y, z), RAS."""
+    planes = [_plane(path) for path in stack.files]
+    for path, plane in zip(stack.files, planes, strict=True):
+        if plane.shape != planes[0].shape:
+            raise VolumeReadError(
+                f"{path}: {plane.shape[1]} x {plane.shape[0]} pixels, {stack.files[0].name} has "
+                f"{planes[0].shape[1]} x {planes[0].shape[0]}; expected one size; crop or pad it"
+            )
+    return np.ascontiguousarray(np.stack(planes).transpose(2, 1, 0)[:, ::-1])
+
+
+def _plane(path: Path) -> np.ndarray:
+    """One image, (row, column)."""
+    from PIL import Image
+
+    try:
+        if path.suffix.lower() == ".npy":
+            with path.open("rb") as file:
+                plane = np.load(file, allow_pickle=False)
+        else:
+            with Image.open(path) as picture:
+                plane = np.asarray(picture.convert("L") if picture.mode in ("1", "P", "LA") else picture)
+    except (OSError, ValueError, EOFError, SyntaxError, Image.DecompressionBombError) as error:
+        raise VolumeReadError(
+            f"{path}: cannot be read ({error}); expected a PNG or .npy image; copy it again"
+        ) from error
+    if plane.ndim == 3 and (plane[..., :3] == plane[..., :1]).all():
+        plane = plane[..., 0]  # grey, saved as a colour image; with or without opacity
+    if plane.ndim != 2 or plane.dtype.kind not in "biuf":
+        what = "coloured" if plane.ndim == 3 else f"an array of {plane.dtype}, shape {plane.shape}"
+        raise VolumeReadError(f"{path}: is {what}; expected one grey slice; convert it")
+    return plane
+
+
+COMPONENT = Slices()
