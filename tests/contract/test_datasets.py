@@ -12,6 +12,7 @@ from PIL import Image
 
 from medk2n import registry
 from medk2n.data.discover import discover, discover_study
+from medk2n.data.split import site_of
 from medk2n.data.subject import Subject
 from medk2n.errors import DatasetError, UnknownNameError, VolumeReadError
 from medk2n.vocabulary import MODALITIES
@@ -144,6 +145,47 @@ def test_indexing_reads_no_voxels(tmp_path, monkeypatch, name):
     for module in ("_files.read_volume", "_files.read_labels", "arrays._load", "slices._load"):
         monkeypatch.setattr(f"medk2n.data.datasets.{module}", lambda *a: pytest.fail("voxels were read"))
     assert len(discover(tmp_path)) == 3
+
+
+def test_cohorts_beside_each_other_are_one_data_set(tmp_path):
+    """All five of BraTS 2023 and later, as their archives unpack, and the two grades of BraTS 2018."""
+    for cohort in ("GLI", "MEN", "MET", "PED", "SSA"):
+        name = f"BraTS-{cohort}-00001-000"
+        for suffix in ("t1n", "t1c", "t2w", "t2f", "seg"):
+            put(tmp_path / f"ASNR-MICCAI-BraTS2023-{cohort}" / name / f"{name}-{suffix}.nii.gz", mask=suffix == "seg")
+    for grade, name in (("HGG", "Brats18_2013_2_1"), ("LGG", "Brats18_2013_0_1")):
+        for suffix in ("t1", "t1ce", "t2", "flair", "seg"):
+            put(tmp_path / grade / name / f"{name}_{suffix}.nii.gz", mask=suffix == "seg")
+    found = discover(tmp_path)
+    assert [subject.id for subject in found] == sorted(
+        [f"BraTS-{cohort}-00001-000" for cohort in ("GLI", "MEN", "MET", "PED", "SSA")]
+        + ["Brats18_2013_2_1", "Brats18_2013_0_1"]
+    )
+    assert {subject.modalities for subject in found} == {("t1c", "t1n", "t2f", "t2w")}
+    assert all(set(subject.masks) == {"lesion"} for subject in found)
+    assert {site_of(subject) for subject in found} == {"", *(f"BraTS-{c}" for c in ("GLI", "MEN", "MET", "PED", "SSA"))}
+
+
+def test_isles_2022_keeps_its_masks_in_derivatives_without_a_pipeline(tmp_path):
+    for subject in ("sub-strokecase0001", "sub-strokecase0002"):
+        for place, suffix in (("anat", "FLAIR"), ("dwi", "dwi"), ("dwi", "adc")):
+            put(tmp_path / subject / "ses-0001" / place / f"{subject}_ses-0001_{suffix}.nii.gz")
+        put(tmp_path / "derivatives" / subject / "ses-0001" / f"{subject}_ses-0001_msk.nii.gz", mask=True)
+    first, second = discover(tmp_path)
+    assert first.id == "sub-strokecase0001_ses-0001"
+    assert first.modalities == second.modalities == ("adc", "dwi", "t2f")
+    assert set(first.masks) == set(second.masks) == {"lesion"}
+    assert first.masks["lesion"]().array.max() == 1
+
+
+def test_synthrad_2023_is_study_folders(tmp_path):
+    for name in ("1BA001", "1BA005"):
+        for kind in ("ct", "mr", "mask"):
+            put(tmp_path / "brain" / name / f"{kind}.nii.gz", mask=kind == "mask")
+    for root in (tmp_path, tmp_path / "brain"):
+        found = discover(root)
+        assert {subject.id: subject.modalities for subject in found} == {n: ("ct", "mr") for n in ("1BA001", "1BA005")}
+        assert all(len(subject.masks) == 1 for subject in found)
 
 
 def test_bids_keeps_random_protocols_for_inputs_and_finds_the_truth(tmp_path):

@@ -1,4 +1,7 @@
-"""BIDS: `sub-*/[ses-*/]{anat,dwi,ct,pet}/*`, masks from `derivatives/`, sites from `participants.tsv`."""
+"""BIDS: `sub-*/[ses-*/]{anat,dwi,ct,pet}/*`, masks from `derivatives/`, sites from `participants.tsv`.
+
+Masks lie in a pipeline's folder as images do, or, as ISLES 2022 has them, in `derivatives/sub-*/ses-*` itself.
+"""
 
 import csv
 from dataclasses import replace
@@ -23,13 +26,15 @@ class Bids:
 
     def index(self, root: Path) -> list[Subject]:
         """Subjects with at least one recognised image; reads no voxels."""
-        pipelines = sorted((root / "derivatives").glob("*/"), key=lambda p: (p.name != _TRUTH, p.name))
+        derivatives = root / "derivatives"
+        pipelines = sorted(derivatives.glob("*/"), key=lambda p: (p.name != _TRUTH, p.name))
         sites = _sites(root / "participants.tsv")
         found = []
         for folder in _subjects(root):
             for session in _sessions(folder):
                 place = session.relative_to(root)
                 masks = [f for pipeline in pipelines for f in _files(pipeline / place)]
+                masks += image_files(derivatives / place) if (derivatives / place).is_dir() else []
                 subject = subject_of("_".join(place.parts), _files(session), masks)
                 found.append(replace(subject, site=sites.get(folder.name, "")))
         return [subject for subject in found if subject.readers or subject.inputs_only]

@@ -1,4 +1,7 @@
-"""Study folders, as BraTS and ISLES hand them out: one folder a study, modalities told by the file names."""
+"""Study folders, as BraTS hands them out: one folder a study, modalities told by the file names.
+
+They may lie in groups: `HGG` and `LGG` of BraTS 2018, or several cohorts beside each other.
+"""
 
 from pathlib import Path
 
@@ -11,7 +14,7 @@ from medk2n.io.names import recognise
 
 
 class Studies:
-    """A folder of study folders, or one study folder."""
+    """A folder of study folders or of groups of them, or one study folder."""
 
     name = "studies"
     expects = "STUDY/*t1n*.nii.gz (study folders)"
@@ -35,10 +38,19 @@ def _name(folder: Path) -> str:
 
 
 def _studies(root: Path) -> list[Path]:
-    """`root` itself if it is a study, else the folders in it (`sub-*` ones are the BIDS reader's)."""
-    if any(recognise(file) for file in study_files(root)):
+    """`root` itself if it is a study, else the folders in it, or in a group that is none itself."""
+    if _is_study(root):
         return [root]
+    return [study for folder in _folders(root) for study in ([folder] if _is_study(folder) else _folders(folder))]
+
+
+def _folders(root: Path) -> list[Path]:
+    """Folders in `root`; hidden ones, and `sub-*` ones, which are the BIDS reader's, are left out."""
     return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith((".", "sub-")))
+
+
+def _is_study(folder: Path) -> bool:
+    return any(recognise(file) for file in study_files(folder))
 
 
 def study_files(folder: Path) -> list[Path]:
