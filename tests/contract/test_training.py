@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from medk2n import checkpoint
 from medk2n.config.schema import TrainConfig, load_config
-from medk2n.data.batches import Augmentation, Store, draw_batch
+from medk2n.data.batches import Augmentation, Batch, Store, draw_batch
 from medk2n.data.discover import discover
 from medk2n.data.intensity import Scaling
 from medk2n.data.statistics import StatisticsBuilder
@@ -24,7 +24,7 @@ from medk2n.losses import fusion, reconstruction
 from medk2n.losses.likelihood import gaussian_nll
 from medk2n.models._spec import Query
 from medk2n.training import log as log_module
-from medk2n.training import reading
+from medk2n.training import reading, run
 from medk2n.training.contender import Contender
 from medk2n.training.log import METRICS, VALIDATION, Log, read_log
 from medk2n.training.objectives import proposal_error
@@ -125,6 +125,27 @@ def test_of_some_steps_one_trains_the_whole_and_the_others_the_joint_pass_alone(
         assert ("log_mse" in parts) == moved[-1]
         assert "proposals" in parts
     assert moved == [True, False, False, True, False, False]
+
+
+def test_damage_is_for_the_joint_pass_unless_told_otherwise(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for share in (0, 1):
+        settings = config(data, "fuse_every=3", "batch.corrupt=1", f"batch.corrupt_whole={share}", "budget={steps: 7}")
+        prepared = read_data(settings, lambda *_: None)
+        for choice in settings.models:  # the reference row learns from the same kinds of batches
+            contender = Contender.of(choice, settings, prepared.statistics, "cpu")
+            drawn: list[Batch] = []
+            monkeypatch.setattr(run, "_to", lambda batch, device, seen=drawn: seen.append(batch) or batch)
+            for _ in range(7):
+                run._step(contender, settings, prepared, "cpu")
+            assert [bool(batch.severity.any()) for batch in drawn] == [
+                bool(share),
+                True,
+                True,
+                bool(share),
+                True,
+                True,
+                bool(share),
+            ]
 
 
 def test_the_log_averages_each_part_over_the_steps_that_had_it(tmp_path: Path) -> None:
@@ -408,7 +429,7 @@ def test_what_a_closed_gate_kept_out_is_not_measured(data: Path, closed: bool) -
 @pytest.mark.parametrize("hurt", [False, True])
 def test_the_history_is_of_whole_inputs(data: Path, hurt: bool) -> None:
     """p_ij is the gain of a usual scan: what a damaged one gave teaches W, and stays out of the history."""
-    settings = config(data, "budget={steps: 2}", "subjects=[p0, p3]", "batch.corrupt=0")
+    settings = config(data, "budget={steps: 2}", "subjects=[p0, p3]")
     prepared = read_data(settings, lambda *_: None)
     contender = Contender.of(settings.models[0], settings, prepared.statistics, "cpu")
     contender.module.fusion.threshold.lowest = contender.module.fusion.threshold.highest = -1.0

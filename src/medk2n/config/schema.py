@@ -70,7 +70,8 @@ class BatchShape(_Strict):
     """`size` crops of `crop` pixels; each serves `draws` input subsets with `targets` outputs each.
 
     `strip` is the chance that a head with a known brain mask is shown skull-stripped, `restyle` the chance that a
-    crop's grey scales move towards those of another subject, `corrupt` that an input is damaged.
+    crop's grey scales move towards those of another subject, `corrupt` that an input is damaged, `corrupt_whole` the
+    same in steps that train the whole of Med-K2N (every model's steps are counted alike).
     """
 
     size: Count = 6
@@ -81,6 +82,7 @@ class BatchShape(_Strict):
     strip: Share = 0.3
     restyle: Share = 0.0
     corrupt: Share = 0.1
+    corrupt_whole: Share = 0.0
 
 
 class LossWeights(_Strict):

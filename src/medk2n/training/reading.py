@@ -40,9 +40,10 @@ class TrainingData:
     validation: list[Batch]
     subjects: dict[str, list[str]]
 
-    def batch(self, config: TrainConfig, rng: np.random.Generator, slices: int) -> Batch:
-        """Some crops, of frames of so many slices."""
+    def batch(self, config: TrainConfig, rng: np.random.Generator, slices: int, *, whole: bool = True) -> Batch:
+        """Some crops, of frames of so many slices; `whole` says for which kind of step."""
         batch = config.batch
+        corrupt = batch.corrupt_whole if whole else batch.corrupt
         return draw_batch(
             self.stores,
             self.shares,
@@ -50,7 +51,7 @@ class TrainingData:
             batch_size=batch.size,
             crop=batch.crop,
             slices=slices,
-            augmentation=Augmentation(strip=batch.strip, restyle=batch.restyle, corrupt=batch.corrupt),
+            augmentation=Augmentation(strip=batch.strip, restyle=batch.restyle, corrupt=corrupt),
         )
 
 

@@ -164,7 +164,8 @@ def _seed(config: TrainConfig, runner: Contender) -> int:
 
 def _step(runner: Contender, config: TrainConfig, data: TrainingData, device: str) -> dict[str, float]:
     seed = _seed(config, runner)
-    batch = _to(data.batch(config, np.random.default_rng(seed), runner.params.slices), device)
+    whole = runner.steps % config.fuse_every == 0
+    batch = _to(data.batch(config, np.random.default_rng(seed), runner.params.slices, whole=whole), device)
     if not 0 < runner.steps <= config.fuse_every:
         return runner.step(batch, seed)
     with FlopCounterMode(display=False) as counter:  # one step of each kind, after the first with its extra pass
