@@ -28,7 +28,8 @@ from medk2n.vocabulary import modality
 
 Progress = Callable[[int, int], None]
 
-_OWN_SHADING = {"dwi": 0.22}  # echo-planar read-outs of an array coil, stored without a correction
+# Strength of what shades one scan alone; diffusion is read out of an array coil and stored without a correction.
+_OWN_SHADING, _OWN_SHADING_DWI = 0.10, 0.22
 _MADE_BY = "medk2n phantom"
 _OURS = ("README", ".bidsignore", "dataset_description.json", "derivatives", "participants.tsv")
 
@@ -207,7 +208,8 @@ def _scan(plan, rng, body, tissues, kind: str, protocol: Protocol, shading) -> t
     if kind == "adc":
         noisy, clean = scan_adc(rng, body, tissues, protocol, plan.slice_mm)
     else:
-        own = coil_shading(rng, body, _OWN_SHADING.get(kind, 0.10)) if kind != "ct" else 1.0
+        strength = _OWN_SHADING_DWI if kind == "dwi" else _OWN_SHADING
+        own = coil_shading(rng, body, strength) if kind != "ct" else 1.0
         noisy, clean = scan(rng, body, tissues, protocol, shading * own, plan.slice_mm)
     if plan.stripped:
         empty = modality(kind).background
