@@ -4,7 +4,7 @@ import base64
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +32,9 @@ def render_training(run: Path) -> str:
     Raises:
         CheckpointError: no run.
     """
-    points = read_log(run / METRICS)
-    models = sorted({p.model for p in points}, key=_rank(run))
+    points, settings = read_log(run / METRICS), _settings(run)
+    listed = [choice["name"] for choice in settings.get("models", ())]  # the one that was wanted first
+    models = sorted({p.model for p in points}, key=lambda name: listed.index(name) if name in listed else len(listed))
     watched = [p for p in points if p.name == VALIDATION]
     return render(
         "training.html.j2",
@@ -47,7 +48,7 @@ def render_training(run: Path) -> str:
             "validation": _table(watched, models),
             "samples": [(path.stem, _address(path.read_bytes())) for path in _samples(run)],
             "losses": _curves(_by_name([p for p in points if p.name != VALIDATION]), models),
-            "settings": flat(_settings(run)),
+            "settings": flat(settings),
         },
     )
 
@@ -58,12 +59,6 @@ def _settings(run: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: no settings of a run ({error}); expected the folder of medk2n train") from error
-
-
-def _rank(run: Path) -> Callable[[str], int]:
-    """As the settings list the models: the one that was wanted first."""
-    listed = [choice["name"] for choice in _settings(run).get("models", ())]
-    return lambda name: listed.index(name) if name in listed else len(listed)
 
 
 def _costs(run: Path) -> list[dict[str, Any]]:

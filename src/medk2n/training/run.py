@@ -45,7 +45,7 @@ from medk2n.training.stop import Stop
 
 _CONFIG, _STATE = "train.json", "state"
 _SAVE_EVERY_S = 300.0
-VALIDATE_AT = 8
+_VALIDATE_AT = 8
 
 
 def train(
@@ -118,13 +118,13 @@ def _train(config: TrainConfig, out: Path, device: str, report: Report, resumed:
     with Stop() as stop:
         while True:
             share = min(c.progress for c in contenders)
-            if share * VALIDATE_AT >= validated + 1 and data.validation:
+            if share * _VALIDATE_AT >= validated + 1 and data.validation:
                 scores = [validate(contender, data.validation, stop) for contender in contenders]
                 if not stop.asked:
-                    validated = int(share * VALIDATE_AT)
+                    validated = int(share * _VALIDATE_AT)
                     for contender, score in zip(contenders, scores, strict=True):
                         log.write(contender, {VALIDATION: score})
-                    draw_samples(contenders, data.validation[0], out / FOLDER / f"{validated}-of-{VALIDATE_AT}.png")
+                    draw_samples(contenders, data.validation[0], out / FOLDER / f"{validated}-of-{_VALIDATE_AT}.png")
             if stop.asked or time.monotonic() - saved_at > _SAVE_EVERY_S:
                 _save(contenders, config, data, out, finished=False)
                 _keep(contenders, data, log, validated, out)
