@@ -508,8 +508,15 @@ def test_evaluation_leaves_every_buffer_alone() -> None:
     with torch.no_grad():
         module(images(), query((0, (0, 1, 2), 3)))
     assert all(torch.equal(before[name], b) for name, b in module.named_buffers())
-    module.fusion.observe(torch.tensor([0]), torch.tensor([1]), torch.tensor([0.5]))
-    assert module.fusion.history[0, 1] == pytest.approx(0.01)
+
+
+def test_the_history_is_a_moving_average_of_measured_gains() -> None:
+    fusion = build("medk2n").fusion
+    total, count = torch.zeros(2, M, M)
+    total[0, 1], count[0, 1] = 2 * 0.5, 2
+    fusion.observe(total, count)
+    assert fusion.history[0, 1] == pytest.approx(0.02 * 0.5 * (1 + 0.98))
+    assert int((fusion.history != 0).sum()) == 1
 
 
 def test_key_frame_is_the_source_with_the_largest_first_weight() -> None:

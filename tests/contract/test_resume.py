@@ -39,7 +39,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def config(data: Path, steps: int = STEPS) -> TrainConfig:
+def config(data: Path, steps: int = STEPS, *overrides: str) -> TrainConfig:
     small = [
         "modalities=[t1n, t1c, t2w]",
         "models=[{name: medk2n, params: {widths: [8, 8, 8, 8], joint: [8, 8, 8, 8, 8], embedding: 8, memory_slots: 2}},"
@@ -50,13 +50,7 @@ def config(data: Path, steps: int = STEPS) -> TrainConfig:
         "fuse_every=2",
         "gain_every=2",
     ]
-    return load_config("tiny", [f"data=['{data}/train']", f"validation={data}/val", *small])
-
-
-@pytest.fixture(scope="module")
-def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that was never stopped."""
-    return run.train(config(data), tmp_path_factory.mktemp("straight") / "run")
+    return load_config("tiny", [f"data=['{data}/train']", f"validation={data}/val", *small, *overrides])
 
 
 def outcome(folder: Path) -> tuple[list[str], list[list[str]]]:
@@ -68,7 +62,7 @@ def outcome(folder: Path) -> tuple[list[str], list[list[str]]]:
 
 def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGTERM comes in the middle of the given step from now."""
-    left, step = [steps], run._step
+    left, step = [steps], run._counted
 
     def counted(*given):
         left[0] -= 1
@@ -76,12 +70,15 @@ def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return step(*given)
 
-    monkeypatch.setattr(run, "_step", counted)
+    monkeypatch.setattr(run, "_counted", counted)
 
 
+@pytest.mark.parametrize("overrides", [[], ["batch.accumulate=2", "workers=1"]], ids=["plain", "parts and workers"])
 def test_a_run_stopped_at_twenty_random_steps_ends_in_the_same_bits(
-    data: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    overrides: list[str], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    settings = config(data, STEPS, *overrides)
+    straight = run.train(settings, tmp_path / "straight")
     out, rng = tmp_path / "run", random.Random(0)
     before = signal.getsignal(signal.SIGTERM)
     stops = sorted(rng.sample(range(1, 2 * STEPS), 20))
@@ -89,7 +86,7 @@ def test_a_run_stopped_at_twenty_random_steps_ends_in_the_same_bits(
         with monkeypatch.context() as patched:
             stop_after(at - last, patched)
             with pytest.raises(StoppedError, match=r"go on with: .* --resume"):
-                run.train(config(data), out) if k == 0 else run.resume(out)
+                run.train(settings, out) if k == 0 else run.resume(out)
         assert checkpoint.read_config(out).training["finished"] is False
     assert len(list((out / "state").iterdir())) == state.KEPT
     run.resume(out)
@@ -190,7 +187,7 @@ def test_too_little_memory_names_the_settings_to_change(
     def step(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(run, "_step", step)
+    monkeypatch.setattr(run, "_counted", step)
     with pytest.raises(SystemLimitError, match=r"medk2n with 2 crops of 32 pixels; lower batch\.size or batch\.crop"):
         run.train(config(data), tmp_path / "run")
 

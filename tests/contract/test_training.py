@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from medk2n import checkpoint
 from medk2n.config.schema import TrainConfig, load_config
-from medk2n.data.batches import Augmentation, Batch, Store, draw_batch
+from medk2n.data.batches import Augmentation, Store, draw_batch
 from medk2n.data.discover import discover
 from medk2n.data.intensity import Scaling
 from medk2n.data.statistics import StatisticsBuilder
@@ -24,13 +24,15 @@ from medk2n.losses import fusion, reconstruction
 from medk2n.losses.likelihood import gaussian_nll
 from medk2n.models._spec import Query
 from medk2n.training import log as log_module
-from medk2n.training import reading, run
+from medk2n.training import reading
 from medk2n.training.contender import Contender
+from medk2n.training.feed import Feed, Part
 from medk2n.training.log import METRICS, VALIDATION, Log, read_log
 from medk2n.training.objectives import proposal_error
 from medk2n.training.queries import draw_sources, draw_targets, narrowed, without_one
 from medk2n.training.reading import read_data
 from medk2n.training.run import train
+from medk2n.training.world import World
 
 SMALL = [
     "modalities=[t1n, t1c, t2w]",
@@ -117,7 +119,7 @@ def test_of_some_steps_one_trains_the_whole_and_the_others_the_joint_pass_alone(
     moved = []
     for seed in range(6):
         before = {name: p.detach().clone() for name, p in contender.module.named_parameters()}
-        parts = contender.step(prepared.batch(settings, np.random.default_rng(seed), 3), seed)
+        parts = contender.step([Part(prepared.batch(settings, np.random.default_rng(seed), 3), seed)], World())
         changed = {name for name, p in contender.module.named_parameters() if not torch.equal(before[name], p)}
         trunk = {name for name in changed if name.startswith("joint.trunk.")}
         assert trunk
@@ -127,25 +129,12 @@ def test_of_some_steps_one_trains_the_whole_and_the_others_the_joint_pass_alone(
     assert moved == [True, False, False, True, False, False]
 
 
-def test_damage_is_for_the_joint_pass_unless_told_otherwise(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damage_is_for_the_joint_pass_unless_told_otherwise(data: Path) -> None:
     for share in (0, 1):
-        settings = config(data, "fuse_every=3", "batch.corrupt=1", f"batch.corrupt_whole={share}", "budget={steps: 7}")
-        prepared = read_data(settings, lambda *_: None)
-        for choice in settings.models:  # the reference row learns from the same kinds of batches
-            contender = Contender.of(choice, settings, prepared.statistics, "cpu")
-            drawn: list[Batch] = []
-            monkeypatch.setattr(run, "_to", lambda batch, device, seen=drawn: seen.append(batch) or batch)
-            for _ in range(7):
-                run._step(contender, settings, prepared, "cpu")
-            assert [bool(batch.severity.any()) for batch in drawn] == [
-                bool(share),
-                True,
-                True,
-                bool(share),
-                True,
-                True,
-                bool(share),
-            ]
+        settings = config(data, "fuse_every=3", "batch.corrupt=1", f"batch.corrupt_whole={share}")
+        feed = Feed(read_data(settings, lambda *_: None), settings, slices=3, parts=range(1), first=0)
+        damaged = [bool(next(feed)[0].batch.severity.any()) for _ in range(7)]
+        assert damaged == [bool(share) if step % 3 == 0 else True for step in range(7)]
 
 
 def test_the_log_averages_each_part_over_the_steps_that_had_it(tmp_path: Path) -> None:
@@ -153,7 +142,8 @@ def test_the_log_averages_each_part_over_the_steps_that_had_it(tmp_path: Path) -
     log.start()
     for step in range(1, log_module._EVERY + 1):
         contender = SimpleNamespace(name="m", steps=step, seconds=0.0, progress=0.0)
-        log.count(contender, {"always": 2.0} | ({"rarely": float(step)} if step in (1, 4) else {}))
+        means = log.count(contender, {"always": 2.0} | ({"rarely": float(step)} if step in (1, 4) else {}))
+        log.write(contender, means)
     rows = [line.split(",")[-2:] for line in log.path.read_text().split()[1:]]
     assert rows == [["always", "2.0"], ["rarely", "2.5"]]
 
@@ -398,7 +388,7 @@ def test_a_joint_pass_is_taught_what_a_crop_is_asked_about(data: Path, monkeypat
     monkeypatch.setattr("medk2n.training.contender.proposal_error", spy)
     monkeypatch.setattr("medk2n.training.objectives.proposal_error", spy)
     for seed in range(2):
-        contender.step(prepared.batch(settings, np.random.default_rng(seed), 3), seed)
+        contender.step([Part(prepared.batch(settings, np.random.default_rng(seed), 3), seed)], World())
     core = np.isin(settings.modalities, ["t1n", "t1c"])
     asked = [row for rows in taught for row in rows if (row & core).sum() == 2]
     assert len(taught) == 2
@@ -420,10 +410,10 @@ def test_what_a_closed_gate_kept_out_is_not_measured(data: Path, closed: bool) -
     sources[:, :2] = True
     query = Query(torch.arange(n), sources, torch.full((n,), 2))
     prediction = contender.module(batch.images, query)
-    error = contender._measure_gain(prediction, batch, query, torch.full((n,), 0.01), seed=0)
+    error = contender._measure_gain(prediction, batch, query, torch.full((n,), 0.01), 0, World())
     assert torch.isfinite(error)
     assert bool(error == 0) == closed
-    assert bool((fusion.history == 0).all()) == closed
+    assert bool((contender.observed == 0).all()) == closed
 
 
 @pytest.mark.parametrize("hurt", [False, True])
@@ -440,9 +430,9 @@ def test_the_history_is_of_whole_inputs(data: Path, hurt: bool) -> None:
     query = Query(torch.arange(n), torch.arange(m).expand(n, m) < 2, torch.full((n,), 2))
     prediction = contender.module(batch.images, query)
     bad = replace(batch, severity=severity)
-    error = contender._measure_gain(prediction, bad, query, torch.full((n,), 0.01), seed=0)
+    error = contender._measure_gain(prediction, bad, query, torch.full((n,), 0.01), 0, World())
     assert error > 0
-    assert bool((contender.module.fusion.history == 0).all()) == hurt
+    assert bool((contender.observed == 0).all()) == hurt
 
 
 def test_a_damaged_source_is_the_one_that_is_dropped() -> None:
@@ -514,7 +504,7 @@ def test_maps_are_anchored_by_local_gains_and_by_nothing_else(data: Path) -> Non
     contender = Contender.of(settings.models[0], settings, prepared.statistics, "cpu")
     learned = []
     for seed in range(4):
-        contender.step(prepared.batch(settings, np.random.default_rng(seed), 3), seed)
+        contender.step([Part(prepared.batch(settings, np.random.default_rng(seed), 3), seed)], World())
         learned.append(all(p.grad is not None for p in contender.module.fusion.effi_weight.parameters()))
     assert learned == [True, False, False, True]
 

@@ -216,8 +216,8 @@ def test_a_run_keeps_its_own_split(data: Path, tmp_path: Path, monkeypatch: pyte
     (tmp_path / "split.json").write_text(split.model_dump_json())
     settings = [f"data=['{data}']", f"split='{tmp_path / 'split.json'}'", *SMALL]
     with monkeypatch.context() as patched:
-        step = run._step
-        patched.setattr(run, "_step", lambda *given: (os.kill(os.getpid(), signal.SIGTERM), step(*given))[1])
+        step = run._counted
+        patched.setattr(run, "_counted", lambda *given: (os.kill(os.getpid(), signal.SIGTERM), step(*given))[1])
         with pytest.raises(StoppedError, match="--resume"):
             run.train(load_config("tiny", settings), tmp_path / "first")
     (tmp_path / "split.json").unlink()

@@ -1,5 +1,6 @@
 """Options spelt alike in every verb, the choice of a device, and the run manifest."""
 
+import os
 import platform
 import sys
 import time
@@ -55,6 +56,11 @@ def resolve_device(name: str) -> str:
     return name
 
 
+def first_process() -> bool:
+    """Whether this process may speak and write: under torchrun one of many does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def progress_bar(*columns: "ProgressColumn") -> "Iterator[Progress]":
     """A bar on a terminal's stderr that goes when it is done; elsewhere nothing, so that complaints stay one line."""
@@ -62,7 +68,9 @@ def progress_bar(*columns: "ProgressColumn") -> "Iterator[Progress]":
     from rich.progress import Progress
 
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(
+        *columns, console=console, transient=True, disable=not (console.is_terminal and first_process())
+    ) as bar:
         yield bar
 
 

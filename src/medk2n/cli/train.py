@@ -35,10 +35,13 @@ def train(
     ] = False,
     manifest: ManifestOption = None,
 ) -> None:
-    """Train a model (and its reference U-Net beside it) on your own scans or on a digital cohort."""
+    """Train a model (and its reference U-Net beside it) on your own scans or on a digital cohort.
+
+    Several processes share each step: torchrun --nproc-per-node 2 -m medk2n train ... --set batch.accumulate=2
+    """
     import json
 
-    from medk2n.cli.common import resolve_device, run_manifest, split_names
+    from medk2n.cli.common import first_process, resolve_device, run_manifest, split_names
     from medk2n.config.schema import load_config
     from medk2n.errors import UsageError
 
@@ -60,7 +63,8 @@ def train(
     if seed is not None:
         wanted.append(f"seed={seed}")
     options = {"out": out, "preset": preset, "config": config, "device": device, "set": wanted, "overwrite": overwrite}
-    with run_manifest(manifest, "train", options | {"resume": resume}, overwrite=overwrite) as run:
+    leads = first_process()
+    with run_manifest(manifest if leads else None, "train", options | {"resume": resume}, overwrite=overwrite) as run:
         resolved = None
         if not resume:
             resolved = load_config(config or preset, wanted)
@@ -68,7 +72,8 @@ def train(
         run.device = resolve_device(device)
         _train(resolved, out, run.device, overwrite=overwrite)
         run.outputs += sorted(path for path in out.rglob("*") if path.is_file())
-    typer.echo(f"Model: {out}; measure it with: medk2n evaluate --model {out} --data DIR --out OUT")
+    if leads:
+        typer.echo(f"Model: {out}; measure it with: medk2n evaluate --model {out} --data DIR --out OUT")
 
 
 def _train(resolved, out: Path, device: str, *, overwrite: bool) -> None:

@@ -5,7 +5,7 @@ Order of precedence: default in this file < preset or YAML file < `--set key=val
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -69,12 +69,14 @@ class Budget(_Strict):
 class BatchShape(_Strict):
     """`size` crops of `crop` pixels; each serves `draws` input subsets with `targets` outputs each.
 
+    `accumulate` such batches make a step; several processes share them.
     `strip` is the chance that a head with a known brain mask is shown skull-stripped, `restyle` the chance that a
     crop's grey scales move towards those of another subject, `corrupt` that an input is damaged, `corrupt_whole` the
     same in steps that train the whole of Med-K2N (every model's steps are counted alike).
     """
 
     size: Count = 6
+    accumulate: Count = 1
     crop: Annotated[int, Field(ge=16, multiple_of=16)] = 96
     draws: Count = 2
     targets: Count = 2
@@ -115,6 +117,9 @@ class TrainConfig(_Strict):
         fuse_every: of so many steps one trains the whole of Med-K2N, the others its joint pass alone.
         gain_every: of so many steps that train the whole, one measures a source's gain.
         soft_gates: share of the budget before the gates turn hard.
+        precision: bf16 (autocast; weights and losses stay 32-bit), fp32, or auto: bf16 on CUDA.
+        workers: processes that draw each model's batches ahead; 0 draws them between steps.
+        tensorboard: write what metrics.csv and `samples` hold for TensorBoard too.
         threads: of torch while training; null leaves torch's own.
     """
 
@@ -135,6 +140,9 @@ class TrainConfig(_Strict):
     fuse_every: Count = 8
     gain_every: Count = 4
     soft_gates: Share = 0.3
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    workers: Annotated[int, Field(ge=0)] = 0
+    tensorboard: bool = False
     threads: Count | None = None
     licence: str = "Apache-2.0"
     seed: int = 0

@@ -40,6 +40,10 @@ class Batch:
         """One of the crops alone."""
         return Batch(*(getattr(self, field.name)[k : k + 1] for field in fields(self)))
 
+    def to(self, device: torch.device) -> "Batch":
+        """The same on another device."""
+        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
+
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:

@@ -24,6 +24,10 @@ class Query:
     sources: Tensor
     target: Tensor
 
+    def to(self, device: torch.device) -> "Query":
+        """The same on another device."""
+        return Query(self.sample.to(device), self.sources.to(device), self.target.to(device))
+
 
 @dataclass(frozen=True, slots=True)
 class Prediction:

@@ -3,7 +3,8 @@
 import copy
 import math
 import time
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,16 +20,23 @@ from medk2n.losses.reconstruction import mean_squared_error
 from medk2n.models._spec import Prediction, Query, Statistics
 from medk2n.models.parts.blocks import spread
 from medk2n.registry import resolve
+from medk2n.training.feed import Part
 from medk2n.training.muon import Muon
 from medk2n.training.objectives import objective, proposal_error
 from medk2n.training.queries import as_query, draw_sources, draw_targets, every_target, narrowed, without_one
+from medk2n.training.world import World
 
-_COUNTERS = ("steps", "seconds", "samples", "flops_per_step")
+_COUNTERS = ("steps", "seconds", "waited", "samples", "flops_per_step")
 
 
 @dataclass
 class Contender:
-    """A model that learns; `seconds`, `steps` and `samples` are its cost, `averaged` is what gets saved."""
+    """A model that learns; `seconds`, `steps` and `samples` are its cost, `averaged` is what gets saved.
+
+    `waited` counts the seconds spent waiting for batches, which are not in `seconds`.
+
+    `observed` (2, m, m) holds, of the step at hand, the sum and number of gains measured of source i for target j.
+    """
 
     choice: ModelChoice
     config: TrainConfig
@@ -36,14 +44,17 @@ class Contender:
     params: object
     variance: Tensor
     averaged: nn.Module = field(init=False)
+    observed: Tensor = field(init=False)
     optimisers: list[torch.optim.Optimizer] = field(init=False)
     seconds: float = 0.0
+    waited: float = 0.0
     steps: int = 0
     samples: int = 0
     flops_per_step: float | None = None
 
     def __post_init__(self) -> None:
         self.averaged = copy.deepcopy(self.module).requires_grad_(False).eval()
+        self.observed = self.variance.new_zeros(2, len(self.variance), len(self.variance))
         self.optimisers = optimisers(self.module, self.config.optimiser)
 
     @classmethod
@@ -70,36 +81,27 @@ class Contender:
         spent = self.steps / budget.steps if budget.steps else self.seconds / 60 / (budget.minutes or 1.0)
         return min(1.0, spent)
 
-    def step(self, batch: Batch, seed: int) -> dict[str, float]:
-        """One optimiser step on a batch; what is drawn depends on `seed` alone.
+    def step(self, parts: Sequence[Part], world: World) -> dict[str, float]:
+        """One optimiser step on this process's parts of it; what is drawn depends on their seeds alone.
 
-        Returns the parts of the loss, and "loss" where the whole model was trained; NaN if it is not finite.
+        Returns the parts of the loss, means over the step, and "loss" where the whole model was trained; NaN, and
+        nothing learned, where one of them is not finite.
         """
         started = time.perf_counter()
-        rng = np.random.default_rng(seed)
-        core = np.isin(self.config.modalities, self.config.core)
-        acquired = narrowed(batch.acquired.numpy(), core, rng, share=self.config.core_share)
-        batch = replace(batch, acquired=torch.from_numpy(acquired))
-        query = self._ask(batch, rng)
-        fusion = getattr(self.module, "fusion", None)
-        whole = fusion is None or self.steps % self.config.fuse_every == 0
-        if not whole:
-            loss = proposal_error(self.module.propose(batch.images, query), batch, self.config.losses)
-            parts = {"proposals": float(loss.detach())}
-        else:
-            if fusion is not None:
-                fusion.hard_gates = self.progress >= self.config.soft_gates
-            prediction = self.module(batch.images, query, generator=torch.Generator().manual_seed(seed))
-            loss, mse, parts = objective(prediction, batch, query, self.config.losses, self.variance)
-            if fusion is not None and self.steps // self.config.fuse_every % self.config.gain_every == 0:
-                added = self.config.losses.weights * self._measure_gain(prediction, batch, query, mse, seed)
-                loss = loss + added
-                parts["gains"] = float(added.detach())
-        if not torch.isfinite(loss):
-            parts["loss"] = math.nan
-            return parts
         self.module.zero_grad(set_to_none=True)
-        loss.backward()
+        self.observed.zero_()
+        shares, told = self.config.batch.accumulate, defaultdict(float)
+        for part in parts:
+            loss, numbers = self._loss(part.batch, part.seed, world)
+            (loss / shares).backward()
+            for name, value in numbers.items():
+                told[name] += value / shares
+        numbers = world.summed_numbers(told)
+        if not all(map(math.isfinite, numbers.values())):
+            return numbers | {"loss": math.nan}
+        world.sum_gradients(self.module.parameters())
+        if hasattr(self.module, "fusion"):
+            self.module.fusion.observe(*world.summed(self.observed))
         for parameters in self._apart():
             nn.utils.clip_grad_norm_(parameters, self.config.optimiser.clip)
         rate = self.config.optimiser.learning_rate * self._schedule()
@@ -109,19 +111,45 @@ class Contender:
             optimiser.step()
         self._average()
         self.steps += 1
-        self.samples += len(batch.images)
-        self.seconds += time.perf_counter() - started
-        return parts | ({"loss": float(loss.detach())} if whole else {})
+        self.samples += shares * self.config.batch.size
+        self.seconds += world.agreed(time.perf_counter() - started)
+        return numbers
 
-    def _ask(self, batch: Batch, rng: np.random.Generator) -> Query:
-        """Draw the step's queries: Med-K2N decodes what is asked, a U-Net gives everything in one pass."""
-        acquired, shape = batch.acquired.numpy(), self.config.batch
+    def _loss(self, batch: Batch, seed: int, world: World) -> tuple[Tensor, dict[str, float]]:
+        """The loss of one batch, and its parts."""
+        rng = np.random.default_rng(seed)
+        core = np.isin(self.config.modalities, self.config.core)
+        acquired = narrowed(batch.acquired.numpy(), core, rng, share=self.config.core_share)
+        query = self._ask(acquired, rng).to(world.device)
+        batch = replace(batch, acquired=torch.from_numpy(acquired)).to(world.device)
+        fusion = getattr(self.module, "fusion", None)
+        if fusion is not None and self.steps % self.config.fuse_every:
+            with world.autocast():
+                proposals = self.module.propose(batch.images, query)
+            loss = proposal_error(proposals, batch, self.config.losses)
+            return loss, {"proposals": float(loss.detach())}
+        if fusion is not None:
+            fusion.hard_gates = self.progress >= self.config.soft_gates
+        with world.autocast():
+            prediction = self.module(batch.images, query, generator=torch.Generator().manual_seed(seed))
+        loss, mse, parts = objective(prediction, batch, query, self.config.losses, self.variance)
+        if fusion is not None and self.steps // self.config.fuse_every % self.config.gain_every == 0:
+            added = self.config.losses.weights * self._measure_gain(prediction, batch, query, mse, seed, world)
+            loss = loss + added
+            parts["gains"] = float(added.detach())
+        return loss, parts | {"loss": float(loss.detach())}
+
+    def _ask(self, acquired: np.ndarray, rng: np.random.Generator) -> Query:
+        """Draw the queries of a batch: Med-K2N decodes what is asked, a U-Net gives everything in one pass."""
+        shape = self.config.batch
         samples, subsets = draw_sources(acquired, rng, draws=shape.draws, most=shape.most_sources)
         if self.name == "unet":
             return as_query(*every_target(acquired, samples, subsets))
         return as_query(*draw_targets(acquired, samples, subsets, rng, targets=shape.targets))
 
-    def _measure_gain(self, prediction: Prediction, batch: Batch, query: Query, mse: Tensor, seed: int) -> Tensor:
+    def _measure_gain(
+        self, prediction: Prediction, batch: Batch, query: Query, mse: Tensor, seed: int, world: World
+    ) -> Tensor:
         """What one random source removed of the error, and where: anchors W and W_eff and feeds the history p_ij."""
         fused = prediction.extras["fused"]
         reduced, dropped = without_one(query, fused.steps[0].source, np.random.default_rng(seed + 1), batch.severity)
@@ -131,14 +159,16 @@ class Contender:
             return mse.new_zeros(())
         rows = told.nonzero().squeeze(1)
         fewer = Query(query.sample[rows], reduced.sources[rows], query.target[rows])
-        with torch.no_grad():
+        with torch.no_grad(), world.autocast():
             mean = self.module(batch.images, fewer).mean
         target, inside = batch.targets[fewer.sample, fewer.target], batch.foreground[fewer.sample]
         gain = spread(1 - mse[rows] / (mean_squared_error(mean, target, inside) + 1e-6), rows, len(mse))
         missing = ~query.sources.gather(1, query.target[:, None]).squeeze(1)
         new = told & missing
         whole = new & ~((batch.severity > 0)[query.sample] & query.sources).any(dim=1)
-        self.module.fusion.observe(dropped[whole], query.target[whole], gain[whole].clamp(-1, 1))
+        pair = (dropped[whole], query.target[whole])
+        for table, values in zip(self.observed, (gain[whole].clamp(-1, 1), torch.ones_like(gain[whole])), strict=True):
+            table.index_put_(pair, values, accumulate=True)
         where, mass = local_gain(prediction.mean[rows].detach(), mean, target, inside)
         dropped = torch.where(new, dropped, -1)
         error = added_weight_error(fused, dropped, gain)

@@ -2,6 +2,7 @@
 
 import csv
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,16 +76,17 @@ class Log:
         else:
             self.start()
 
-    def count(self, contender: "Contender", numbers: dict[str, float]) -> None:
-        """Take in a step's numbers; every so many steps their means are written."""
+    def count(self, contender: "Contender", numbers: Mapping[str, float]) -> dict[str, float]:
+        """Take in a step's numbers; every so many steps their means are given back, to be written."""
         sums = self._sums.setdefault(contender.name, {})
         for name, value in numbers.items():
             total, n = sums.get(name, (0.0, 0))  # not every step has every part
             sums[name] = [total + value, n + 1]
-        if contender.steps % _EVERY == 0:
-            self.write(contender, {name: total / n for name, (total, n) in self._sums.pop(contender.name).items()})
+        if contender.steps % _EVERY:
+            return {}
+        return {name: total / n for name, (total, n) in self._sums.pop(contender.name).items()}
 
-    def write(self, contender: "Contender", numbers: dict[str, float]) -> None:
+    def write(self, contender: "Contender", numbers: Mapping[str, float]) -> None:
         """Write numbers as of now."""
         with self.path.open("a", newline="", encoding="utf-8") as file:
             at = [contender.name, contender.steps, round(contender.seconds, 1), round(contender.progress, 4)]

@@ -2,24 +2,21 @@
 
 The models of a run see the same batches' distribution and take turns so that each has spent the same wall time
 (or the same number of steps): the one that has spent least goes next. So a comparison within
-a run is fair on any machine, however busy.
+a run is fair on any machine, however busy. Several processes share each step (training/world.py).
 """
 
 import math
-import os
-import platform
 import shutil
 import time
 import warnings
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import medk2n
 from medk2n import checkpoint
 from medk2n.config.schema import TrainConfig, load_config
 from medk2n.data import split
@@ -34,14 +31,18 @@ from medk2n.errors import (
 )
 from medk2n.io.atomic import check_writable, refuse_existing, write_json
 from medk2n.training import state
+from medk2n.training.board import Board
 from medk2n.training.contender import Contender
+from medk2n.training.feed import Feed, Part, seed_of
 from medk2n.training.log import METRICS, VALIDATION, Log
 from medk2n.training.objectives import objective
+from medk2n.training.outcome import save_models
 from medk2n.training.queries import as_query, draw_sources, every_target
 from medk2n.training.reading import Report, TrainingData, read_data
 from medk2n.training.samples import FOLDER, draw_samples
 from medk2n.training.state import State
 from medk2n.training.stop import Stop
+from medk2n.training.world import World
 
 _CONFIG, _STATE = "train.json", "state"
 _SAVE_EVERY_S = 300.0
@@ -55,19 +56,23 @@ def train(
 
     Besides the model folders: train.json (the resolved configuration), split.json (if there is a split), metrics.csv,
     `samples` (a watched slice at each validation) and, until the run has ended, `state` for `resume`.
+    Under torchrun every process calls this alike, and the first one writes.
 
     Raises:
-        ConfigError: no data, or a modality that no training subject has.
+        ConfigError: no data, a modality that no training subject has, or parts that the processes cannot share.
         DatasetError: nothing to learn from.
         StoppedError: SIGTERM or Ctrl-C came; the state is saved.
     """
-    refuse_existing([out / checkpoint.CONFIG, out / _STATE], overwrite)
-    check_writable(out)
-    if not config.data:
-        raise ConfigError("no training data: give --data DIR")
-    if config.split:
-        write_json(out / split.FILE, split.read_split(config.split).model_dump())
-    return _with_threads(config, out, device, report, resumed=None)
+    world = World(device, config.precision)
+    if world.leads:
+        refuse_existing([out / checkpoint.CONFIG, out / _STATE], overwrite)
+        check_writable(out)
+        if not config.data:
+            raise ConfigError("no training data: give --data DIR")
+        if config.split:
+            write_json(out / split.FILE, split.read_split(config.split).model_dump())
+    world.wait()
+    return _with_threads(config, out, world, report, resumed=None)
 
 
 def resume(out: Path, *, device: str = "cpu", report: Report | None = None) -> Path:
@@ -85,115 +90,168 @@ def resume(out: Path, *, device: str = "cpu", report: Report | None = None) -> P
         raise ConfigError(f"{out}: nothing to resume: no whole state in {out / _STATE}; start a run without --resume")
     for folder in kept.damaged:
         warnings.warn(f"{folder} is damaged; going on from the state before it", stacklevel=2)
-    return _with_threads(load_config(out / _CONFIG), out, device, report, resumed=kept)
+    config = load_config(out / _CONFIG)
+    return _with_threads(config, out, World(device, config.precision), report, resumed=kept)
 
 
-def _with_threads(config: TrainConfig, out: Path, device: str, report: Report | None, resumed: State | None) -> Path:
+def _with_threads(config: TrainConfig, out: Path, world: World, report: Report | None, resumed: State | None) -> Path:
     report = report or (lambda stage, share, numbers: None)
     before = torch.get_num_threads()
     torch.set_num_threads(config.threads or before)
     try:
-        return _train(config, out, device, report, resumed)
+        return _train(config, out, world, report, resumed)
     finally:
         torch.set_num_threads(before)
 
 
-def _train(config: TrainConfig, out: Path, device: str, report: Report, resumed: State | None) -> Path:
+def _train(config: TrainConfig, out: Path, world: World, report: Report, resumed: State | None) -> Path:
+    parts = world.share(config.batch.accumulate)
     if config.split:
         config = config.model_copy(update={"split": str(out / split.FILE)})  # the run's own, wherever the run is moved
     data = read_data(config, report)
-    write_json(out / _CONFIG, config.model_dump())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        contenders = [Contender.of(choice, config, data.statistics, device) for choice in config.models]
+        contenders = [Contender.of(choice, config, data.statistics, str(world.device)) for choice in config.models]
     log = Log(out / METRICS)
-    validated = 0
-    if resumed is None:
-        for folder in (_STATE, FOLDER):
-            shutil.rmtree(out / folder, ignore_errors=True)
-        log.start()
-    else:
-        validated = _restore(resumed, contenders, data, log)
-    saved_at = time.monotonic()
-    with Stop() as stop:
-        while True:
-            share = min(c.progress for c in contenders)
-            if share * _VALIDATE_AT >= validated + 1 and data.validation:
-                scores = [validate(contender, data.validation, stop) for contender in contenders]
-                if not stop.asked:
-                    validated = int(share * _VALIDATE_AT)
-                    for contender, score in zip(contenders, scores, strict=True):
-                        log.write(contender, {VALIDATION: score})
-                    draw_samples(contenders, data.validation[0], out / FOLDER / f"{validated}-of-{_VALIDATE_AT}.png")
-            if stop.asked or time.monotonic() - saved_at > _SAVE_EVERY_S:
-                _save(contenders, config, data, out, finished=False)
-                _keep(contenders, data, log, validated, out)
-                saved_at = time.monotonic()
-            if stop.asked:
-                raise StoppedError(f"stopped at {share:.0%}; go on with: medk2n train --resume --out {out}")
-            runner = min(contenders, key=lambda c: (c.progress, c.steps))
-            if runner.progress == 1:
-                break
-            try:
-                numbers = _step(runner, config, data, device)
-            except (MemoryError, RuntimeError) as error:
-                if not out_of_memory(error):
-                    raise
-                asked = f"{config.batch.size} crops of {config.batch.crop} pixels"
-                raise SystemLimitError(
-                    f"out of memory: {runner.name} with {asked}; lower batch.size or batch.crop"
-                ) from error
-            if not math.isfinite(numbers.get("loss", 0.0)):
-                _save(contenders, config, data, out, finished=False)
-                raise InternalError(
-                    f"{runner.name}: the loss is not finite at step {runner.steps} (batch seed "
-                    f"{_seed(config, runner)}); the last good weights are in {out}; lower optimiser.learning_rate"
-                )
-            log.count(runner, numbers)
-            if "loss" in numbers:
-                report("training", share, {"steps": float(contenders[0].steps), "loss": numbers["loss"]})
-    _save(contenders, config, data, out, finished=True)
-    shutil.rmtree(out / _STATE, ignore_errors=True)
+    validated = 0 if resumed is None else _restore(resumed, contenders, data)
+    if world.leads:
+        write_json(out / _CONFIG, config.model_dump())
+        if resumed is None:
+            for folder in (_STATE, FOLDER):
+                shutil.rmtree(out / folder, ignore_errors=True)
+            log.start()
+        else:
+            log.restore(resumed.counters["log"])
+    board = Board(out, {c.name: c.steps for c in contenders}) if config.tensorboard and world.leads else None
+    run = _Run(config, out, world, data, contenders, log, board, validated)
+    feeds = {c.name: Feed(data, config, c.params.slices, parts, c.steps) for c in contenders}
+    try:
+        run.learn(feeds, report)
+    finally:
+        for feed in feeds.values():
+            feed.close()
+        if board:
+            board.close()
     return out
 
 
-def _seed(config: TrainConfig, runner: Contender) -> int:
-    """What is drawn for a step depends on the run's seed and the step's number alone."""
-    return int(np.random.SeedSequence([config.seed, runner.steps]).generate_state(1)[0])
+@dataclass
+class _Run:
+    """A run at work; `validated` counts the validations there have been."""
+
+    config: TrainConfig
+    out: Path
+    world: World
+    data: TrainingData
+    contenders: list[Contender]
+    log: Log
+    board: Board | None
+    validated: int
+
+    def learn(self, feeds: Mapping[str, Feed], report: Report) -> None:
+        """To the end of the budget."""
+        saved_at = time.monotonic()
+        with Stop() as stop:
+            while True:
+                share = min(c.progress for c in self.contenders)
+                if share * _VALIDATE_AT >= self.validated + 1 and self.data.validation:
+                    self._validate(share, stop)
+                stopping = self.world.any(stop.asked)
+                if self.world.leads and (stopping or time.monotonic() - saved_at > _SAVE_EVERY_S):
+                    self._save(finished=False)
+                    self._keep()
+                    saved_at = time.monotonic()
+                if stopping:
+                    self.world.wait()
+                    raise StoppedError(f"stopped at {share:.0%}; go on with: medk2n train --resume --out {self.out}")
+                runner = min(self.contenders, key=lambda c: (c.progress, c.steps))
+                if runner.progress == 1:
+                    break
+                numbers = self._step(runner, feeds[runner.name])
+                if "loss" in numbers:
+                    report("training", share, {"steps": float(self.contenders[0].steps), "loss": numbers["loss"]})
+        if self.world.leads:
+            self._save(finished=True)
+            shutil.rmtree(self.out / _STATE, ignore_errors=True)
+        self.world.wait()
+
+    def _validate(self, share: float, stop: Stop) -> None:
+        scores = [validate(contender, self.data.validation, stop) for contender in self.contenders]
+        if stop.asked:
+            return
+        self.validated = int(share * _VALIDATE_AT)
+        if self.world.leads:
+            for contender, score in zip(self.contenders, scores, strict=True):
+                self._tell(contender, {VALIDATION: score})
+            sheet = self.out / FOLDER / f"{self.validated}-of-{_VALIDATE_AT}.png"
+            draw_samples(self.contenders, self.data.validation[0], sheet)
+            if self.board and sheet.is_file():
+                self.board.picture(self.contenders[0].name, self.contenders[0].steps, sheet)
+
+    def _tell(self, contender: Contender, numbers: Mapping[str, float]) -> None:
+        self.log.write(contender, numbers)
+        if self.board:
+            self.board.numbers(contender.name, contender.steps, numbers)
+
+    def _step(self, runner: Contender, feed: Feed) -> dict[str, float]:
+        before = feed.waited_s
+        try:
+            numbers = _counted(runner, next(feed), self.world)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            asked = f"{self.config.batch.size} crops of {self.config.batch.crop} pixels"
+            raise SystemLimitError(
+                f"out of memory: {runner.name} with {asked}; lower batch.size or batch.crop (batch.accumulate makes up "
+                "for a smaller size)"
+            ) from error
+        runner.waited += feed.waited_s - before
+        if not math.isfinite(numbers.get("loss", 0.0)):
+            if self.world.leads:
+                self._save(finished=False)
+            seeds = [seed_of(self.config, runner.steps, part) for part in range(self.config.batch.accumulate)]
+            raise InternalError(
+                f"{runner.name}: the loss is not finite at step {runner.steps} (batch seed "
+                f"{', '.join(map(str, seeds))}); the last good weights are in {self.out}; lower optimiser.learning_rate"
+            )
+        means = self.log.count(runner, numbers)
+        if means and self.world.leads:
+            self._tell(runner, means)
+        return numbers
+
+    def _save(self, *, finished: bool) -> None:
+        save_models(self.contenders, self.config, self.data, self.world, self.out, finished=finished)
+
+    def _keep(self) -> None:
+        """The whole state, for `resume`."""
+        kept = {contender.name: contender.state() for contender in self.contenders}
+        counters = {
+            "models": {name: numbers for name, (_, numbers) in kept.items()},
+            "validated": self.validated,
+            "log": self.log.state(),
+            "subjects": self.data.subjects,
+        }
+        tensors = {name: named for name, (named, _) in kept.items()}
+        state.write(self.out / _STATE, sum(contender.steps for contender in self.contenders), tensors, counters)
 
 
-def _step(runner: Contender, config: TrainConfig, data: TrainingData, device: str) -> dict[str, float]:
-    seed = _seed(config, runner)
-    whole = runner.steps % config.fuse_every == 0
-    batch = _to(data.batch(config, np.random.default_rng(seed), runner.params.slices, whole=whole), device)
-    if not 0 < runner.steps <= config.fuse_every:
-        return runner.step(batch, seed)
-    with FlopCounterMode(display=False) as counter:  # one step of each kind, after the first with its extra pass
-        numbers = runner.step(batch, seed)
+def _counted(runner: Contender, parts: Sequence[Part], world: World) -> dict[str, float]:
+    """A step; of the first of each kind, after the one with its extra pass, the FLOPs are counted."""
+    if not 0 < runner.steps <= runner.config.fuse_every:
+        return runner.step(parts, world)
+    with FlopCounterMode(display=False) as counter:
+        numbers = runner.step(parts, world)
     counted, before = runner.steps - 1, runner.flops_per_step or 0.0
-    runner.flops_per_step = before + (float(counter.get_total_flops()) - before) / counted
+    runner.flops_per_step = before + (float(counter.get_total_flops()) * world.size - before) / counted
     return numbers
 
 
-def _keep(contenders: Sequence[Contender], data: TrainingData, log: Log, validated: int, out: Path) -> None:
-    kept = {contender.name: contender.state() for contender in contenders}
-    counters = {
-        "models": {name: numbers for name, (_, numbers) in kept.items()},
-        "validated": validated,
-        "log": log.state(),
-        "subjects": data.subjects,
-    }
-    tensors = {name: named for name, (named, _) in kept.items()}
-    state.write(out / _STATE, sum(contender.steps for contender in contenders), tensors, counters)
-
-
-def _restore(kept: State, contenders: Sequence[Contender], data: TrainingData, log: Log) -> int:
-    """Everything back to where it was; returns how many validations there had been."""
+def _restore(kept: State, contenders: Sequence[Contender], data: TrainingData) -> int:
+    """All models back to where they were; returns how many validations there had been."""
     if kept.counters["subjects"] != data.subjects:
         raise DatasetError("the training subjects are no longer those that the run began with; bring them back")
     for contender in contenders:
         contender.restore(kept.tensors[contender.name], kept.counters["models"][contender.name])
-    log.restore(kept.counters["log"])
     return int(kept.counters["validated"])
 
 
@@ -212,66 +270,8 @@ def validate(contender: Contender, batches: Sequence[Batch], stop: Stop | None =
         query = as_query(*every_target(batch.acquired.numpy(), samples, subsets))
         missing = ~query.sources.gather(1, query.target[:, None]).squeeze(1)
         query = type(query)(query.sample[missing], query.sources[missing], query.target[missing])
-        device = contender.variance.device
-        prediction = contender.averaged(_to(batch, device).images, query)
-        _, mse, _ = objective(prediction, _to(batch, device), query, contender.config.losses, contender.variance)
+        batch, query = batch.to(contender.variance.device), query.to(contender.variance.device)
+        prediction = contender.averaged(batch.images, query)
+        _, mse, _ = objective(prediction, batch, query, contender.config.losses, contender.variance)
         values.append(-10 * torch.log10(mse + 1e-6))
     return float(torch.cat(values).mean())
-
-
-def _to(batch: Batch, device: str | torch.device) -> Batch:
-    if str(device) == "cpu":
-        return batch
-    return replace(
-        batch,
-        images=batch.images.to(device),
-        targets=batch.targets.to(device),
-        foreground=batch.foreground.to(device),
-    )
-
-
-def _save(contenders: list[Contender], config: TrainConfig, data: TrainingData, out: Path, *, finished: bool) -> None:
-    statistics = data.statistics
-    names = statistics.modalities
-    maps = {
-        target: {
-            source: (float(statistics.slope[i, j]), float(statistics.intercept[i, j]), float(statistics.residual[i, j]))
-            for i, source in enumerate(names)
-        }
-        for j, target in enumerate(names)
-    }
-    saved = checkpoint.Statistics(
-        affine_maps=maps,
-        variance={name: float(v) for name, v in zip(names, statistics.variance, strict=True)},
-        typical_scaling=statistics.typical_scaling,
-    )
-    for k, contender in enumerate(contenders):
-        folder = out if k == 0 else out / "reference" / contender.name
-        params = {name: getattr(contender.params, name) for name in contender.params.__dataclass_fields__}
-        model = checkpoint.ModelConfig(
-            model=contender.name,
-            modalities=names,
-            spacing_mm=config.spacing_mm,
-            params=params,
-            statistics=saved,
-            licence=config.licence,
-            training=_cost(contender, config, data, finished),
-        )
-        checkpoint.save(folder, contender.averaged, model)
-
-
-def _cost(contender: Contender, config: TrainConfig, data: TrainingData, finished: bool) -> dict[str, object]:
-    return {
-        "finished": finished,
-        "seed": config.seed,
-        "subjects": {Path(root).name: len(ids) for root, ids in data.subjects.items()},
-        "subject_ids": {Path(root).name: ids for root, ids in data.subjects.items()},
-        "steps": contender.steps,
-        "crops": contender.samples,
-        "wall_minutes": round(contender.seconds / 60, 2),
-        "flops_per_step": contender.flops_per_step,
-        "parameters": sum(p.numel() for p in contender.module.parameters()),
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads",
-        "torch": torch.__version__,
-        "medk2n": medk2n.__version__,
-    }

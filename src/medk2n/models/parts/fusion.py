@@ -2,7 +2,7 @@
 
 PreWeightNet says how much a source helps a target given the state; ThresholdNet says how much
 help is enough; EffiWeightNet says where. All three see content, the pair (source, target) and
-the state's quality; none sees a signal that is not there.
+the state's quality; none sees a signal that is not there. What they decide is 32-bit under autocast too.
 
 Shapes: q queries, d embedding width, p pooled width.
 """
@@ -67,7 +67,7 @@ class PreWeightNet(nn.Module):
         scores = (self.keys[target] @ self.query(x)[:, :, None]).squeeze(2) * x.shape[1] ** -0.5
         attention = scores.softmax(dim=1)
         memory = (attention[:, :, None] * self.values[target]).sum(dim=1)
-        weight = self.weigh(torch.cat([x, memory], dim=1)).squeeze(1).sigmoid()
+        weight = self.weigh(torch.cat([x, memory], dim=1)).squeeze(1).float().sigmoid()
         return weight, memory, attention
 
 
@@ -85,7 +85,7 @@ class ThresholdNet(nn.Module):
         compatible = ((e_i @ self.bilinear) * e_j).sum(dim=1, keepdim=True)
         agreement = torch.cosine_similarity(state, frame, dim=1)[:, None]
         facts = torch.cat([e_i, e_j, history[:, None], compatible, agreement], dim=1)
-        return self.lowest + (self.highest - self.lowest) * self.decide(facts).squeeze(1).sigmoid()
+        return self.lowest + (self.highest - self.lowest) * self.decide(facts).squeeze(1).float().sigmoid()
 
 
 class EffiWeightNet(nn.Module):
@@ -110,7 +110,7 @@ class EffiWeightNet(nn.Module):
             key = str(stride)
             x = self.squeeze[key](torch.cat([state[stride], frame[stride]], dim=1).detach())
             x = nn.functional.gelu(self.film[key](x, c))
-            maps[stride] = self.map[key](x).sigmoid()
+            maps[stride] = self.map[key](x).float().sigmoid()
         return maps
 
 

@@ -181,10 +181,14 @@ class ProgressiveFusion(nn.Module):
         self.register_buffer("history", torch.zeros(m, m))
 
     @torch.no_grad()
-    def observe(self, source: Tensor, target: Tensor, gain: Tensor, momentum: float = 0.98) -> None:
-        """Feed measured gains of the training stream into the history p_ij; evaluation never calls it."""
-        for i, j, g in zip(source.tolist(), target.tolist(), gain.tolist(), strict=True):
-            self.history[i, j] = momentum * self.history[i, j] + (1 - momentum) * g
+    def observe(self, total: Tensor, count: Tensor, momentum: float = 0.98) -> None:
+        """Feed measured gains of the training stream into the history p_ij; evaluation never calls it.
+
+        Args:
+            total, count: (m, m), sum and number of the gains of source i for target j.
+        """
+        keep = momentum**count
+        self.history.copy_(keep * self.history + (1 - keep) * total / count.clamp_min(1))
 
     def forward(
         self,
@@ -272,7 +276,7 @@ class ProgressiveFusion(nn.Module):
             steps.append(Step(absent.index_put((active,), frame), absent.index_put((active,), source), *values, wide))
         e_j = embeddings[query.target].detach()
         pooled = self._pooled(state, inside, rows, groups).detach()
-        quality = self.judge(torch.cat([pooled, e_j], dim=1)).squeeze(1)
+        quality = self.judge(torch.cat([pooled, e_j], dim=1)).squeeze(1).float()
         return Fused(state, base, steps, quality, members, partial, attention)
 
     def _decide(
@@ -280,7 +284,7 @@ class ProgressiveFusion(nn.Module):
     ) -> tuple[Decision, Tensor]:
         """Weight, threshold, gate and memory of adding a frame to a state (both pooled); and the attention."""
         e_i, e_j = embeddings[source], embeddings[target]
-        quality = self.judge(torch.cat([state, e_j], dim=1)).squeeze(1).detach()
+        quality = self.judge(torch.cat([state, e_j], dim=1)).squeeze(1).float().detach()
         # a log error of -5 (about 22 dB) is a usual one: near 0 after this
         weight, memory, attention = self.pre_weight(state, frame, e_i, e_j, quality / 5 + 1, target)
         tau = self.threshold(state, frame, e_i, e_j, self.history[source, target])
@@ -416,7 +420,7 @@ class ProgressiveFusion(nn.Module):
                 let_in[s] = let_in[s].clamp(*functional.avg_pool2d(bounds, s).split(1, dim=1))
         for s in FUSED_STRIDES:
             step = let_in[s] * self.refinement(here[s], there[s], s, pair)
-            state[s] = state[s].index_add(0, rows, step)
+            state[s] = state[s].index_add(0, rows, step.to(state[s].dtype))
         return maps, let_in
 
 
