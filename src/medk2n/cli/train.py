@@ -80,7 +80,7 @@ def _train(resolved, out: Path, device: str, *, overwrite: bool) -> None:
     """Train by a configuration, or, where it is None, go on with what is in `out`."""
     import warnings
 
-    from medk2n.cli.common import progress_bar
+    from medk2n.cli.common import first_process, progress_bar
     from medk2n.training import run
 
     with warnings.catch_warnings(), progress_bar() as bar:
@@ -90,6 +90,10 @@ def _train(resolved, out: Path, device: str, *, overwrite: bool) -> None:
         line = bar.add_task("reading", total=1.0)
 
         def report(stage: str, share: float, numbers: dict[str, float]) -> None:
+            if stage == "validation" and first_process():
+                scores = "   ".join(f"{model} {score:.2f} dB" for model, score in numbers.items())
+                bar.console.print(f"validation at {share:4.0%}   {scores}", highlight=False)
+                return
             latest = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
             bar.update(line, completed=share, description=f"{stage}  {latest}".strip())
 

@@ -18,7 +18,7 @@ from medk2n.errors import ConfigError, DatasetError
 from medk2n.io.atomic import sha256_array
 
 Report = Callable[[str, float, dict[str, float]], None]
-"""Called with a stage ("reading", "training"), the share done and the latest numbers."""
+"""Called with a stage ("reading ...", "training", "validation"), the share done and the latest numbers."""
 
 _VALIDATION_SLICES = 48
 

@@ -155,7 +155,7 @@ class _Run:
             while True:
                 share = min(c.progress for c in self.contenders)
                 if share * _VALIDATE_AT >= self.validated + 1 and self.data.validation:
-                    self._validate(share, stop)
+                    self._validate(share, stop, report)
                 stopping = self.world.any(stop.asked)
                 if self.world.leads and (stopping or time.monotonic() - saved_at > _SAVE_EVERY_S):
                     self._save(finished=False)
@@ -169,17 +169,21 @@ class _Run:
                     break
                 numbers = self._step(runner, feeds[runner.name])
                 if "loss" in numbers:
-                    report("training", share, {"steps": float(self.contenders[0].steps), "loss": numbers["loss"]})
+                    wanted = self.contenders[0]
+                    rate = wanted.samples / (wanted.seconds + wanted.waited)
+                    numbers = {"steps": float(wanted.steps), "crops/s": rate, "loss": numbers["loss"]}
+                    report("training", share, numbers)
         if self.world.leads:
             self._save(finished=True)
             shutil.rmtree(self.out / _STATE, ignore_errors=True)
         self.world.wait()
 
-    def _validate(self, share: float, stop: Stop) -> None:
+    def _validate(self, share: float, stop: Stop, report: Report) -> None:
         scores = [validate(contender, self.data.validation, stop) for contender in self.contenders]
         if stop.asked:
             return
         self.validated = int(share * _VALIDATE_AT)
+        report("validation", share, {c.name: score for c, score in zip(self.contenders, scores, strict=True)})
         if self.world.leads:
             for contender, score in zip(self.contenders, scores, strict=True):
                 self._tell(contender, {VALIDATION: score})
