@@ -52,6 +52,7 @@ _TABLE = (
     ),
     Modality(name="t2w", label="T2", bids_suffix="T2w", aliases=("t2",)),
     Modality(name="t2f", label="T2 FLAIR", bids_suffix="FLAIR", aliases=("flair", "t2flair", "t2-flair", "fla")),
+    Modality(name="mra", label="MR angiography", bids_suffix="angio", aliases=("angio", "tof", "mra-tof")),
     Modality(name="pd", label="Proton density", bids_suffix="PDw", aliases=("pdw",)),
     Modality(
         name="dwi", label="Diffusion (b = 1000)", bids_suffix="dwi", bids_datatype="dwi", aliases=("trace", "b1000")

@@ -64,14 +64,14 @@ def arrays(root):
 
 
 def flat(root):
-    """IXI, as its archives unpack; MRA is no modality we know, and one T2 was never acquired."""
+    """IXI, as its archives unpack; diffusion (DTI) is many volumes and none we know, and one T2 was never acquired."""
     cases = ("IXI002-Guys-0828", "IXI012-HH-1211", "IXI025-Guys-0852")
     for case in cases:
-        for contrast in ("T1", "T2", "PD", "MRA"):
+        for contrast in ("T1", "T2", "PD", "MRA", "DTI"):
             if (case, contrast) != (cases[2], "T2"):
                 put(root / f"IXI-{contrast}" / f"{case}-{contrast}.nii.gz")
     put(root / "IXI-T1" / f"{cases[0]}_brain_mask.nii.gz", mask=True)
-    return {case: ("pd", "t1n", "t2w") for case in cases[:2]} | {cases[2]: ("pd", "t1n")}
+    return {case: ("mra", "pd", "t1n", "t2w") for case in cases[:2]} | {cases[2]: ("mra", "pd", "t1n")}
 
 
 def nnunet(root):
@@ -109,7 +109,33 @@ def slices(root):
     return {"p1": ("t1n", "t2f"), "p2": ("t1n", "t2w"), "p3": ("ct",)}
 
 
-LAYOUTS = {"arrays": arrays, "bids": bids, "flat": flat, "nnunet": nnunet, "slices": slices, "studies": studies}
+PATTERN = "{subject}/mr/scans [1]/{subject}_reg_{modality}_to_t1.nii.gz"
+
+
+def pattern(root):
+    """Too deep for any other reader; what lies beside is no match, and `to_t1` says nothing of the modality."""
+    for name in ("p1", "p2", "p3"):
+        for word in ("T1", "flair", "brain_mask", "DTI"):
+            put(root / name / "mr" / "scans [1]" / f"{name}_reg_{word}_to_t1.nii.gz", mask="mask" in word)
+        put(root / name / "mr" / "scans [1]" / "p9_reg_T2_to_t1.nii.gz")
+        put(root / name / "mr" / "scans [1]" / f"{name}_raw_T2.nii.gz")
+    return {name: ("t1n", "t2f") for name in ("p1", "p2", "p3")}
+
+
+LAYOUTS = {
+    "arrays": arrays,
+    "bids": bids,
+    "flat": flat,
+    "nnunet": nnunet,
+    "pattern": pattern,
+    "slices": slices,
+    "studies": studies,
+}
+
+
+def given(name, folder):
+    """What a user would name: the folder, or a pattern that begins with it."""
+    return folder / PATTERN if name == "pattern" else folder
 
 
 def test_every_reader_has_a_layout_here():
@@ -121,10 +147,10 @@ def test_a_reader_keeps_its_promises(tmp_path, name):
     expected = LAYOUTS[name](tmp_path)
     reader = registry.resolve("data/datasets", name)
     assert reader.name == name
-    assert reader.matches(tmp_path)
+    assert reader.matches(given(name, tmp_path))
     others = [registry.resolve("data/datasets", other) for other in LAYOUTS if other != name]
     assert not any(other.matches(tmp_path) for other in others)
-    found = discover(tmp_path)
+    found = discover(given(name, tmp_path))
     assert {subject.id: subject.modalities for subject in found} == expected
     for subject in found:
         assert isinstance(subject, Subject)
@@ -144,7 +170,24 @@ def test_indexing_reads_no_voxels(tmp_path, monkeypatch, name):
     LAYOUTS[name](tmp_path)
     for module in ("_files.read_volume", "_files.read_labels", "arrays._load", "slices._load"):
         monkeypatch.setattr(f"medk2n.data.datasets.{module}", lambda *a: pytest.fail("voxels were read"))
-    assert len(discover(tmp_path)) == 3
+    assert len(discover(given(name, tmp_path))) == 3
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("{subject}/T1.nii.gz", r"expected the fields \{subject\} and \{modality\}"),
+        ("{patient}/{modality}.nii.gz", r"expected the fields \{subject\} and \{modality\}"),
+        ("{subject}/{modality}.mgz", "no file fits the pattern"),
+        ("{subject}/x_{modality}.nii.gz", "none of bravo is a modality; expected names such as T1"),
+        ("{subject}/{modality}.nii.gz", r"p1: both .* are t1n, expected one file a modality"),
+    ],
+)
+def test_a_pattern_that_leads_nowhere_says_why(tmp_path, pattern, message):
+    for name in ("x_bravo", "T1", "T1w"):
+        put(tmp_path / "p1" / f"{name}.nii.gz")
+    with pytest.raises(DatasetError, match=message):
+        discover(tmp_path / pattern)
 
 
 def test_cohorts_beside_each_other_are_one_data_set(tmp_path):
@@ -347,7 +390,7 @@ def test_flat_names_that_do_not_tell_subjects_apart_are_refused(tmp_path, names,
 
 
 def test_a_mask_of_another_subject_is_not_taken(tmp_path):
-    for name in ("p1_T1", "p2_T1", "p10_MRA", "p10_seg"):
+    for name in ("p1_T1", "p2_T1", "p10_DTI", "p10_seg"):
         put(tmp_path / f"{name}.nii.gz", mask=name.endswith("seg"))
     found = discover(tmp_path)
     assert [subject.id for subject in found] == ["p1", "p2"]

@@ -19,6 +19,9 @@ from medk2n.errors import UnknownNameError, UsageError
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
+DATA_HELP = (
+    "Folder: BIDS, studies, flat, nnU-Net raw, .npz arrays, slices with a table; or 'DIR/{subject}/{modality}.nii.gz'."
+)
 ModelOption = Annotated[str, typer.Option("--model", help="Bundled model (default, brain) or a model folder.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same result.")]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medk2n.cli.common import DeviceOption, ManifestOption, ModelOption, OverwriteOption, SeedOption
+from medk2n.cli.common import DATA_HELP, DeviceOption, ManifestOption, ModelOption, OverwriteOption, SeedOption
 
 if TYPE_CHECKING:
     from medk2n.checkpoint import ModelConfig
@@ -33,9 +33,7 @@ class _Task:
 
 
 def evaluate(
-    data: Annotated[
-        Path, typer.Option("--data", help="BIDS, study or flat folders, nnU-Net raw, .npz arrays, slices with a table.")
-    ],
+    data: Annotated[Path, typer.Option("--data", help=DATA_HELP)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for tables and figures.")],
     model: ModelOption = "default",
     modalities: Annotated[

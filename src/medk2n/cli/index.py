@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medk2n.cli.common import ManifestOption, OverwriteOption, SeedOption
+from medk2n.cli.common import DATA_HELP, ManifestOption, OverwriteOption, SeedOption
 from medk2n.cli.complaints import SOME_FAILED
 
 if TYPE_CHECKING:
@@ -16,9 +16,7 @@ _MOST_LINES = 20
 
 
 def index(
-    data: Annotated[
-        Path, typer.Argument(help="BIDS, study or flat folders, nnU-Net raw, .npz arrays, slices with a table.")
-    ],
+    data: Annotated[Path, typer.Argument(help=DATA_HELP)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the tables and the figure.")],
     subjects: Annotated[list[str] | None, typer.Option("--subjects", help="Ids to keep: a comma list.")] = None,
     exclude: Annotated[list[str] | None, typer.Option("--exclude", help="Ids to leave out: a comma list.")] = None,

@@ -5,16 +5,14 @@ from typing import Annotated
 
 import typer
 
-from medk2n.cli.common import DeviceOption, ManifestOption, OverwriteOption, SetOption
+from medk2n.cli.common import DATA_HELP, DeviceOption, ManifestOption, OverwriteOption, SetOption
 
 
 def train(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the model that is made.")],
     data: Annotated[
         list[str] | None,
-        typer.Option(
-            "--data", metavar="DIR[:SHARE]", help="BIDS, study or flat folders, nnU-Net raw, .npz arrays; repeatable."
-        ),
+        typer.Option("--data", metavar="DIR[:SHARE]", help=f"{DATA_HELP} Repeatable."),
     ] = None,
     val: Annotated[Path | None, typer.Option("--val", help="Data that is watched and never learned from.")] = None,
     split: Annotated[

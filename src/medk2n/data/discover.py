@@ -7,6 +7,8 @@ from typing import Protocol
 
 from medk2n import registry
 from medk2n.data.datasets._files import from_mapping, subject_of
+from medk2n.data.datasets.pattern import COMPONENT as PATTERN
+from medk2n.data.datasets.pattern import is_pattern
 from medk2n.data.datasets.studies import study_files
 from medk2n.data.subject import Subject
 from medk2n.errors import DatasetError, UnknownNameError
@@ -95,7 +97,7 @@ def _some_images(subject: Subject, where: str) -> Subject:
 
 def _existing_folder(root: Path | str) -> Path:
     root = Path(root)
-    if not root.is_dir():
+    if not root.is_dir() and not is_pattern(root):
         what = "is a file" if root.exists() else "no such folder"
         raise DatasetError(f"{root}: {what}; expected a folder of scans; check the path")
     return root
@@ -103,7 +105,7 @@ def _existing_folder(root: Path | str) -> Path:
 
 def _reader(root: Path) -> DatasetReader:
     known: list[DatasetReader] = [registry.resolve("data/datasets", name) for name in registry.names("data/datasets")]
-    fitting = [reader for reader in known if reader.matches(root)]
+    fitting = [PATTERN] if is_pattern(root) else [reader for reader in known if reader.matches(root)]
     if not fitting:
         raise DatasetError(f"{root}: no scans found; looked for {', '.join(reader.expects for reader in known)}")
     if len(fitting) > 1:

@@ -49,10 +49,13 @@ def save_models(
 
 
 def _cost(contender: Contender, config: TrainConfig, data: TrainingData, world: World) -> dict[str, object]:
+    subjects: dict[str, list[str]] = {}
+    for root, ids in data.subjects.items():  # two folders may be called alike
+        subjects.setdefault(Path(root).name, []).extend(ids)
     return {
         "seed": config.seed,
-        "subjects": {Path(root).name: len(ids) for root, ids in data.subjects.items()},
-        "subject_ids": {Path(root).name: ids for root, ids in data.subjects.items()},
+        "subjects": {name: len(ids) for name, ids in subjects.items()},
+        "subject_ids": subjects,
         "steps": contender.steps,
         "crops": contender.samples,
         "wall_minutes": round(contender.seconds / 60, 2),

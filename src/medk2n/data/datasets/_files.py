@@ -35,14 +35,19 @@ def subject_of(subject_id: str, files: Iterable[Path], mask_files: Iterable[Path
         elif names.entities(path).get("acq") == RANDOM_PROTOCOL:
             inputs_only[name].append(partial(read_volume, path, name))
         else:
-            _add_once(images, name, path, subject_id)
+            add_once(images, name, path, subject_id)
     for path in mask_files:
         if names.is_mask(path):
             masks.setdefault(names.mask_kind(path), path)
     return from_mapping(subject_id, images, masks, inputs_only)
 
 
-def _add_once(images: dict[str, Path], name: str, path: Path, subject_id: str) -> None:
+def add_once(images: dict[str, Path], name: str, path: Path, subject_id: str) -> None:
+    """Put one image beside the others of a subject.
+
+    Raises:
+        DatasetError: there is one of that modality.
+    """
     if name in images:
         raise DatasetError(
             f"{subject_id}: both {images[name]} and {path} are {name}, expected one file a modality; "

@@ -1,0 +1,96 @@
+"""Folders of any shape, by a pattern: `DATA/{subject}/reg/{modality}_to_mni.nii.gz` in place of a folder's name.
+
+`{subject}` may come more than once, and stands for the same text then. What stands for `{modality}` is read as a file's
+name would be (`T1`, `flair`, `brain_mask`); what says nothing is left out.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from glob import escape
+from pathlib import Path
+
+from medk2n.data.datasets._files import add_once, from_mapping
+from medk2n.data.subject import Subject
+from medk2n.errors import DatasetError
+from medk2n.io.names import is_mask, mask_kind, recognise
+
+_FIELDS = ("subject", "modality")
+
+
+def is_pattern(root: Path) -> bool:
+    """Whether a path is a pattern, and no folder."""
+    return "{" in str(root) and not root.exists()
+
+
+class Pattern:
+    """Files whose paths say which subject and modality they are."""
+
+    name = "pattern"
+    expects = "'DIR/{subject}/{modality}.nii.gz' instead of a folder (pattern)"
+
+    def matches(self, root: Path) -> bool:
+        """It holds a field in braces."""
+        return is_pattern(root)
+
+    def index(self, root: Path) -> list[Subject]:
+        """Subjects with at least one recognised image; reads no voxels.
+
+        Raises:
+            DatasetError: a field that is unknown or missing, no file that fits, or none whose modality is told.
+        """
+        base, rest = _parted(root)
+        told = re.compile(_expression(rest))
+        of: dict[str, dict[Path, str]] = {}
+        for file in sorted(base.glob(_glob(rest))):
+            if found := told.fullmatch(file.relative_to(base).as_posix()):
+                of.setdefault(found["subject"], {})[file] = found["modality"]
+        if not of:
+            raise DatasetError(f"{root}: no file fits the pattern; expected some under {base}; check it")
+        subjects = [_subject(name, files) for name, files in of.items()]
+        if not any(subject.readers for subject in subjects):
+            words = sorted({word for files in of.values() for word in files.values()})
+            raise DatasetError(
+                f"{root}: none of {', '.join(words[:5])} is a modality; expected names such as T1, t1ce or FLAIR"
+            )
+        return [subject for subject in subjects if subject.readers]
+
+
+def _subject(name: str, files: Mapping[Path, str]) -> Subject:
+    images: dict[str, Path] = {}
+    masks: dict[str, Path] = {}
+    for file, word in files.items():
+        if is_mask(word):
+            masks.setdefault(mask_kind(word), file)
+        elif modality := recognise(word):
+            add_once(images, modality, file, name)
+    return from_mapping(name, images, masks)
+
+
+def _parted(pattern: Path) -> tuple[Path, list[str]]:
+    """The folder before the first field, and the rest: text and, at every other place, the name of a field."""
+    parts = pattern.parts
+    first = next(k for k, part in enumerate(parts) if "{" in part)
+    rest = re.split(r"\{([^{}]*)\}", "/".join(parts[first:]))
+    if set(rest[1::2]) != set(_FIELDS):
+        raise DatasetError(f"{pattern}: expected the fields {{subject}} and {{modality}}, each at least once")
+    return Path(*parts[:first]), rest
+
+
+def _glob(rest: Sequence[str]) -> str:
+    return "".join("*" if k % 2 else escape(text) for k, text in enumerate(rest))
+
+
+def _expression(rest: Sequence[str]) -> str:
+    """A field's first place takes any text without a slash, its others the same text."""
+    seen: set[str] = set()
+    parts = []
+    for k, text in enumerate(rest):
+        if k % 2:
+            parts.append(f"(?P={text})" if text in seen else f"(?P<{text}>[^/]+?)")
+            seen.add(text)
+        else:
+            parts.append(re.escape(text))
+    return "".join(parts)
+
+
+COMPONENT = Pattern()
