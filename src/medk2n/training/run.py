@@ -11,7 +11,7 @@ import platform
 import shutil
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import medk2n
 from medk2n import checkpoint
+from medk2n.config.draft import Draft
 from medk2n.config.schema import TrainConfig, load_config
 from medk2n.data import split
 from medk2n.data.batches import Batch
@@ -37,6 +38,8 @@ from medk2n.training import state
 from medk2n.training.contender import Contender
 from medk2n.training.log import METRICS, VALIDATION, Log
 from medk2n.training.objectives import objective
+from medk2n.training.plan import Plan, make_plan
+from medk2n.training.planfile import keep_plan, read_plan
 from medk2n.training.queries import as_query, draw_sources, every_target
 from medk2n.training.reading import Report, TrainingData, read_data
 from medk2n.training.samples import FOLDER, draw_samples
@@ -49,12 +52,22 @@ _VALIDATE_AT = 8
 
 
 def train(
-    config: TrainConfig, out: Path, *, device: str = "cpu", overwrite: bool = False, report: Report | None = None
+    settings: TrainConfig | Draft,
+    out: Path,
+    *,
+    device: str = "cpu",
+    overwrite: bool = False,
+    report: Report | None = None,
+    show: Callable[[Plan], None] | None = None,
 ) -> Path:
-    """Train the models of `config` and write the first to `out`, the others to `out/reference/<name>`.
+    """Train the models of `settings` and write the first to `out`, the others to `out/reference/<name>`.
 
-    Besides the model folders: train.json (the resolved configuration), split.json (if there is a split), metrics.csv,
-    `samples` (a watched slice at each validation) and, until the run has ended, `state` for `resume`.
+    What a draft leaves open is planned first. Besides the model folders: plan.json (of a draft), train.json (the
+    resolved configuration), split.json (if there is a split), metrics.csv, `samples` (a watched slice at each
+    validation) and, until the run has ended, `state` for `resume`.
+
+    Args:
+        show: called with the plan of a draft.
 
     Raises:
         ConfigError: no data, or a modality that no training subject has.
@@ -63,8 +76,13 @@ def train(
     """
     refuse_existing([out / checkpoint.CONFIG, out / _STATE], overwrite)
     check_writable(out)
+    plan = make_plan(settings, device, report) if isinstance(settings, Draft) else None
+    config = plan.config if plan else settings
     if not config.data:
         raise ConfigError("no training data: give --data DIR")
+    keep_plan(plan, out)
+    if plan and show:
+        show(plan)
     if config.split:
         write_json(out / split.FILE, split.read_split(config.split).model_dump())
     return _with_threads(config, out, device, report, resumed=None)
@@ -245,6 +263,7 @@ def _save(contenders: list[Contender], config: TrainConfig, data: TrainingData, 
         variance={name: float(v) for name, v in zip(names, statistics.variance, strict=True)},
         typical_scaling=statistics.typical_scaling,
     )
+    planned = {"plan": plan["decisions"]} if (plan := read_plan(out)) else {}
     for k, contender in enumerate(contenders):
         folder = out if k == 0 else out / "reference" / contender.name
         params = {name: getattr(contender.params, name) for name in contender.params.__dataclass_fields__}
@@ -255,7 +274,7 @@ def _save(contenders: list[Contender], config: TrainConfig, data: TrainingData, 
             params=params,
             statistics=saved,
             licence=config.licence,
-            training=_cost(contender, config, data, finished),
+            training=_cost(contender, config, data, finished) | planned,
         )
         checkpoint.save(folder, contender.averaged, model)
 
