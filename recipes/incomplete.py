@@ -42,7 +42,8 @@ def arms(data: Path, steps: int) -> dict[str, TrainConfig]:
     ids = [subject.id for subject in discover(data)]
     gone = deleted(ids)
     whole = [i for i in ids if not any(f"{i}:{name}" in gone for name in CORE)]
-    config = load_config("tiny", ["budget.minutes=null", f"budget.steps={steps}", f"modalities=[{','.join(CORE)}]"])
+    stated = ["spacing_mm=1.5", f"modalities=[{','.join(CORE)}]", "budget.minutes=null", f"budget.steps={steps}"]
+    config = load_config("tiny", stated)
     config = config.model_copy(update={"data": [str(data)], "models": config.models[:1], "seed": SEED, "threads": 1})
     return {
         f"all {len(ids) * len(CORE)} scans of {len(ids)} subjects": config,

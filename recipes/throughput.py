@@ -17,9 +17,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from medk2n.cli.common import progress_bar, resolve_device
-from medk2n.config.schema import TrainConfig, load_config
+from medk2n.config.draft import read_draft
+from medk2n.config.schema import TrainConfig
 from medk2n.training.contender import Contender
 from medk2n.training.feed import Feed
+from medk2n.training.plan import make_plan
 from medk2n.training.reading import TrainingData, read_data
 from medk2n.training.world import World
 
@@ -84,7 +86,8 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     args = parser.parse_args()
     device = resolve_device(args.device)
-    config = load_config(args.preset, [f"data=['{args.data}']", "budget={steps: 1000000}", *args.overrides])
+    draft = read_draft(args.preset, [f"data=['{args.data}']", "budget={steps: 1000000}", *args.overrides])
+    config = make_plan(draft, device).config
     plain = config.model_copy(update={"precision": "fp32", "workers": 0})
     torch.set_num_threads(config.threads or torch.get_num_threads())
     data = read_data(config, lambda *_: None)

@@ -159,6 +159,11 @@ def test_a_reader_keeps_its_promises(tmp_path, name):
             assert modality in MODALITIES
             assert volume.modality == modality
             assert volume.array.dtype == np.float32
+            header = subject.header(modality)
+            assert header.grid.same_as(volume.grid)
+            assert (
+                header.spacing_known == volume.header.spacing_known == (volume.provenance.get("spacing") != "unknown")
+            )
             assert Path(subject.provenance[modality].split(".npz:")[0]).name in os.fspath(subject.provenance[modality])
         for read in subject.masks.values():
             assert read().array.shape == volume.array.shape
@@ -170,7 +175,10 @@ def test_indexing_reads_no_voxels(tmp_path, monkeypatch, name):
     LAYOUTS[name](tmp_path)
     for module in ("_files.read_volume", "_files.read_labels", "arrays._load", "slices._load"):
         monkeypatch.setattr(f"medk2n.data.datasets.{module}", lambda *a: pytest.fail("voxels were read"))
-    assert len(discover(given(name, tmp_path))) == 3
+    found = discover(given(name, tmp_path))
+    assert len(found) == 3
+    for subject in found:
+        assert all(subject.headers[modality]() for modality in subject.modalities)
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(data: Path, steps: int = STEPS, *overrides: str) -> TrainConfig:
     small = [
         "modalities=[t1n, t1c, t2w]",
+        "spacing_mm=1.5",
         "models=[{name: medk2n, params: {widths: [8, 8, 8, 8], joint: [8, 8, 8, 8, 8], embedding: 8, memory_slots: 2}},"
         " {name: unet, params: {widths: [8, 8, 8, 8, 8]}}]",
         f"budget={{steps: {steps}}}",

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from medk2n import checkpoint
+from medk2n.config.draft import read_draft
 from medk2n.config.schema import TrainConfig, load_config
 from medk2n.data.batches import Augmentation, Store, draw_batch
 from medk2n.data.discover import discover
@@ -36,6 +37,7 @@ from medk2n.training.world import World
 
 SMALL = [
     "modalities=[t1n, t1c, t2w]",
+    "spacing_mm=1.5",
     "models=[{name: medk2n, params: {widths: [8, 16, 16, 16], joint: [8, 8, 16, 16, 16],"
     " embedding: 16, memory_slots: 4}},"
     " {name: unet, params: {widths: [8, 8, 16, 16, 16]}}]",
@@ -207,14 +209,15 @@ def test_an_id_that_is_nowhere_is_refused(setting: str, data: Path, tmp_path: Pa
     ],
 )
 def test_bad_settings_are_refused(override: str, message: str) -> None:
+    stated = ["modalities=[adc, ct, t1c, t1n]", "spacing_mm=1.5"]
     with pytest.raises(ConfigError, match=message):
-        load_config("tiny", [override])
+        load_config("tiny", [*stated, override])
 
 
 def test_numbers_and_words_of_yaml_mean_what_they_say() -> None:
-    assert load_config("tiny", ["optimiser.learning_rate=1e-4"]).optimiser.learning_rate == 1e-4
-    assert load_config("tiny", ["exclude=[no, on]"]).exclude == ["no", "on"]
-    with pytest.raises(ConfigError, match="presets: tiny"):
+    assert read_draft("tiny", ["optimiser.learning_rate=1e-4"]).config.optimiser.learning_rate == 1e-4
+    assert read_draft("tiny", ["exclude=[no, on]"]).config.exclude == ["no", "on"]
+    with pytest.raises(ConfigError, match="presets: plus, tiny"):
         load_config("tinny")
 
 

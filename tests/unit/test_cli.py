@@ -147,9 +147,9 @@ def test_info(capsys):
 def test_train_hands_its_options_on(tmp_path, monkeypatch, capsys):
     seen = {}
 
-    def learn(config, out, *, device, overwrite, report):
+    def learn(draft, out, *, device, overwrite, report, show):
         report("training", 0.5, {"loss": 1.0})
-        seen.update(config=config, out=out, device=device, overwrite=overwrite)
+        seen.update(draft=draft, out=out, device=device, overwrite=overwrite)
         return out
 
     monkeypatch.setattr("medk2n.training.run.train", learn)
@@ -159,7 +159,7 @@ def test_train_hands_its_options_on(tmp_path, monkeypatch, capsys):
          "--manifest", str(tmp_path / "r.json")]
     )  # fmt: skip
     assert code == 0
-    config = seen["config"]
+    config = seen["draft"].config
     assert (config.data, config.validation, config.exclude) == (["a:0.5", "b"], "v", ["x", "y"])
     assert (config.budget.minutes, config.seed, config.batch.size) == (2.0, 5, 3)
     assert json.loads((tmp_path / "r.json").read_text())["config"]["seed"] == 5

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from medk2n import registry
-from medk2n.config.schema import load_config
+from medk2n.config.draft import read_draft
 from medk2n.models._spec import Statistics
 from medk2n.training.contender import optimisers
 from medk2n.training.muon import Muon, orthogonal
@@ -49,7 +49,7 @@ def test_flat_directions_are_followed_as_fast_as_steep_ones() -> None:
 def test_every_weight_has_one_optimiser_and_no_gain_or_bias_decays(name: str) -> None:
     spec = registry.resolve("models", name)
     module = spec.build(spec.params(), 4, Statistics.neutral(4))
-    muon, adamw = optimisers(module, load_config("tiny", []).optimiser)
+    muon, adamw = optimisers(module, read_draft("tiny").config.optimiser)
     groups = muon.param_groups + adamw.param_groups
     seen = [id(p) for group in groups for p in group["params"]]
     assert sorted(seen) == sorted(id(p) for p in module.parameters())

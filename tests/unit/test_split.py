@@ -24,6 +24,7 @@ SMALL = (
     "models=[{name: medk2n, params: {widths: [8, 8, 8, 8], joint: [8, 8, 8, 8, 8], embedding: 8}}]",
     "budget={steps: 2}",
     "modalities=[t1n, t2w]",
+    "spacing_mm=1.5",
     "core=[]",
     "batch.crop=32",
 )

@@ -24,6 +24,10 @@ DATA_HELP = (
 )
 ModelOption = Annotated[str, typer.Option("--model", help="Bundled model (default, brain) or a model folder.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+PresetOption = Annotated[
+    str,
+    typer.Option("--preset", help="Settings of the package: tiny (minutes on a CPU), plus (sized for the machine)."),
+]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same result.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out already.")]
 ManifestOption = Annotated[

@@ -1,11 +1,23 @@
 """`medk2n train`: a thin layer over `medk2n.training.run.train`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medk2n.cli.common import DATA_HELP, DeviceOption, ManifestOption, OverwriteOption, SetOption
+from medk2n.cli.common import (
+    DATA_HELP,
+    DeviceOption,
+    Manifest,
+    ManifestOption,
+    OverwriteOption,
+    PresetOption,
+    SetOption,
+)
+
+if TYPE_CHECKING:
+    from medk2n.config.draft import Draft
+    from medk2n.training.plan import Plan
 
 
 def train(
@@ -21,7 +33,7 @@ def train(
     ] = None,
     subjects: Annotated[list[str] | None, typer.Option("--subjects", help="Ids to keep: a comma list.")] = None,
     exclude: Annotated[list[str] | None, typer.Option("--exclude", help="Ids to leave out: a comma list.")] = None,
-    preset: Annotated[str, typer.Option("--preset", help="A configuration of the package.")] = "tiny",
+    preset: PresetOption = "tiny",
     config: Annotated[Path | None, typer.Option("--config", help="A YAML file instead of a preset.")] = None,
     minutes: Annotated[float | None, typer.Option("--minutes", help="Wall time for each model of the run.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="The same seed draws the same batches.")] = None,
@@ -35,12 +47,13 @@ def train(
 ) -> None:
     """Train a model (and its reference U-Net beside it) on your own scans or on a digital cohort.
 
+    What the preset leaves open is planned from the data and the machine (see medk2n plan) and kept in plan.json.
     Several processes share each step: torchrun --nproc-per-node 2 -m medk2n train ... --set batch.accumulate=2
     """
     import json
 
     from medk2n.cli.common import first_process, resolve_device, run_manifest, split_names
-    from medk2n.config.schema import load_config
+    from medk2n.config.draft import read_draft
     from medk2n.errors import UsageError
 
     if resume and any((data, val, split, subjects, exclude, config, minutes, seed is not None, overrides, overwrite)):
@@ -63,24 +76,26 @@ def train(
     options = {"out": out, "preset": preset, "config": config, "device": device, "set": wanted, "overwrite": overwrite}
     leads = first_process()
     with run_manifest(manifest if leads else None, "train", options | {"resume": resume}, overwrite=overwrite) as run:
-        resolved = None
+        draft = None
         if not resume:
-            resolved = load_config(config or preset, wanted)
-            run.facts["config"] = resolved.model_dump()
+            draft = read_draft(config or preset, wanted)
+            run.facts["config"] = draft.tree
         run.device = resolve_device(device)
-        _train(resolved, out, run.device, overwrite=overwrite)
+        _train(draft, out, run, overwrite=overwrite)
         run.outputs += sorted(path for path in out.rglob("*") if path.is_file())
     if leads:
         typer.echo(f"Model: {out}; measure it with: medk2n evaluate --model {out} --data DIR --out OUT")
 
 
-def _train(resolved, out: Path, device: str, *, overwrite: bool) -> None:
-    """Train by a configuration, or, where it is None, go on with what is in `out`."""
+def _train(draft: "Draft | None", out: Path, manifest: Manifest, *, overwrite: bool) -> None:
+    """Train by settings, or, where they are None, go on with what is in `out`."""
     import warnings
 
     from medk2n.cli.common import first_process, progress_bar
+    from medk2n.cli.plan import show_plan
     from medk2n.training import run
 
+    device = manifest.device or "cpu"
     with warnings.catch_warnings(), progress_bar() as bar:
         warnings.showwarning = lambda message, *rest, **named: bar.console.print(
             f"medk2n: warning: {message}", markup=False
@@ -95,7 +110,15 @@ def _train(resolved, out: Path, device: str, *, overwrite: bool) -> None:
             latest = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
             bar.update(line, completed=share, description=f"{stage}  {latest}".strip())
 
-        if resolved is None:
+        def show(plan: "Plan") -> None:
+            manifest.facts["config"] = plan.config.model_dump()
+            if not bar.disable:  # two writers to one terminal would mix
+                bar.stop()
+            show_plan(plan)
+            if not bar.disable:
+                bar.start()
+
+        if draft is None:
             run.resume(out, device=device, report=report)
         else:
-            run.train(resolved, out, device=device, overwrite=overwrite, report=report)
+            run.train(draft, out, device=device, overwrite=overwrite, report=report, show=show)

@@ -9,26 +9,57 @@ import yaml
 
 from medk2n.errors import ConfigError
 
+AUTO = "auto"
+"""Stands where a plan is to decide (config/draft.py)."""
+
 
 def apply_override(tree: dict[str, Any], override: str) -> None:
     """Put one dotted "key=value" into a tree of settings; the value is YAML.
 
     Raises:
-        ConfigError: no "=", or a key below a plain value.
+        ConfigError: no "=", a key below a plain value, or a name that no entry of a list has.
     """
     key, separator, value = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"--set {override!r}: expected key=value")
-    *parents, leaf = key.split(".")
-    branch = tree
-    for parent in parents:
-        branch = branch.setdefault(parent, {})
-        if not isinstance(branch, dict):
-            raise ConfigError(f"--set {override!r}: {parent!r} holds no further settings")
     try:
-        branch[leaf] = yaml.load(value, Loader=Yaml12)
+        parsed = yaml.load(value, Loader=Yaml12)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override!r}: the value is not YAML: {' '.join(str(error).split())}") from error
+    try:
+        put(tree, key, parsed)
+    except ConfigError as error:
+        raise ConfigError(f"--set {override!r}: {error}") from error
+
+
+def put(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set one dotted key. An entry of a list goes by its `name`: "models.unet.params.widths"; `auto` opens up.
+
+    Raises:
+        ConfigError: a key below a plain value, or a name that no entry of a list has.
+    """
+    *parents, leaf = key.split(".")
+    branch: Any = tree
+    for parent in parents:
+        if isinstance(branch, list):
+            branch = _named(branch, parent)
+            continue
+        if branch.get(parent, AUTO) == AUTO:
+            branch[parent] = {}
+        branch = branch[parent]
+        if not isinstance(branch, (dict, list)):
+            raise ConfigError(f"{parent!r} holds no further settings")
+    if isinstance(branch, list):
+        raise ConfigError(f"{leaf!r} is one of a list; name what is to be set in it, or give the whole list")
+    branch[leaf] = value
+
+
+def _named(entries: list[Any], name: str) -> dict[str, Any]:
+    named = {entry.get("name"): entry for entry in entries if isinstance(entry, dict)}
+    if name not in named:
+        raise ConfigError(f"no {name!r} in the list; it holds {', '.join(map(str, named)) or 'nothing with a name'}")
+    found: dict[str, Any] = named[name]
+    return found
 
 
 def complaint(loc: Sequence[int | str], kind: str, message: str, known: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from medk2n.config.overrides import Yaml12, apply_override, complaint
+from medk2n.config.overrides import AUTO, Yaml12, apply_override, complaint
 from medk2n.errors import ConfigError, UnknownNameError
 from medk2n.registry import names
 from medk2n.vocabulary import modality
@@ -170,9 +170,16 @@ class TrainConfig(_Strict):
 def load_config(preset_or_file: str | Path, overrides: list[str] | None = None) -> TrainConfig:
     """A preset's name or a YAML file, with dotted overrides ("optimiser.ema=0.99") on top.
 
+    Every value has to be there; `config/draft.py` reads settings of which some are left to a plan.
+
     Raises:
         ConfigError: unknown preset, unreadable file, unknown key (with the nearest name) or bad value.
     """
+    return validated(read_tree(preset_or_file, overrides))
+
+
+def read_tree(preset_or_file: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
+    """The settings as they are written, not yet validated; raises as `load_config`."""
     path = PRESETS / f"{preset_or_file}.yaml"
     if not path.is_file():
         path = Path(preset_or_file)
@@ -187,11 +194,20 @@ def load_config(preset_or_file: str | Path, overrides: list[str] | None = None) 
         raise ConfigError(f"{path}: expected a mapping of settings")
     for override in overrides or []:
         apply_override(tree, override)
+    return tree
+
+
+def validated(tree: dict[str, Any]) -> TrainConfig:
+    """Settings as a configuration; raises as `load_config`."""
     try:
         return TrainConfig.model_validate_json(json.dumps(tree))
     except ValidationError as error:
         fields = _all_fields(TrainConfig)
-        told = [complaint(e["loc"], e["type"], e["msg"], fields) for e in error.errors()]
+        unplanned = "is auto, which nothing has planned; give a value"
+        told = [
+            complaint(e["loc"], e["type"], unplanned if e.get("input") == AUTO else e["msg"], fields)
+            for e in error.errors()
+        ]
         raise ConfigError("; ".join(told)) from error
 
 

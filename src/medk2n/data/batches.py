@@ -15,7 +15,7 @@ from medk2n.data.corrupt import corrupt
 from medk2n.data.grey import UNCHANGED, Style, shares_below, stretched, to_bytes, towards
 from medk2n.data.working import WorkingStudy
 
-_ENOUGH = 0.03  # share of a slice that has to be patient (or brain) to be learned from
+ENOUGH = 0.03  # share of a slice that has to be patient (or brain) to be learned from
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class Store:
         """
         k, z = self._slices[rng.integers(len(self._slices))]
         study = self._studies[k]
-        strip = rng.random() < augmentation.strip and study.brain is not None and study.brain[z].mean() > _ENOUGH
+        strip = rng.random() < augmentation.strip and study.brain is not None and study.brain[z].mean() > ENOUGH
         tables, alone = None, int(strip or study.stripped)
         if rng.random() < augmentation.restyle:
             styles = [style for s in lenders._studies if (style := s.styles[alone]) is not None]
@@ -190,7 +190,7 @@ class _Stored:
             )
         styles = (None, seen) if study.stripped else (seen, brain_seen)
         area = study.foreground.mean(axis=(1, 2))
-        return cls(variants, study.foreground, brain, study.stripped, area > _ENOUGH, stretch, styles)
+        return cls(variants, study.foreground, brain, study.stripped, area > ENOUGH, stretch, styles)
 
     def at(
         self,

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from medk2n.io.volume import LabelMap, Volume
+from medk2n.io.volume import Header, LabelMap, Volume
 
 Reader = Callable[[], Volume]
 
@@ -18,6 +18,7 @@ class Subject:
         inputs_only: modality -> other acquisitions of it (other protocols) that serve as training
             inputs but never as a target or a reference.
         masks: "brain", "lesion", ... -> function that reads a mask (non-zero is inside).
+        headers: modality -> function that tells where its voxels are without reading them, if the layout can.
         provenance: modality -> path as text, for reports.
         site: where it was acquired, as far as the data set states it.
     """
@@ -26,6 +27,7 @@ class Subject:
     readers: Mapping[str, Reader]
     inputs_only: Mapping[str, tuple[Reader, ...]] = field(default_factory=dict)
     masks: Mapping[str, Callable[[], LabelMap]] = field(default_factory=dict)
+    headers: Mapping[str, Callable[[], Header]] = field(default_factory=dict)
     provenance: Mapping[str, str] = field(default_factory=dict)
     site: str = ""
 
@@ -33,3 +35,7 @@ class Subject:
     def modalities(self) -> tuple[str, ...]:
         """Short names of what was acquired, in name order."""
         return tuple(sorted(self.readers))
+
+    def header(self, modality: str) -> Header:
+        """Where the voxels of one image are."""
+        return self.headers[modality]() if modality in self.headers else self.readers[modality]().header

@@ -15,7 +15,7 @@ from medk2n.errors import GeometryError, VolumeReadError
 from medk2n.geometry.grid import Grid
 from medk2n.io.atomic import atomic_write, sha256_array, sha256_file
 from medk2n.io.names import IMAGE_SUFFIXES
-from medk2n.io.volume import LabelMap, Volume
+from medk2n.io.volume import Header, LabelMap, Volume
 
 MAX_VOXELS = 1024**3
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -41,6 +41,11 @@ def read_volume(path: Path | str, modality: str) -> Volume:
     _check_gzip_sum(path)
     provenance = {"path": str(path), "sha256": sha256_file(path)} | _header_facts(image)
     return Volume(_checked(array, str(path)), grid, modality, provenance)
+
+
+def read_header(path: Path | str) -> Header:
+    """Where the voxels of an image are, without reading them; raises as `read_volume` but for what they hold."""
+    return Header(_grid(_open(Path(path)), str(path)))
 
 
 def read_labels(path: Path | str) -> LabelMap:

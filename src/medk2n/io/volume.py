@@ -15,6 +15,19 @@ if TYPE_CHECKING:
     import nibabel
 
 
+@dataclass(frozen=True)
+class Header:
+    """Where an image's voxels are, without them.
+
+    Attributes:
+        grid: its shape and affine.
+        spacing_known: False where nobody stated millimetres: the grid has unit spacing then, and means voxels.
+    """
+
+    grid: Grid
+    spacing_known: bool = True
+
+
 @dataclass(frozen=True, eq=False)
 class Volume:
     """One 3-D image of one modality.
@@ -36,6 +49,11 @@ class Volume:
             raise GeometryError(f"array {self.array.shape} and grid {self.grid.shape} differ in shape")
         if self.modality not in MODALITIES:
             raise GeometryError(f"{self.modality!r} is not a short modality name")
+
+    @property
+    def header(self) -> Header:
+        """All but the voxels."""
+        return Header(self.grid, self.provenance.get("spacing") != "unknown")
 
     def to_nibabel(self) -> "nibabel.Nifti1Image":
         """As a float32 NIfTI image with exactly this affine; one of a synthetic volume says so in its header."""

@@ -1,6 +1,6 @@
 """What every model has in common: how it is built, what it is asked, what it answers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,8 +70,13 @@ class Statistics:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """How a model is built: `build(params, m, statistics)` for m modalities."""
+    """How a model is built: `build(params, m, statistics)` for m modalities.
+
+    Attributes:
+        sizes: parameters that a training plan may choose, each with its small, medium and large value.
+    """
 
     name: str
     params: type
     build: Callable[[Any, int, Statistics], nn.Module]
+    sizes: Mapping[str, Sequence[tuple[int, ...]]] = field(default_factory=dict)

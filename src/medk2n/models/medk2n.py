@@ -18,6 +18,7 @@ from medk2n.models.parts.decoder import Decoder, TaskHeadNet
 from medk2n.models.parts.encoder import FUSED_STRIDES, STRIDES, ConvEncoder
 from medk2n.models.parts.joint import JointPass, Proposals, Seen
 from medk2n.models.parts.sequence import Bounded, Control, Frames, Plan, ProgressiveFusion
+from medk2n.models.parts.trunk import SIZES
 
 MULTIPLE = STRIDES[-1]
 """Frames are padded to multiples of the coarsest stride and cropped back."""
@@ -137,4 +138,5 @@ class MedK2N(nn.Module):
         return self.fusion.plan(fused, query)
 
 
-COMPONENT = ModelSpec(name="medk2n", params=Params, build=MedK2N)
+_WIDTHS = ((24, 32, 48, 64), (32, 48, 64, 96), (48, 64, 96, 128))
+COMPONENT = ModelSpec(name="medk2n", params=Params, build=MedK2N, sizes={"widths": _WIDTHS, "joint": SIZES})

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medk2n.models._spec import ModelSpec, Prediction, Query, Statistics
-from medk2n.models.parts.trunk import Trunk
+from medk2n.models.parts.trunk import SIZES, Trunk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,4 +45,4 @@ class UNet(nn.Module):
         return Prediction(everything[which, query.target], None, {"all": everything, "distinct": distinct})
 
 
-COMPONENT = ModelSpec(name="unet", params=Params, build=UNet)
+COMPONENT = ModelSpec(name="unet", params=Params, build=UNet, sizes={"widths": SIZES})

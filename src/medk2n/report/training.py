@@ -13,6 +13,8 @@ from medk2n import checkpoint
 from medk2n.errors import CheckpointError
 from medk2n.report.page import flat, render
 from medk2n.training.log import METRICS, VALIDATION, Point, read_log
+from medk2n.training.plan import Decision
+from medk2n.training.planfile import read_plan, value_in_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,6 +50,7 @@ def render_training(run: Path) -> str:
             "validation": _table(watched, models),
             "samples": [(path.stem, _address(path.read_bytes())) for path in _samples(run)],
             "losses": _curves(_by_name([p for p in points if p.name != VALIDATION]), models),
+            "plan": _plan(run),
             "settings": flat(settings),
         },
     )
@@ -59,6 +62,21 @@ def _settings(run: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: no settings of a run ({error}); expected the folder of medk2n train") from error
+
+
+def _plan(run: Path) -> dict[str, Any] | None:
+    """What was seen and decided before the run, in words; None where nothing was planned."""
+    kept = read_plan(run)
+    if kept is None:
+        return None
+    facts, decisions = kept["fingerprint"], [Decision(**decision) for decision in kept["decisions"]]
+    seen = {"subjects": facts["subjects"], "images": facts["images"], "modalities together": facts["patterns"]}
+    seen |= {"first image of": facts["grids"], "looked at": ", ".join(facts["looked_at"])}
+    return {
+        "rows": [(each.field, value_in_words(each), each.by, each.reason) for each in decisions],
+        "notes": kept["notes"],
+        "seen": flat(seen),
+    }
 
 
 def _costs(run: Path) -> list[dict[str, Any]]:

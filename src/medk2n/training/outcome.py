@@ -11,6 +11,7 @@ import medk2n
 from medk2n import checkpoint
 from medk2n.config.schema import TrainConfig
 from medk2n.training.contender import Contender
+from medk2n.training.planfile import read_plan
 from medk2n.training.reading import TrainingData
 from medk2n.training.world import World
 
@@ -33,6 +34,7 @@ def save_models(
         variance={name: float(v) for name, v in zip(names, statistics.variance, strict=True)},
         typical_scaling=statistics.typical_scaling,
     )
+    planned = {"plan": plan["decisions"]} if (plan := read_plan(out)) else {}
     for k, contender in enumerate(contenders):
         folder = out if k == 0 else out / "reference" / contender.name
         params = {name: getattr(contender.params, name) for name in contender.params.__dataclass_fields__}
@@ -43,7 +45,7 @@ def save_models(
             params=params,
             statistics=saved,
             licence=config.licence,
-            training=_cost(contender, config, data, world) | {"finished": finished},
+            training=_cost(contender, config, data, world) | {"finished": finished} | planned,
         )
         checkpoint.save(folder, contender.averaged, model)
 

@@ -62,17 +62,12 @@ def read_data(config: TrainConfig, report: Report) -> TrainingData:
         ConfigError: an id that is nowhere, or a modality that no training subject has.
         DatasetError: nothing to learn from, an image on both sides, or a split of other data.
     """
-    entries = [_entry(entry) for entry in config.data]
     split = read_split(config.split) if config.split else None
-    _check_ids(config, split, [root for root, _ in entries])
-    learn = _within(config.subjects or None, split.part("train") if split else None)
     builder = StatisticsBuilder(config.modalities)
     stores, shares, subjects = [], [], {}
     learned: dict[str, str] = {}  # digest of an image -> whose it is
-    for root, share in entries:
-        studies = _studies(root, config, report, f"reading {Path(root).name}", keep=learn)
-        if not studies:
-            continue
+    for root, share, chosen in learned_from(config):
+        studies = _studies(chosen, config, report, f"reading {Path(root).name}")
         for study in studies:
             builder.add(study)
             learned |= _digests(study, root) if config.validation or split else {}
@@ -82,21 +77,43 @@ def read_data(config: TrainConfig, report: Report) -> TrainingData:
         stores.append(store)
         shares.append(share)
         subjects[root] = [study.id for study in studies]
-    if not stores:
-        raise DatasetError("no subject is left to learn from; check subjects, exclude and modalities")
     statistics = builder.finish()
-    unseen = [name for name in config.modalities if name not in statistics.typical_scaling]
-    if unseen:
-        raise ConfigError(
-            f"no training subject has {', '.join(unseen)}; leave out what cannot be learned: "
-            f"--set modalities=[{', '.join(n for n in config.modalities if n not in unseen)}]"
-        )
+    refuse_unseen(config.modalities, statistics.typical_scaling)
     validation: list[Batch] = []
     if config.validation:
         validation = _watched([config.validation], config, report, learned, keep=None)
     elif split and split.part("validation"):
-        validation = _watched([root for root, _ in entries], config, report, learned, keep=split.part("validation"))
+        roots = [_entry(entry)[0] for entry in config.data]
+        validation = _watched(roots, config, report, learned, keep=split.part("validation"))
     return TrainingData(stores, shares, statistics, validation, subjects)
+
+
+def learned_from(config: TrainConfig) -> list[tuple[str, float, list[Subject]]]:
+    """Every data folder with its share of the crops and its subjects to learn from, with the images to learn from.
+
+    Raises:
+        ConfigError: an id that is nowhere.
+        DatasetError: no subject is left, or a split of other data.
+    """
+    entries = [_entry(entry) for entry in config.data]
+    split = read_split(config.split) if config.split else None
+    _check_ids(config, split, [root for root, _ in entries])
+    keep = _within(config.subjects or None, split.part("train") if split else None)
+    chosen = [(root, share, _chosen(root, config, keep)) for root, share in entries]
+    chosen = [entry for entry in chosen if entry[2]]
+    if not chosen:
+        raise DatasetError("no subject is left to learn from; check subjects, exclude and modalities")
+    return chosen
+
+
+def refuse_unseen(modalities: Collection[str], seen: Collection[str]) -> None:
+    """Raises ConfigError for a modality that no training subject has."""
+    unseen = [name for name in modalities if name not in seen]
+    if unseen:
+        raise ConfigError(
+            f"no training subject has {', '.join(unseen)}; leave out what cannot be learned: "
+            f"--set modalities=[{', '.join(n for n in modalities if n not in unseen)}]"
+        )
 
 
 def _entry(entry: str) -> tuple[str, float]:
@@ -114,20 +131,27 @@ def _within(*choices: Collection[str] | None) -> set[str] | None:
     return set.intersection(*made) if made else None
 
 
-def _studies(
-    root: str, config: TrainConfig, report: Report, stage: str, *, keep: Collection[str] | None
-) -> list[WorkingStudy]:
-    found = [s for s in discover(root) if s.id not in config.exclude and (keep is None or s.id in keep)]
-    studies = []
-    for k, subject in enumerate(found):
-        report(stage, k / len(found), {})
+def _chosen(root: str, config: TrainConfig, keep: Collection[str] | None) -> list[Subject]:
+    """The subjects that a configuration keeps, each with just the images that it keeps."""
+    chosen = []
+    for subject in discover(root):
+        if subject.id in config.exclude or (keep is not None and subject.id not in keep):
+            continue
         wanted = {
             name
             for name in subject.readers
             if name in config.modalities and f"{subject.id}:{name}" not in config.exclude
         }
         if wanted:
-            studies.append(load_working(_only(subject, wanted), config.spacing_mm))
+            chosen.append(_only(subject, wanted))
+    return chosen
+
+
+def _studies(subjects: Sequence[Subject], config: TrainConfig, report: Report, stage: str) -> list[WorkingStudy]:
+    studies = []
+    for k, subject in enumerate(subjects):
+        report(stage, k / len(subjects), {})
+        studies.append(load_working(subject, config.spacing_mm))
     return studies
 
 
@@ -149,7 +173,7 @@ def _watched(
     """Fixed slices of what is watched; none of its voxels may be learned from as well, under whatever name."""
     watched: list[WorkingStudy] = []
     for root in roots:
-        found = _studies(root, config, report, "reading validation", keep=keep)
+        found = _studies(_chosen(root, config, keep), config, report, "reading validation")
         _refuse_shared(learned, found, root)
         watched += found
     if not watched:

@@ -9,7 +9,7 @@ import math
 import shutil
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from medk2n import checkpoint
+from medk2n.config.draft import Draft
 from medk2n.config.schema import TrainConfig, load_config
 from medk2n.data import split
 from medk2n.data.batches import Batch
@@ -37,6 +38,8 @@ from medk2n.training.feed import Feed, Part, seed_of
 from medk2n.training.log import METRICS, VALIDATION, Log
 from medk2n.training.objectives import objective
 from medk2n.training.outcome import save_models
+from medk2n.training.plan import Plan, make_plan
+from medk2n.training.planfile import keep_plan
 from medk2n.training.queries import as_query, draw_sources, every_target
 from medk2n.training.reading import Report, TrainingData, read_data
 from medk2n.training.samples import FOLDER, draw_samples
@@ -50,28 +53,45 @@ _VALIDATE_AT = 8
 
 
 def train(
-    config: TrainConfig, out: Path, *, device: str = "cpu", overwrite: bool = False, report: Report | None = None
+    settings: TrainConfig | Draft,
+    out: Path,
+    *,
+    device: str = "cpu",
+    overwrite: bool = False,
+    report: Report | None = None,
+    show: Callable[[Plan], None] | None = None,
 ) -> Path:
-    """Train the models of `config` and write the first to `out`, the others to `out/reference/<name>`.
+    """Train the models of `settings` and write the first to `out`, the others to `out/reference/<name>`.
 
-    Besides the model folders: train.json (the resolved configuration), split.json (if there is a split), metrics.csv,
-    `samples` (a watched slice at each validation) and, until the run has ended, `state` for `resume`.
-    Under torchrun every process calls this alike, and the first one writes.
+    What a draft leaves open is planned first. Besides the model folders: plan.json (of a draft), train.json (the
+    resolved configuration), split.json (if there is a split), metrics.csv, `samples` (a watched slice at each
+    validation) and, until the run has ended, `state` for `resume`.
+    Under torchrun every process calls this alike, and the first one plans and writes.
+
+    Args:
+        show: called with the plan of a draft.
 
     Raises:
         ConfigError: no data, a modality that no training subject has, or parts that the processes cannot share.
         DatasetError: nothing to learn from.
         StoppedError: SIGTERM or Ctrl-C came; the state is saved.
     """
+    draft = settings if isinstance(settings, Draft) else None
+    config = draft.config if draft else settings
     world = World(device, config.precision)
     if world.leads:
         refuse_existing([out / checkpoint.CONFIG, out / _STATE], overwrite)
         check_writable(out)
+        plan = make_plan(draft, device, report) if draft else None
+        config = plan.config if plan else config
         if not config.data:
             raise ConfigError("no training data: give --data DIR")
+        keep_plan(plan, out)
+        if plan and show:
+            show(plan)
         if config.split:
             write_json(out / split.FILE, split.read_split(config.split).model_dump())
-    world.wait()
+    config = TrainConfig.model_validate_json(world.told(config.model_dump_json()))
     return _with_threads(config, out, world, report, resumed=None)
 
 

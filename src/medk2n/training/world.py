@@ -72,6 +72,11 @@ class World:
         """Until all processes are here."""
         self._fabric.barrier()
 
+    def told(self, text: str) -> str:
+        """The first process's text, for all, once it is here."""
+        found: str = self._fabric.broadcast(text)
+        return found
+
     def summed(self, tensor: Tensor) -> Tensor:
         """The sum over all processes."""
         return tensor if self.size == 1 else self._fabric.all_reduce(tensor.to(self.device), reduce_op="sum")

@@ -8,7 +8,7 @@ from pathlib import Path
 from medk2n.data.subject import Reader, Subject
 from medk2n.errors import DatasetError
 from medk2n.io import names
-from medk2n.io.nifti import read_labels, read_volume
+from medk2n.io.nifti import read_header, read_labels, read_volume
 
 RANDOM_PROTOCOL = "random"  # label of the BIDS entity `acq` of acquisitions that only serve as inputs
 
@@ -68,5 +68,6 @@ def from_mapping(
         readers={name: partial(read_volume, path, name) for name, path in images.items()},
         inputs_only={name: tuple(readers) for name, readers in (inputs_only or {}).items()},
         masks={kind: partial(read_labels, path) for kind, path in (masks or {}).items()},
+        headers={name: partial(read_header, path) for name, path in images.items()},
         provenance={name: str(path) for name, path in images.items()},
     )

@@ -17,7 +17,7 @@ from medk2n.data.subject import Subject
 from medk2n.errors import DatasetError, UnknownNameError, VolumeReadError
 from medk2n.geometry.grid import Grid
 from medk2n.io.atomic import sha256_file
-from medk2n.io.volume import LabelMap, Volume
+from medk2n.io.volume import Header, LabelMap, Volume
 from medk2n.vocabulary import modality
 
 _AXIAL = "_axial"
@@ -60,6 +60,7 @@ def _subject(path: Path) -> Subject:
         id=path.stem,
         readers={name: partial(read_array, path, key, name) for name, key in images.items()},
         masks={kind: partial(read_array_labels, path, key) for kind, key in masks.items()},
+        headers={name: partial(read_array_header, path, key) for name, key in images.items()},
         provenance={name: f"{path}:{key}" for name, key in images.items()},
     )
 
@@ -92,6 +93,25 @@ def read_array(path: Path, key: str, name: str) -> Volume:
         "spacing": "unknown" if spacing is None else "stated",
     }
     return Volume(array, _grid(array.shape, spacing), name, provenance)
+
+
+def read_array_header(path: Path, key: str) -> Header:
+    """Where the voxels of `read_array` are, without unpacking them.
+
+    Raises:
+        VolumeReadError: damaged file, or a shape that is none of the two layouts.
+    """
+    with _opened(path) as data, data.zip.open(f"{key}.npy") as member:
+        is_first = np.lib.format.read_magic(member) == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
+        shape = read(member)[0]
+        slices = int(np.count_nonzero(data["valid"])) if "valid" in data.files else shape[0]
+        spacing = np.asarray(data["spacing"], dtype=float) if "spacing" in data.files else None
+    if key.endswith(_AXIAL):
+        return Header(_grid((*shape[-2:], 1), spacing), spacing is not None)
+    if len(shape) != 3:
+        raise VolumeReadError(f"{path}: array {key} has shape {shape}, expected (slice, row, column)")
+    return Header(_grid((shape[2], shape[1], slices), spacing), spacing is not None)
 
 
 def read_array_labels(path: Path, key: str) -> LabelMap:

@@ -18,7 +18,7 @@ from medk2n.data.subject import Subject
 from medk2n.errors import DatasetError, UnknownNameError, VolumeReadError
 from medk2n.geometry.grid import Grid
 from medk2n.io.atomic import sha256_array
-from medk2n.io.volume import LabelMap, Volume
+from medk2n.io.volume import Header, LabelMap, Volume
 from medk2n.vocabulary import modality
 
 TABLE = "slices.csv"
@@ -102,6 +102,7 @@ def _subject(name: str, images: Mapping[str, list[dict[str, str]]], root: Path) 
         id=name,
         readers={what: partial(read_stack, stack, what) for what, stack in shown.items()},
         masks={what: partial(read_stack_labels, stack) for what, stack in stacks.items() if what in _MASKS},
+        headers={what: partial(read_stack_header, stack) for what, stack in shown.items()},
         provenance={what: _name(stack) for what, stack in shown.items()},
         site=" ".join(sites),
     )
@@ -153,6 +154,12 @@ def read_stack(stack: Stack, name: str) -> Volume:
     known = "unknown" if stack.spacing_mm is None else "stated"
     provenance = {"path": _name(stack), "sha256": sha256_array(array), "spacing": known}
     return Volume(array, _grid(stack, array.shape), name, provenance)
+
+
+def read_stack_header(stack: Stack) -> Header:
+    """Where the voxels of `read_stack` are, from the first slice."""
+    rows, columns = _plane(stack.files[0]).shape
+    return Header(_grid(stack, (columns, rows, len(stack.files))), stack.spacing_mm is not None)
 
 
 def read_stack_labels(stack: Stack) -> LabelMap:

@@ -8,6 +8,8 @@ from medk2n.models.parts.blocks import ChannelNorm
 from medk2n.models.parts.encoder import Pyramid
 
 TRUNK_STRIDES = (1, 2, 4, 8, 16)
+SIZES = ((24, 40, 72, 112, 144), (32, 64, 96, 160, 224), (64, 96, 160, 256, 320))
+"""Channels at these strides, small to large."""
 
 
 class Double(nn.Sequential):
