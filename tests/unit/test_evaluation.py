@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from scipy.stats import wilcoxon
 
 from medk2n.cli.main import main
+from medk2n.data.intensity import Scaling
 from medk2n.data.working import WorkingStudy
 from medk2n.errors import CheckpointError, InternalError, UnknownNameError, VolumeReadError
 from medk2n.evaluation.background import inside_inputs
@@ -22,11 +23,13 @@ from medk2n.evaluation.claims import claims
 from medk2n.evaluation.copy import CopyPredictor
 from medk2n.evaluation.evaluate import PREDICTED_PSNR, Record, ask, evaluate
 from medk2n.evaluation.figure import best_slice, picture, psnr_figure
+from medk2n.evaluation.panel import PROTOCOLS
 from medk2n.evaluation.rows import Row, rows
 from medk2n.evaluation.summary import MEAN_ROW, per_subject, summarise
 from medk2n.evaluation.table import markdown, ordered_rows, write_tables
 from medk2n.inference._spec import Answer
 from medk2n.metrics.psnr import psnr
+from medk2n.registry import names
 
 FOUR = ("t1n", "t1c", "t2w", "t2f")
 SHAPE = (3, 14, 19)
@@ -39,7 +42,8 @@ def make_study(seed=0, modalities=FOUR, lesion=False):
     images = {m: np.where(foreground, rng.uniform(0.2, 0.9, SHAPE), 0).astype(np.float32) for m in modalities}
     label = np.zeros(SHAPE, int)
     label[1, 4:7, 5:9] = 2
-    return WorkingStudy(f"sub-{seed:02d}", images, foreground, {}, lesion=label if lesion else None)
+    scalings = dict.fromkeys(modalities, Scaling(100.0, 900.0))
+    return WorkingStudy(f"sub-{seed:02d}", images, foreground, scalings, lesion=label if lesion else None)
 
 
 class Fake:
@@ -548,3 +552,41 @@ def test_every_nth_slice_is_scored_as_if_it_were_alone():
     alone = evaluate([truth], [study.thinned([1])], modalities=FOUR)
     assert [(r.sources, r.metric, r.region) for r in everything] == [(r.sources, r.metric, r.region) for r in alone]
     np.testing.assert_allclose([r.value for r in everything], [r.value for r in alone])
+
+
+# The panel
+
+
+def test_command_adds_the_panel_and_leaves_the_rest_byte_for_byte(world, tmp_path, capsys):
+    assert world.run("--modalities", "t1n,t2w") == 0
+    plain = {path.name: path.read_bytes() for path in world.out.iterdir() if path.name != "table.json"}
+    assert world.run("--modalities", "t1n,t2w", "--protocol", "all", "--overwrite") == 0
+    assert {path.name for path in world.out.iterdir()} == FILES | {"protocols.csv", "protocols.md", "protocols.png"}
+    for name, content in plain.items():
+        assert (world.out / name).read_bytes() == content, name
+    text = (world.out / "protocols.md").read_text()
+    assert text in capsys.readouterr().out
+    assert "# The same images under 9 protocols" in text
+    with (world.out / "protocols.csv").open() as file:
+        assert {line["protocol"] for line in csv.DictReader(file)} == set(names(PROTOCOLS)) - {
+            "brasyn", "brasyn_documented", "synthrad",
+        }, "no tumour, no CT"  # fmt: skip
+
+
+def test_command_takes_protocols_by_name(world):
+    assert world.run("--modalities", "t1n,t2w", "--protocol", "slices,own_mean", "--protocol", "own_mean") == 0
+    with (world.out / "protocols.csv").open() as file:
+        assert list(dict.fromkeys(line["protocol"] for line in csv.DictReader(file))) == ["slices", "own_mean"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--protocol", "brasin"], "did you mean brasyn"),
+        (["--protocol", "all", "--every", "2"], "--protocol with --every 2: protocols measure whole volumes"),
+    ],
+)
+def test_command_refuses_protocols_that_cannot_be(world, capsys, options, message):
+    assert world.run("--modalities", "t1n,t2w", *options) == 2
+    assert message in capsys.readouterr().err
+    assert not world.out.exists()

@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from medk2n.errors import UsageError
+from medk2n.metrics.hu_error import hu_error
 from medk2n.metrics.mae import mae
 from medk2n.metrics.psnr import psnr
+from medk2n.metrics.sharpness import sharpness
+from medk2n.metrics.slice_consistency import slice_consistency
 from medk2n.metrics.ssim import ssim
 from medk2n.registry import names, resolve
 
@@ -36,8 +40,8 @@ def skimage_map(predicted, reference, data_range):
     return [structural_similarity(r, p, full=True, **options) for p, r in zip(predicted, reference, strict=True)]
 
 
-def test_the_registry_lists_the_three_metrics_and_not_their_helper():
-    assert set(ALL) == {"psnr", "ssim", "mae"}
+def test_the_registry_lists_the_metrics_and_not_their_helpers():
+    assert set(ALL) == {"psnr", "ssim", "mae", "hu_error", "sharpness", "slice_consistency"}
     assert all(metric.name == name for name, metric in ALL.items())
 
 
@@ -85,6 +89,9 @@ def test_identical_images_are_perfect():
     assert psnr(reference, reference, block(), data_range=1.0) == math.inf
     assert mae(reference, reference, block(), data_range=1.0) == 0
     assert ssim(reference, reference, block(), data_range=1.0) == pytest.approx(1, abs=1e-6)
+    assert hu_error(reference, reference, block(), data_range=1.0) == 0
+    assert slice_consistency(reference, reference, block(), data_range=1.0) == 0
+    assert sharpness(reference, reference, block(), data_range=1.0) == 1
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -92,7 +99,7 @@ def test_an_empty_mask_has_no_value(name):
     assert math.isnan(ALL[name].function(*pair(), np.zeros(SHAPE, bool), data_range=1.0))
 
 
-@pytest.mark.parametrize("name", ["psnr", "mae"])
+@pytest.mark.parametrize("name", ["psnr", "mae", "hu_error", "slice_consistency"])
 def test_voxels_outside_the_mask_do_not_count_even_if_not_finite(name):
     predicted, reference = pair()
     value = ALL[name].function(predicted, reference, block(), data_range=1.0)
@@ -116,17 +123,17 @@ def test_slices_smaller_than_the_window_have_no_whole_image_ssim():
 def test_more_noise_is_never_better(seed, low, factor):
     noise = np.random.default_rng(seed).standard_normal(SHAPE)
     _, reference = pair(seed)
-    for metric in ALL.values():
+    for metric in (metric for name, metric in ALL.items() if name != "sharpness"):  # that has its own, below
         little = metric.function(reference + low * noise, reference, block(), data_range=1.0)
         much = metric.function(reference + factor * low * noise, reference, block(), data_range=1.0)
-        assert little > much if metric.better == "higher" else little < much
+        assert metric.badness(much) > metric.badness(little)
 
 
 @settings(deadline=None, max_examples=25, derandomize=True)
 @given(seed=st.integers(0, 10**6), scale=st.floats(0.1, 1000))
 def test_values_do_not_depend_on_the_unit_and_are_symmetric(seed, scale):
     predicted, reference = pair(seed, dtype=np.float64)
-    for metric in ALL.values():
+    for metric in (ALL[name] for name in ("psnr", "ssim", "mae", "slice_consistency")):
         value = metric.function(predicted, reference, block(), data_range=1.0)
         assert metric.function(scale * predicted, scale * reference, block(), data_range=scale) == pytest.approx(value)
         assert metric.function(reference, predicted, block(), data_range=1.0) == pytest.approx(value)
@@ -152,3 +159,66 @@ def test_what_cannot_be_compared_is_refused(shape, mask, data_range, match):
     for metric in ALL.values():
         with pytest.raises(UsageError, match=match):
             metric.function(np.zeros(shape), np.zeros(SHAPE), mask, data_range=data_range)
+
+
+# Sharpness, slice to slice, Hounsfield units
+
+
+def head(shape=(4, 40, 44)):
+    """A textured head in empty air, and where it is."""
+    inside = np.zeros(shape, bool)
+    inside[:, 8:32, 8:36] = True
+    texture = gaussian_filter(np.random.default_rng(4).standard_normal(shape), (0, 1, 1))
+    return np.where(inside, 0.5 + 0.2 * texture, 0).astype(np.float32), inside
+
+
+def test_sharpness_falls_with_blur_and_rises_with_noise():
+    image, inside = head()
+    blurred = [np.where(inside, gaussian_filter(image, (0, s, s)), 0) for s in (0.4, 0.8, 1.6)]
+    noisy = [np.where(inside, image + s * np.random.default_rng(5).standard_normal(image.shape), 0) for s in (0.1, 0.2)]
+    values = [sharpness(x, image, inside, data_range=1.0) for x in (*blurred[::-1], image, *noisy)]
+    assert values == sorted(values)
+    assert values[0] < 0.1
+    assert values[3] == 1
+
+
+def test_sharpness_is_a_share_of_energy_and_the_step_to_air_does_not_hide_it():
+    image, inside = head()
+    faded = np.where(inside, 0.5 + 0.3 * (image - 0.5), 0)  # the step stays, 30 % of the texture is left
+    assert sharpness(faded, image, inside, data_range=1.0) == pytest.approx(0.09, abs=1e-3)
+    assert sharpness(faded, image, data_range=1.0) == pytest.approx(0.09, abs=1e-3)
+
+
+def test_an_image_without_detail_has_no_sharpness():
+    flat = np.full(SHAPE, 0.5, np.float32)
+    assert math.isnan(sharpness(pair()[0], flat, block(), data_range=1.0))
+
+
+def test_slice_consistency_sees_flicker_and_not_an_offset():
+    _, reference = pair()
+    assert slice_consistency(reference + 0.2, reference, data_range=1.0) == pytest.approx(0, abs=1e-6)
+    flicker = reference + np.array([0.0, 0.1, -0.1], np.float32)[:, None, None]
+    assert slice_consistency(flicker, reference, data_range=1.0) == pytest.approx((0.1 + 0.2) / 2, abs=1e-6)
+    assert slice_consistency(flicker, reference, data_range=2.0) == pytest.approx(0.075, abs=1e-6)
+
+
+def test_slice_consistency_counts_voxels_that_both_slices_have():
+    _, reference = pair()
+    mask = block()
+    mask[2, :7] = False
+    jump = reference.copy()
+    jump[2, 7:9, 6:15] += 0.3
+    assert slice_consistency(jump, reference, mask, data_range=1.0) == pytest.approx(0.3, abs=1e-6)
+    assert math.isnan(slice_consistency(jump[:1], reference[:1], data_range=1.0))
+
+
+def test_hu_error_is_in_hu_whatever_the_range():
+    air, bone = np.full(SHAPE, -1000.0), np.full(SHAPE, 700.0)
+    for data_range in (1.0, 4024.0):
+        assert hu_error(bone, air, block(), data_range=data_range) == 1700
+
+
+def test_badness_grows_away_from_what_is_right():
+    assert ALL["psnr"].badness(20) > ALL["psnr"].badness(30)
+    assert ALL["mae"].badness(0.2) > ALL["mae"].badness(0.1)
+    assert ALL["sharpness"].badness(0.5) > ALL["sharpness"].badness(1.2) > ALL["sharpness"].badness(1.0)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from medk2n.data.subject import Subject
     from medk2n.data.working import WorkingStudy
     from medk2n.evaluation.evaluate import Record
+    from medk2n.evaluation.panel import Panel
     from medk2n.inference._spec import Predictor
 
 _MANY = 5  # modalities: 30 input subsets a subject; more deserves a warning
@@ -30,6 +31,7 @@ class _Task:
     modalities: Sequence[str]
     spacing_mm: float | None
     every: int
+    panel: "Panel | None"
 
 
 def evaluate(
@@ -43,6 +45,9 @@ def evaluate(
     exclude: Annotated[list[str] | None, typer.Option("--exclude", help="Ids to leave out: a comma list.")] = None,
     split: Annotated[Path | None, typer.Option("--split", help="split.json of index: its test part alone.")] = None,
     every: Annotated[int, typer.Option("--every", min=1, help="Score every Nth slice only: N times faster.")] = 1,
+    protocol: Annotated[
+        list[str] | None, typer.Option("--protocol", help="Also measure by published recipes: names, or all.")
+    ] = None,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
     overwrite: OverwriteOption = False,
@@ -51,17 +56,20 @@ def evaluate(
     """Measure a model on scans whose truth is known.
 
     For every non-empty subset of the modalities and every one missing from it: PSNR, SSIM and MAE inside one
-    foreground mask per study and over the whole image, beside two reference rows, `copy` and `unet`.
+    foreground mask per study and over the whole image, beside two reference rows, `copy` and `unet`. --protocol
+    measures the same images under published recipes too, before and after the best gain and offset.
     """
     from medk2n.checkpoint import find_model, read_config
     from medk2n.cli.common import modality_names, resolve_device, run_manifest, split_names
     from medk2n.data.discover import discover
+    from medk2n.evaluation.panel_table import write_panel
     from medk2n.io.atomic import check_writable, refuse_existing
 
     options = {"model": model, "data": data, "out": out, "modalities": modalities, "subjects": subjects}
-    options |= {"exclude": exclude, "split": split, "every": every, "device": device, "seed": seed}
-    options |= {"overwrite": overwrite}
+    options |= {"exclude": exclude, "split": split, "every": every, "protocol": protocol}
+    options |= {"device": device, "seed": seed, "overwrite": overwrite}
     with run_manifest(manifest, "evaluate", options, overwrite=overwrite) as run:
+        panel = _panel(split_names(protocol), every)
         folder = find_model(model)
         config = read_config(folder)
         found = discover(data, subjects=split_names(subjects) or None, exclude=split_names(exclude))
@@ -73,7 +81,7 @@ def evaluate(
         check_writable(out if out.exists() else out.parent)
         run.device = resolve_device(device)
         predictors, methods = _predictors(folder, config, run.device, every)
-        task = _Task(predictors, methods, usable, tested, config.spacing_mm, every)
+        task = _Task(predictors, methods, usable, tested, config.spacing_mm, every, panel)
         records, failed = _measure(task)
         facts = {
             "model": {"folder": str(folder), "sha256": config.sha256, "modalities": list(config.modalities)},
@@ -85,13 +93,30 @@ def evaluate(
         }
         with _new_folder(out) as temporary:
             table = _write(temporary, records, methods, {**facts, "hardware": _hardware(run.device)})
+            if panel:
+                table += "\n" + write_panel(temporary, panel, methods=methods)
             _draw(temporary, records, task, failed)
         run.outputs += sorted(path for path in out.iterdir() if path.is_file())
         run.facts |= facts
         typer.echo(table)
-        typer.echo(f"Tables and figures: {out}; read table.md first, then psnr.png and picture.png")
+        also = "; protocols.md and protocols.png show the same images as others measure" if panel else ""
+        typer.echo(f"Tables and figures: {out}; read table.md first, then psnr.png and picture.png{also}")
         if failed:
             raise typer.Exit(3)
+
+
+def _panel(wanted: Sequence[str], every: int) -> "Panel | None":
+    """The protocols asked for; None without any."""
+    from medk2n.errors import UsageError
+    from medk2n.evaluation.panel import PROTOCOLS, Panel
+    from medk2n.registry import names, resolve
+
+    if not wanted:
+        return None
+    if every > 1:
+        raise UsageError(f"--protocol with --every {every}: protocols measure whole volumes; leave --every out")
+    chosen = names(PROTOCOLS) if "all" in wanted else dict.fromkeys(wanted)
+    return Panel([resolve(PROTOCOLS, name) for name in sorted(chosen, key=lambda name: name != "foreground")])
 
 
 def _test_part(found: "Sequence[Subject]", path: Path, data: Path, config: "ModelConfig") -> "list[Subject]":
@@ -186,7 +211,14 @@ def _measure(task: _Task) -> "tuple[list[Record], dict[str, str]]":
         def advance(subject: str, done: int, total: int) -> None:
             bar.update(line, completed=position[subject] + done / total, description=f"evaluate {subject}")
 
-        records = measure(task.predictors, studies(), modalities=task.modalities, every=task.every, progress=advance)
+        records = measure(
+            task.predictors,
+            studies(),
+            modalities=task.modalities,
+            every=task.every,
+            progress=advance,
+            panel=task.panel,
+        )
     if not records:
         raise DatasetError(f"all {len(failed)} subjects failed; the first: {next(iter(failed.values()))}")
     return records, failed

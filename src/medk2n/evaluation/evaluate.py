@@ -18,13 +18,16 @@ from medk2n.evaluation.rows import Row, rows
 from medk2n.inference._spec import Answer
 from medk2n.metrics._metric import Metric, masked_mean
 from medk2n.metrics.psnr import decibel
-from medk2n.registry import names, resolve
+from medk2n.registry import resolve
 
 if TYPE_CHECKING:
     from medk2n.data.working import WorkingStudy
+    from medk2n.evaluation.panel import Panel
     from medk2n.inference._spec import Predictor
 
 DATA_RANGE = 1.0
+METRICS = ("mae", "psnr", "ssim")
+"""In the tables; the registry knows more."""
 PREDICTED_PSNR = "predicted_psnr"
 """In a record, beside the measured metrics: the PSNR that a method expects of its own image."""
 
@@ -55,6 +58,7 @@ def evaluate(
     modalities: Sequence[str],
     every: int = 1,
     progress: Callable[[str, int, int], None] | None = None,
+    panel: "Panel | None" = None,
 ) -> list[Record]:
     """All metrics of all predictors for every row of every study.
 
@@ -64,6 +68,7 @@ def evaluate(
         modalities: those under test, in the order of the table.
         every: score every nth slice of a stack only; predictors still see all slices of the inputs.
         progress: called after each row with (subject, rows done, rows of this subject).
+        panel: measures the same answers under other protocols.
 
     Raises:
         UnknownNameError: if a predictor does not know one of the modalities.
@@ -71,17 +76,19 @@ def evaluate(
     """
     for predictor in predictors:
         _require_known(predictor, modalities)
-    metrics = [resolve("metrics", name) for name in names("metrics")]
+    metrics = [resolve("metrics", name) for name in METRICS]
     records: list[Record] = []
     for study in studies:
         asked = rows(modalities, study.images)
         at = every_nth(len(study.foreground), every)
         scored = study.thinned(at)
-        regions = _regions(scored)
+        regions = regions_of(scored)
         for done, row in enumerate(asked, start=1):
             for predictor in predictors:
                 predicted = {target: answer.thinned(at) for target, answer in ask(predictor, study, row).items()}
                 records.extend(_measure(predictor.name, scored, row, predicted, regions, metrics))
+                if panel:
+                    panel.measure(predictor.name, scored, row, predicted, regions)
             if progress:
                 progress(study.id, done, len(asked))
     return records
@@ -120,7 +127,7 @@ def _measure(
                 yield Record(study.id, method, row.label, target, PREDICTED_PSNR, region, value)
 
 
-def _regions(study: "WorkingStudy") -> dict[str, np.ndarray | None]:
+def regions_of(study: "WorkingStudy") -> dict[str, np.ndarray | None]:
     """Masks by name, one set per study whatever the row; None is the whole image."""
     regions: dict[str, np.ndarray | None] = {"foreground": study.foreground, "whole": None}
     if study.brain is not None:

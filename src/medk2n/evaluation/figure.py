@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from medk2n.data.working import WorkingStudy
 
-_COLOURS = ("#0072b2", "#d55e00", "#999999", "#009e73", "#cc79a7", "#e69f00")  # Okabe and Ito, for the colour-blind
+COLOURS = ("#0072b2", "#d55e00", "#999999", "#009e73", "#cc79a7", "#e69f00")  # Okabe and Ito, for the colour-blind
 _LARGEST_ERROR = 0.3  # of the data range, where the error's colour scale ends
 _DPI = 110
 
@@ -32,7 +32,7 @@ def psnr_figure(records: Sequence[Record], path: Path, *, methods: Sequence[str]
     axes = figure.subplots()
     for index, method in enumerate(methods):
         offset = 0.75 * ((index + 0.5) / len(methods) - 0.5)
-        colour = _COLOURS[index % len(_COLOURS)]
+        colour = COLOURS[index % len(COLOURS)]
         for x, label in enumerate(labels):
             by_subject = values["foreground", "psnr", label].get(method, {})
             dots = [value for value in by_subject.values() if np.isfinite(value)]

@@ -34,9 +34,9 @@ def write_tables(
         methods: columns, in order; one without values reads "n/a".
         facts: plain data about the run (model, data, seed, ...), kept in the JSON.
     """
-    _write_csv(folder / "records.csv", Record, records)
-    _write_csv(folder / "table.csv", Cell, summary.cells)
-    _write_csv(folder / "differences.csv", Difference, summary.differences)
+    write_csv(folder / "records.csv", Record, records)
+    write_csv(folder / "table.csv", Cell, summary.cells)
+    write_csv(folder / "differences.csv", Difference, summary.differences)
     claimed = claims(records)
     content = {
         **facts,
@@ -131,8 +131,7 @@ def ordered_rows(labels: Iterable[str]) -> list[str]:
 
 
 def _best(cells: Sequence[Cell], metric: Metric) -> float:
-    means = [cell.mean for cell in cells]
-    return max(means) if metric.better == "higher" else min(means)
+    return min((cell.mean for cell in cells), key=metric.badness)
 
 
 def _cell_text(cell: Cell | None, metric: Metric, *, bold: bool) -> str:
@@ -155,7 +154,8 @@ def _difference_text(difference: Difference | None, metric: Metric) -> str:
     return text
 
 
-def _write_csv(path: Path, kind: type, rows: Iterable[Any]) -> None:
+def write_csv(path: Path, kind: type, rows: Iterable[Any]) -> None:
+    """One line a row, one column a field of the dataclass `kind`."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(kind)], lineterminator="\n")
         writer.writeheader()

@@ -21,22 +21,22 @@ class Metric:
         name: as its file's name.
         label: for people.
         unit: of the value.
-        better: which direction is an improvement.
+        better: which direction is an improvement; "one" if 1 is right and both more and less are wrong.
         decimals: that are worth printing.
-        voxelwise: (predicted, reference, data_range) -> map of the same shape.
+        voxelwise: (predicted, reference, data_range) -> map of the same shape; or several, (n, s, h, w).
         pooled: (map, mask or None) -> value; NaN where the mask is empty.
     """
 
     name: str
     label: str
     unit: str
-    better: Literal["higher", "lower"]
+    better: Literal["higher", "lower", "one"]
     decimals: int
     voxelwise: Callable[[np.ndarray, np.ndarray, float], np.ndarray]
     pooled: Callable[[np.ndarray, np.ndarray | None], float]
 
     def map(self, predicted: np.ndarray, reference: np.ndarray, *, data_range: float) -> np.ndarray:
-        """The metric's map, (s, h, w) float; integers are computed in float32.
+        """The metric's map or maps, float; integers are computed in float32.
 
         Raises:
             UsageError: unless both are (s, h, w) of one shape and the data range is positive.
@@ -59,6 +59,10 @@ class Metric:
                 f"{self.name}: expected a bool mask of shape {reference.shape}, got {mask.dtype} {mask.shape}"
             )
         return self.pooled(self.map(predicted, reference, data_range=data_range), mask)
+
+    def badness(self, value: float) -> float:
+        """A number that grows as the value gets worse."""
+        return {"higher": -value, "lower": value, "one": abs(value - 1)}[self.better]
 
 
 def masked_mean(values: np.ndarray, mask: np.ndarray | None) -> float:

@@ -11,34 +11,20 @@ which the window overlaps, and so do we; slices too small to have more than a bo
 """
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
 
 from medk2n.metrics._metric import Metric, masked_mean
-
-_SIGMA = 1.5
-_TRUNCATE = 3.5
-_BORDER = int(_TRUNCATE * _SIGMA + 0.5)
-
-
-def _local_mean(image: np.ndarray) -> np.ndarray:
-    return gaussian_filter(image, sigma=(0, _SIGMA, _SIGMA), truncate=_TRUNCATE, mode="reflect")
+from medk2n.metrics._similarity import SLICE_WINDOW, similarity
 
 
 def _similarity(predicted: np.ndarray, reference: np.ndarray, data_range: float) -> np.ndarray:
-    mean_p, mean_r = _local_mean(predicted), _local_mean(reference)
-    variance_p = _local_mean(predicted * predicted) - mean_p * mean_p
-    variance_r = _local_mean(reference * reference) - mean_r * mean_r
-    covariance = _local_mean(predicted * reference) - mean_p * mean_r
-    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    numerator = (2 * mean_p * mean_r + c1) * (2 * covariance + c2)
-    return numerator / ((mean_p * mean_p + mean_r * mean_r + c1) * (variance_p + variance_r + c2))
+    return similarity(predicted, reference, data_range, SLICE_WINDOW)
 
 
-def _mean_over_slices(similarity: np.ndarray, mask: np.ndarray | None) -> float:
+def _mean_over_slices(values: np.ndarray, mask: np.ndarray | None) -> float:
     if mask is None:
-        return masked_mean(similarity[:, _BORDER:-_BORDER, _BORDER:-_BORDER], None)
+        return masked_mean(values[SLICE_WINDOW.counted(values.shape)], None)
     used = np.flatnonzero(mask.any(axis=(1, 2)))
-    return masked_mean(np.array([masked_mean(similarity[i], mask[i]) for i in used]), None)
+    return masked_mean(np.array([masked_mean(values[i], mask[i]) for i in used]), None)
 
 
 COMPONENT = Metric(
