@@ -15,6 +15,8 @@ from medk2n.data.discover import discover, discover_study
 from medk2n.data.split import site_of
 from medk2n.data.subject import Subject
 from medk2n.errors import DatasetError, UnknownNameError, VolumeReadError
+from medk2n.preparation.run import prepare
+from medk2n.preparation.study import Plan
 from medk2n.vocabulary import MODALITIES
 
 SHAPE = (6, 7, 5)
@@ -109,7 +111,25 @@ def slices(root):
     return {"p1": ("t1n", "t2f"), "p2": ("t1n", "t2w"), "p3": ("ct",)}
 
 
-LAYOUTS = {"arrays": arrays, "bids": bids, "flat": flat, "nnunet": nnunet, "slices": slices, "studies": studies}
+def prepared(root):
+    """What `medk2n prepare` makes of study folders; one that was stopped half-way is no subject."""
+    expected = studies(root.parent / f"{root.name}-source")
+    source = root.parent / f"{root.name}-source"
+    prepare(discover(source), source, root, Plan(spacing_mm=2.0))
+    (root / ".tmp-ISLES").mkdir()
+    put(root / ".tmp-ISLES" / "dwi.nii")
+    return expected
+
+
+LAYOUTS = {
+    "arrays": arrays,
+    "bids": bids,
+    "flat": flat,
+    "nnunet": nnunet,
+    "prepared": prepared,
+    "slices": slices,
+    "studies": studies,
+}
 
 
 def test_every_reader_has_a_layout_here():
@@ -134,6 +154,8 @@ def test_a_reader_keeps_its_promises(tmp_path, name):
             assert volume.modality == modality
             assert volume.array.dtype == np.float32
             assert Path(subject.provenance[modality].split(".npz:")[0]).name in os.fspath(subject.provenance[modality])
+        assert subject.files
+        assert all(path.is_file() for path in subject.files)
         for read in subject.masks.values():
             assert read().array.shape == volume.array.shape
             assert read().array.max() > 0
@@ -142,8 +164,11 @@ def test_a_reader_keeps_its_promises(tmp_path, name):
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_indexing_reads_no_voxels(tmp_path, monkeypatch, name):
     LAYOUTS[name](tmp_path)
-    for module in ("_files.read_volume", "_files.read_labels", "arrays._load", "slices._load"):
-        monkeypatch.setattr(f"medk2n.data.datasets.{module}", lambda *a: pytest.fail("voxels were read"))
+    for module in (
+        "datasets._files.read_volume", "datasets._files.read_labels", "datasets.arrays._load", "datasets.slices._load",
+        "prepared.read_volume", "prepared.read_labels",
+    ):  # fmt: skip
+        monkeypatch.setattr(f"medk2n.data.{module}", lambda *a: pytest.fail("voxels were read"))
     assert len(discover(tmp_path)) == 3
 
 

@@ -10,7 +10,14 @@ import typer
 from medk2n.cli.main import VERBS, build_app
 
 ROOT = Path(__file__).parents[2]
-TEXTS = ("README.md", "CONTRIBUTING.md", "docs/evaluation.md", "docs/results/README.md", "recipes/default.yaml")
+TEXTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/data.md",
+    "docs/evaluation.md",
+    "docs/results/README.md",
+    "recipes/default.yaml",
+)
 
 
 def commands() -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from medk2n.io.volume import LabelMap, Volume
 
@@ -20,6 +21,8 @@ class Subject:
         masks: "brain", "lesion", ... -> function that reads a mask (non-zero is inside).
         provenance: modality -> path as text, for reports.
         site: where it was acquired, as far as the data set states it.
+        files: every file that is read for it.
+        prepared: folder with its slices as training draws them, if `medk2n prepare` made the data set.
     """
 
     id: str
@@ -28,6 +31,8 @@ class Subject:
     masks: Mapping[str, Callable[[], LabelMap]] = field(default_factory=dict)
     provenance: Mapping[str, str] = field(default_factory=dict)
     site: str = ""
+    files: tuple[Path, ...] = ()
+    prepared: Path | None = None
 
     @property
     def modalities(self) -> tuple[str, ...]:

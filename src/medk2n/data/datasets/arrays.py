@@ -61,6 +61,7 @@ def _subject(path: Path) -> Subject:
         readers={name: partial(read_array, path, key, name) for name, key in images.items()},
         masks={kind: partial(read_array_labels, path, key) for kind, key in masks.items()},
         provenance={name: f"{path}:{key}" for name, key in images.items()},
+        files=(path,),
     )
 
 

@@ -104,6 +104,7 @@ def _subject(name: str, images: Mapping[str, list[dict[str, str]]], root: Path) 
         masks={what: partial(read_stack_labels, stack) for what, stack in stacks.items() if what in _MASKS},
         provenance={what: _name(stack) for what, stack in shown.items()},
         site=" ".join(sites),
+        files=tuple(file for stack in stacks.values() for file in stack.files),
     )
 
 
