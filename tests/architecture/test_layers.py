@@ -17,7 +17,7 @@ LAYERS = (
     ("io",),
     ("config",),
     ("data", "metrics", "models"),
-    ("losses", "phantom"),
+    ("losses", "phantom", "preparation"),
     ("checkpoint",),
     ("inference", "training"),
     ("evaluation",),

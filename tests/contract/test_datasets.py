@@ -15,6 +15,8 @@ from medk2n.data.discover import discover, discover_study
 from medk2n.data.split import site_of
 from medk2n.data.subject import Subject
 from medk2n.errors import DatasetError, UnknownNameError, VolumeReadError
+from medk2n.preparation.run import prepare
+from medk2n.preparation.study import Plan
 from medk2n.vocabulary import MODALITIES
 
 SHAPE = (6, 7, 5)
@@ -122,12 +124,23 @@ def pattern(root):
     return {name: ("t1n", "t2f") for name in ("p1", "p2", "p3")}
 
 
+def prepared(root):
+    """What `medk2n prepare` makes of study folders; one that was stopped half-way is no subject."""
+    expected = studies(root.parent / f"{root.name}-source")
+    source = root.parent / f"{root.name}-source"
+    prepare(discover(source), source, root, Plan(spacing_mm=2.0))
+    (root / ".tmp-ISLES").mkdir()
+    put(root / ".tmp-ISLES" / "dwi.nii")
+    return expected
+
+
 LAYOUTS = {
     "arrays": arrays,
     "bids": bids,
     "flat": flat,
     "nnunet": nnunet,
     "pattern": pattern,
+    "prepared": prepared,
     "slices": slices,
     "studies": studies,
 }
@@ -165,6 +178,8 @@ def test_a_reader_keeps_its_promises(tmp_path, name):
                 header.spacing_known == volume.header.spacing_known == (volume.provenance.get("spacing") != "unknown")
             )
             assert Path(subject.provenance[modality].split(".npz:")[0]).name in os.fspath(subject.provenance[modality])
+        assert subject.files
+        assert all(path.is_file() for path in subject.files)
         for read in subject.masks.values():
             assert read().array.shape == volume.array.shape
             assert read().array.max() > 0
@@ -173,8 +188,11 @@ def test_a_reader_keeps_its_promises(tmp_path, name):
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_indexing_reads_no_voxels(tmp_path, monkeypatch, name):
     LAYOUTS[name](tmp_path)
-    for module in ("_files.read_volume", "_files.read_labels", "arrays._load", "slices._load"):
-        monkeypatch.setattr(f"medk2n.data.datasets.{module}", lambda *a: pytest.fail("voxels were read"))
+    for module in (
+        "datasets._files.read_volume", "datasets._files.read_labels", "datasets.arrays._load", "datasets.slices._load",
+        "prepared.read_volume", "prepared.read_labels",
+    ):  # fmt: skip
+        monkeypatch.setattr(f"medk2n.data.{module}", lambda *a: pytest.fail("voxels were read"))
     found = discover(given(name, tmp_path))
     assert len(found) == 3
     for subject in found:

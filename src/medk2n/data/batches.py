@@ -3,7 +3,7 @@
 Everything is drawn from a numpy Generator, so a batch depends on (seed, step) alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -12,10 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from medk2n.data.corrupt import corrupt
-from medk2n.data.grey import UNCHANGED, Style, shares_below, stretched, to_bytes, towards
+from medk2n.data.grey import towards
+from medk2n.data.stored import ENOUGH, Crop, Stored
 from medk2n.data.working import WorkingStudy
-
-ENOUGH = 0.03  # share of a slice that has to be patient (or brain) to be learned from
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,20 +70,22 @@ class Augmentation:
 
 
 class Store:
-    """Studies of one data set in memory, as bytes: 1/255 is finer than the noise of any of these scans."""
+    """Studies of one data set, as bytes, in memory or in files that are mapped (`data/stored.py`)."""
 
-    def __init__(self, studies: Sequence[WorkingStudy], modalities: Sequence[str]) -> None:
+    def __init__(self, studies: Iterable[WorkingStudy | Stored], modalities: Sequence[str]) -> None:
         self.modalities = tuple(modalities)
-        self._studies = [_Stored.of(study, self.modalities) for study in studies]
+        self._studies = [s if isinstance(s, Stored) else Stored.of(s, self.modalities) for s in studies]
         self._slices = [
-            (k, z) for k, study in enumerate(self._studies) for z in range(len(study.foreground)) if study.useful[z]
+            (k, int(z))
+            for k, study in enumerate(self._studies)
+            for z in np.flatnonzero(study.foreground_share > ENOUGH)
         ]
 
     def __len__(self) -> int:
         """Number of slices with enough foreground to learn from."""
         return len(self._slices)
 
-    def crop(self, rng: np.random.Generator, slices: int, augmentation: Augmentation, lenders: "Store") -> "_Crop":
+    def crop(self, rng: np.random.Generator, slices: int, augmentation: Augmentation, lenders: "Store") -> Crop:
         """One random slice with its neighbours, before it is moved and cut to size.
 
         Args:
@@ -92,13 +93,13 @@ class Store:
         """
         k, z = self._slices[rng.integers(len(self._slices))]
         study = self._studies[k]
-        strip = rng.random() < augmentation.strip and study.brain is not None and study.brain[z].mean() > ENOUGH
+        strip = rng.random() < augmentation.strip and study.brain_share is not None and study.brain_share[z] > ENOUGH
         tables, alone = None, int(strip or study.stripped)
         if rng.random() < augmentation.restyle:
             styles = [style for s in lenders._studies if (style := s.styles[alone]) is not None]
             if styles and (own := study.styles[alone]) is not None:
                 tables = towards(own, styles[rng.integers(len(styles))], rng.uniform())
-        return study.at(z, slices, rng, strip=strip, tables=tables)
+        return study.crop(z, slices, rng, strip=strip, tables=tables)
 
 
 def draw_batch(
@@ -117,22 +118,20 @@ def draw_batch(
         return stores[rng.choice(len(stores), p=np.asarray(shares) / sum(shares))]
 
     crops = [any_store().crop(rng, slices, augmentation, lenders=any_store()) for _ in range(batch_size)]
-    moved = [_moved(c, rng, crop, augmentation) for c in crops]
-    images = torch.stack([m[0] for m in moved])
-    targets = torch.stack([m[1] for m in moved])
-    inside = torch.stack([m[2] for m in moved])
     acquired = torch.tensor(np.stack([c.acquired for c in crops]))
+    images = torch.full((*acquired.shape, slices, crop, crop), torch.nan)
+    targets = torch.full((*acquired.shape, crop, crop), torch.nan)
+    inside = torch.empty((batch_size, crop, crop), dtype=torch.bool)
+    for k, drawn in enumerate(crops):
+        images[k, acquired[k]], targets[k, acquired[k]], inside[k] = _moved(drawn, rng, crop, augmentation)
     images, severity = corrupt(images, acquired, rng, augmentation.corrupt)
-    images = _disturbed(images, rng, augmentation) * inside[:, None, None]
-    images[~acquired] = torch.nan
-    targets[~acquired] = torch.nan
-    return Batch(images, acquired, targets, inside, severity)
+    _disturb(images, acquired, rng, augmentation)
+    return Batch(images.mul_(inside[:, None, None]), acquired, targets, inside, severity)
 
 
-def whole_slices(study: WorkingStudy, modalities: Sequence[str], at: Sequence[int], slices: int) -> Batch:
+def whole_slices(study: Stored, at: Sequence[int], slices: int) -> Batch:
     """Chosen slices of a study as they are, without augmentation."""
-    stored = _Stored.of(study, tuple(modalities))
-    crops = [stored.at(z, slices) for z in at]
+    crops = [study.crop(z, slices) for z in at]
     images = torch.stack([torch.from_numpy(c.images).float() / 255 for c in crops])
     targets = torch.stack([torch.from_numpy(c.targets).float() / 255 for c in crops])
     acquired = torch.tensor(np.stack([c.acquired for c in crops]))
@@ -142,94 +141,12 @@ def whole_slices(study: WorkingStudy, modalities: Sequence[str], at: Sequence[in
     return Batch(images, acquired, targets, inside, torch.zeros(acquired.shape))
 
 
-def neighbours(z: int, depth: int, slices: int) -> np.ndarray:
-    """Indices of `slices` neighbouring slices around z; the edge slice is repeated beyond the edge."""
-    return np.clip(np.arange(z - slices // 2, z + slices // 2 + 1), 0, depth - 1)
-
-
-@dataclass(frozen=True, slots=True)
-class _Crop:
-    images: np.ndarray  # (m, s, h, w) uint8
-    targets: np.ndarray  # (m, h, w) uint8
-    inside: np.ndarray  # (h, w) bool
-    acquired: np.ndarray  # (m,) bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    variants: tuple[tuple[np.ndarray, ...], ...]  # per modality: acquisitions (s, h, w) uint8, the target first
-    foreground: np.ndarray
-    brain: np.ndarray | None
-    stripped: bool
-    useful: np.ndarray
-    stretch: tuple[tuple[np.ndarray, ...], ...]  # per modality and acquisition: (256,) table once it is stripped
-    styles: tuple[Style | None, Style | None]  # with the skull, and without; None where it is not seen so
-
-    @classmethod
-    def of(cls, study: WorkingStudy, modalities: tuple[str, ...]) -> "_Stored":
-        variants = tuple(
-            tuple(to_bytes(a) for a in (study.images[name], *study.inputs_only.get(name, ())))
-            if name in study.images
-            else ()
-            for name in modalities
-        )
-        own = [name in study.scalings and study.scalings[name].kind == "robust" for name in modalities]
-        brain = study.brain & study.foreground if study.brain is not None and study.brain.any() else None
-        stretch = tuple(
-            tuple(stretched(a, brain) if free and brain is not None else UNCHANGED for a in v)
-            for v, free in zip(variants, own, strict=True)
-        )
-        seen: Style = tuple(
-            shares_below(v[0][study.foreground]) if free else None for v, free in zip(variants, own, strict=True)
-        )
-        brain_seen: Style | None = None
-        if brain is not None:
-            brain_seen = tuple(
-                shares_below(tables[0][v[0][brain]]) if free else None
-                for v, tables, free in zip(variants, stretch, own, strict=True)
-            )
-        styles = (None, seen) if study.stripped else (seen, brain_seen)
-        area = study.foreground.mean(axis=(1, 2))
-        return cls(variants, study.foreground, brain, study.stripped, area > ENOUGH, stretch, styles)
-
-    def at(
-        self,
-        z: int,
-        slices: int,
-        rng: np.random.Generator | None = None,
-        *,
-        strip: bool = False,
-        tables: Sequence[np.ndarray] | None = None,
-    ) -> _Crop:
-        """Slice z with its neighbours; without `rng` the acquisition that is also the target is the input."""
-        around = neighbours(z, len(self.foreground), slices)
-        brain = self.brain if strip else None
-        if brain is not None:  # a neighbour without a mask would be shown empty
-            around = np.where(brain[around].any(axis=(1, 2)), around, z)
-        inside = self.foreground[z] if brain is None else brain[z]
-        h, w = inside.shape
-        images = np.zeros((len(self.variants), slices, h, w), np.uint8)
-        targets = np.zeros((len(self.variants), h, w), np.uint8)
-        for m, variants in enumerate(self.variants):
-            if variants:
-                which = 0 if rng is None else rng.integers(len(variants))
-                image, target = variants[which][around], variants[0][z]
-                if brain is not None:
-                    image = self.stretch[m][which][image] * brain[around]
-                    target = self.stretch[m][0][target] * inside
-                if tables is not None:
-                    target = tables[m][target]
-                    image = tables[m][image] if which == 0 else image  # other protocols have scales of their own
-                images[m], targets[m] = image, target
-        return _Crop(images, targets, inside, np.array([len(v) > 0 for v in self.variants]))
-
-
 def _moved(
-    crop: _Crop, rng: np.random.Generator, size: int, augmentation: Augmentation
+    crop: Crop, rng: np.random.Generator, size: int, augmentation: Augmentation
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Flip, turn, zoom and shift one crop to (size, size): images, targets, foreground."""
+    """Flip, turn, zoom and shift one crop to (size, size): the images and targets that it has, and the foreground."""
     h, w = crop.inside.shape
-    rows, columns = np.nonzero(crop.inside)
+    rows, columns = (np.flatnonzero(crop.inside.any(axis=axis)) for axis in (1, 0))
     angle = rng.uniform(-1, 1) * augmentation.rotation
     zoom = np.exp(rng.uniform(-1, 1) * augmentation.zoom)
     flip = rng.choice([-1.0, 1.0])
@@ -244,22 +161,35 @@ def _moved(
     theta[0, :, :2] = turn[::-1, ::-1] / scale[:, None]
     theta[0, :, 2] = (np.array([centre[1], centre[0]]) + 0.5) / scale - 1
     grid = functional.affine_grid(torch.from_numpy(theta), [1, 1, size, size], align_corners=False)
-    m, s = crop.images.shape[:2]
-    layers = np.concatenate([crop.images.reshape(m * s, h, w), crop.targets, crop.inside[None] * np.uint8(255)])
+    images, targets = crop.images[crop.acquired], crop.targets[crop.acquired]
+    m, s = images.shape[:2]
+    apart = (images[:, s // 2] != targets).any(axis=(1, 2))  # mostly an input's middle slice is the target
+    layers = np.concatenate([images.reshape(m * s, h, w), targets[apart], crop.inside[None] * np.uint8(255)])
     # bytes travel; only what is sampled becomes float
     sampled = functional.grid_sample(
         torch.from_numpy(layers)[None].float(), grid, mode="bilinear", align_corners=False
     )[0].div_(255)
     inside = sampled[-1] > 0.5
-    return sampled[: m * s].reshape(m, s, size, size), sampled[m * s : -1] * inside, inside
+    moved = sampled[: m * s].reshape(m, s, size, size)
+    aims = moved[:, s // 2].clone()
+    aims[torch.from_numpy(apart)] = sampled[m * s : -1]
+    return moved, aims.mul_(inside), inside
 
 
-def _disturbed(images: Tensor, rng: np.random.Generator, augmentation: Augmentation) -> Tensor:
-    """Gamma and noise, drawn per sample and modality; never in targets."""
-    b, m = images.shape[:2]
+def _disturb(images: Tensor, acquired: Tensor, rng: np.random.Generator, augmentation: Augmentation) -> None:
+    """Gamma and noise in place, drawn per sample and modality; never in targets.
+
+    Each changes half of the images: what would change nothing is neither drawn nor computed.
+    """
+    b, m = acquired.shape
     exponent = np.exp(rng.uniform(-1, 1, (b, m)) * augmentation.gamma * (rng.random((b, m)) < 0.5))
     strength = rng.uniform(0, augmentation.noise, (b, m)) * (rng.random((b, m)) < 0.5)
-    noise = torch.from_numpy(rng.standard_normal(images.shape, dtype=np.float32))
-    as_view = (b, m, 1, 1, 1)
-    images = images.clamp(0, 1) ** torch.from_numpy(exponent.astype(np.float32)).view(as_view)
-    return (images + noise * torch.from_numpy(strength.astype(np.float32)).view(as_view)).clamp(1 / 255, 1)
+    noise = np.empty(images.shape[2:], np.float32)
+    for k, i in acquired.nonzero().tolist():
+        image = images[k, i].clamp_(0, 1)
+        if exponent[k, i] != 1:
+            image.pow_(exponent[k, i])
+        if strength[k, i] > 0:
+            rng.standard_normal(dtype=np.float32, out=noise)
+            image.add_(torch.from_numpy(noise), alpha=strength[k, i])
+        image.clamp_(1 / 255, 1)

@@ -10,6 +10,7 @@ from medk2n.data.datasets._files import from_mapping, subject_of
 from medk2n.data.datasets.pattern import COMPONENT as PATTERN
 from medk2n.data.datasets.pattern import is_pattern
 from medk2n.data.datasets.studies import study_files
+from medk2n.data.prepared import STUDY, is_prepared, prepared_subject
 from medk2n.data.subject import Subject
 from medk2n.errors import DatasetError, UnknownNameError
 from medk2n.io import names
@@ -70,6 +71,8 @@ def discover_study(source: Path | str | Sequence[Path | str] | Mapping[str, Path
     if Path(source).is_file():
         return discover_study([source])
     folder = _existing_folder(source)
+    if is_prepared(folder.parent) and (folder / STUDY).is_file():
+        return prepared_subject(folder)
     files = study_files(folder)
     images = [file for file in files if names.recognise(file)]
     study = names.study_id(images) if images else folder.name

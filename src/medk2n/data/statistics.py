@@ -1,10 +1,11 @@
 """What training subjects say before any step: affine maps between modalities, variances, typical scalings."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from medk2n.data.intensity import Scaling
 from medk2n.data.working import WorkingStudy
 
 
@@ -33,6 +34,36 @@ class CohortStatistics:
     typical_scaling: dict[str, tuple[float, float]]
 
 
+@dataclass(frozen=True)
+class Moments:
+    """What one study adds to the statistics.
+
+    Attributes:
+        modalities: order of the rows and columns.
+        mean: (a,) inside the foreground, scaled.
+        product: (a, a) mean of the product of two modalities.
+        scalings: modality -> its own scaling.
+    """
+
+    modalities: tuple[str, ...]
+    mean: np.ndarray
+    product: np.ndarray
+    scalings: Mapping[str, Scaling]
+
+    @classmethod
+    def of(cls, study: WorkingStudy, modalities: Sequence[str]) -> "Moments":
+        """Of those of the modalities that the study has."""
+        here = tuple(name for name in modalities if name in study.images)
+        values = np.stack([study.images[name][study.foreground] for name in here]).astype(np.float64)
+        return cls(here, values.mean(axis=1), values @ values.T / values.shape[1], study.scalings)
+
+    def of_those(self, names: Collection[str]) -> "Moments":
+        """Without the other modalities."""
+        kept = [k for k, name in enumerate(self.modalities) if name in names]
+        here = tuple(self.modalities[k] for k in kept)
+        return Moments(here, self.mean[kept], self.product[np.ix_(kept, kept)], self.scalings)
+
+
 class StatisticsBuilder:
     """Adds up moments study by study."""
 
@@ -43,22 +74,21 @@ class StatisticsBuilder:
         self._x, self._y, self._xx, self._yy, self._xy = (np.zeros((m, m)) for _ in range(5))
         self._windows: dict[str, list[tuple[float, float]]] = {name: [] for name in self.modalities}
 
-    def add(self, study: WorkingStudy) -> None:
+    def add(self, study: WorkingStudy | Moments) -> None:
         """Count one study in."""
-        here = [i for i, name in enumerate(self.modalities) if name in study.images]
-        values = np.stack([study.images[self.modalities[i]][study.foreground] for i in here]).astype(np.float64)
-        moments = values @ values.T / values.shape[1]
-        means = values.mean(axis=1)
+        seen = study if isinstance(study, Moments) else Moments.of(study, self.modalities)
+        seen = seen.of_those(self.modalities)
+        here = [self.modalities.index(name) for name in seen.modalities]
+        means, product = seen.mean, seen.product
         block = np.ix_(here, here)
         self._pairs[block] += 1
         self._x[block] += means[:, None]
         self._y[block] += means[None, :]
-        self._xy[block] += moments
-        self._xx[block] += np.diag(moments)[:, None]
-        self._yy[block] += np.diag(moments)[None, :]
-        for name, scaling in study.scalings.items():
-            if name in self._windows:
-                self._windows[name].append((scaling.low, scaling.high))
+        self._xy[block] += product
+        self._xx[block] += np.diag(product)[:, None]
+        self._yy[block] += np.diag(product)[None, :]
+        for name in (self.modalities[i] for i in here):
+            self._windows[name].append((seen.scalings[name].low, seen.scalings[name].high))
 
     def finish(self) -> CohortStatistics:
         """The least-squares maps."""

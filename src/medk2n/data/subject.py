@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from medk2n.io.volume import Header, LabelMap, Volume
 
@@ -21,6 +22,8 @@ class Subject:
         headers: modality -> function that tells where its voxels are without reading them, if the layout can.
         provenance: modality -> path as text, for reports.
         site: where it was acquired, as far as the data set states it.
+        files: every file that is read for it.
+        prepared: folder with its slices as training draws them, if `medk2n prepare` made the data set.
     """
 
     id: str
@@ -30,6 +33,8 @@ class Subject:
     headers: Mapping[str, Callable[[], Header]] = field(default_factory=dict)
     provenance: Mapping[str, str] = field(default_factory=dict)
     site: str = ""
+    files: tuple[Path, ...] = ()
+    prepared: Path | None = None
 
     @property
     def modalities(self) -> tuple[str, ...]:

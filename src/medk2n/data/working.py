@@ -27,9 +27,15 @@ class Workspace:
     working: WorkingGrid
 
     @classmethod
-    def of(cls, reference: Grid, spacing_mm: float | None) -> "Workspace":
-        """`spacing_mm` None keeps the reference's own spacing (array data sets of unknown spacing)."""
-        return cls(reference, working_grid(reference, spacing_mm))
+    def around(cls, volume: Volume, spacing_mm: float | None) -> "Workspace":
+        """The workspace of a volume's grid, by what its provenance says.
+
+        `"spacing": "unknown"` keeps the grid's own spacing, as None does; `"slice_axis"` is that of a grid which was
+        brought to a working spacing before (`medk2n prepare`).
+        """
+        known = volume.provenance.get("spacing") != "unknown"
+        axis = volume.provenance.get("slice_axis")
+        return cls(volume.grid, working_grid(volume.grid, spacing_mm if known else None, axis))
 
     def stack(self, array: np.ndarray, *, order: int = 1) -> np.ndarray:
         """(x, y, z) on the reference grid -> (s, h, w) float32 working slices."""
@@ -83,6 +89,8 @@ class WorkingStudy:
 def scaled(volume: Volume, modality: str, head: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, Scaling]:
     """One volume -> (scaled to [0, 1] and 0 outside, foreground, scaling).
 
+    A volume whose provenance has a `"scaling"` (`medk2n prepare`) keeps it.
+
     Args:
         head: mask of the patient if the data set gives one; used unless the volume is skull-stripped.
 
@@ -91,8 +99,9 @@ def scaled(volume: Volume, modality: str, head: np.ndarray | None = None) -> tup
     """
     array = volume.array
     inside = foreground(array) if head is None or is_stripped(array) else head
+    known = volume.provenance.get("scaling")
     try:
-        scaling = fit_scaling(array, inside, modality)
+        scaling = Scaling(**known) if known else fit_scaling(array, inside, modality)
     except VolumeReadError as error:
         raise VolumeReadError(f"{volume.provenance.get('path') or 'image in memory'}: {error}") from error
     return np.where(inside, np.clip(scaling.apply(array), 0.0, 1.0), 0.0).astype(np.float32), inside, scaling
@@ -134,8 +143,7 @@ def load_working(subject: Subject, spacing_mm: float | None) -> WorkingStudy:
     volumes = {name: subject.readers[name]() for name in subject.modalities}
     first = next(iter(volumes))
     reference = volumes[first].grid
-    known = volumes[first].provenance.get("spacing") != "unknown"
-    space = Workspace.of(reference, spacing_mm if known else None)
+    space = Workspace.around(volumes[first], spacing_mm)
     images, scalings, inside = {}, {}, np.zeros(reference.shape, dtype=bool)
     head = mask_on(subject.masks["head"](), reference, subject.id) if "head" in subject.masks else None
     for name, volume in align(volumes, reference, first).items():

@@ -114,7 +114,7 @@ def check_overlap(a: Grid, b: Grid, name_a: str, name_b: str, *, at_least: float
         )
 
 
-def working_grid(grid: Grid, spacing_mm: float | None) -> WorkingGrid:
+def working_grid(grid: Grid, spacing_mm: float | None, slice_axis: int | None = None) -> WorkingGrid:
     """The RAS grid that a model works on: slices kept as they are, in-plane spacing set.
 
     Slices run across the coarsest axis; across z where z is within 5 % of the coarsest.
@@ -122,10 +122,12 @@ def working_grid(grid: Grid, spacing_mm: float | None) -> WorkingGrid:
     Args:
         spacing_mm: in-plane spacing wanted; None keeps the grid's own. Field of view and its centre stay
             (rounded up to whole voxels).
+        slice_axis: of the RAS axes, where it is known: a grid that was resampled before no longer tells.
     """
     canonical = canonical_grid(grid)
     spacing = canonical.spacing_mm
-    slice_axis = AXIAL if spacing[AXIAL] * 1.05 >= spacing.max() else int(np.argmax(spacing))
+    if slice_axis is None:
+        slice_axis = AXIAL if spacing[AXIAL] * 1.05 >= spacing.max() else int(np.argmax(spacing))
     if spacing_mm is None:
         return WorkingGrid(canonical, slice_axis)
     if not spacing_mm > 0:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from medk2n.checkpoint import ModelConfig, load
-from medk2n.data.batches import neighbours
+from medk2n.data.stored import neighbours
 from medk2n.data.working import every_nth
 from medk2n.errors import UsageError
 from medk2n.inference._spec import Answer

@@ -175,9 +175,8 @@ class Synthesizer:
             )
         self._predictor.indices(inputs)
         first = self._reference(reference, inputs)
-        grid = inputs[first].grid
+        grid, space = inputs[first].grid, Workspace.around(inputs[first], self.config.spacing_mm)
         inputs = align(inputs, grid, str(inputs[first].provenance.get("path", first)))
-        space = Workspace.of(grid, self.config.spacing_mm)
         stacks, finer, patient, own = {}, {}, {}, {}
         for name, volume in inputs.items():
             values, patient[name], own[name] = scaled(volume, name)

@@ -19,6 +19,9 @@ from medk2n.io.volume import Header, LabelMap, Volume
 
 MAX_VOXELS = 1024**3
 _GZIP_MAGIC = b"\x1f\x8b"
+_INT16 = 32767
+_FARTHEST = 30  # ranges of the values beyond which nothing but a fault is
+_SAMPLE = 1_000_000  # voxels that the range is found on
 _GZIP_MOST = 1032  # deflate cannot shrink further than this
 _READ_ERRORS = (OSError, EOFError, zlib.error, ValueError, TypeError, MemoryError, nib.spatialimages.HeaderDataError,
                 nib.filebasedimages.ImageFileError)  # fmt: skip
@@ -118,6 +121,61 @@ def write_volume(volume: Volume, path: Path | str, *, description: str = "SYNTHE
     """Write float32 NIfTI atomically; `description` goes into the header's text field (79 characters)."""
     image = to_nibabel(volume, description=description)
     atomic_write(path, lambda temporary: nib.save(image, temporary))
+
+
+def write_int16(volume: Volume, path: Path | str, *, description: str = "") -> int:
+    """Write NIfTI of 16-bit integers with a slope, atomically; what it says is read back in the volume's unit.
+
+    Whole numbers that fit stay as they are; otherwise 0 stays 0 and the step is at most a 500th of the range that holds
+    all but a thousandth of the voxels at each end. Values more than 30 such ranges beyond it are cut off there.
+
+    Returns:
+        How many voxels were cut off.
+    """
+    array = volume.array
+    low, high = np.percentile(array.ravel()[:: array.size // _SAMPLE + 1], [0.1, 99.9])
+    spread = float(high - low) or float(array.max() - array.min())
+    kept = np.clip(array, low - _FARTHEST * spread, high + _FARTHEST * spread)
+    slope, inter = _slope(kept, spread)
+    floating = to_nibabel(volume, description=description)
+    header = floating.header.copy()
+    header.set_data_dtype(np.int16)
+    codes = np.rint((kept.astype(np.float64) - inter) / slope).astype(np.int16)
+    image = nib.Nifti1Image(codes, floating.affine, header)
+    image.header.set_slope_inter(slope, inter)  # a new image drops the slope of the header that it is given
+    atomic_write(path, lambda temporary: nib.save(image, temporary))
+    return int(np.count_nonzero(kept != array))
+
+
+def _slope(array: np.ndarray, spread: float) -> tuple[float, float]:
+    peak = float(np.abs(array).max())
+    if peak <= _INT16 and np.array_equal(array, np.rint(array)):
+        return 1.0, 0.0
+    if peak / _INT16 <= spread / 500:
+        return float(np.nextafter(np.float32(peak / _INT16), np.float32(np.inf))), 0.0
+    low, high = float(array.min()), float(array.max())
+    return float(np.nextafter(np.float32((high - low) / 2 / _INT16), np.float32(np.inf))), float(
+        np.float32((low + high) / 2)
+    )
+
+
+def write_labels(labels: LabelMap, path: Path | str) -> None:
+    """Write a mask or segmentation atomically, as bytes where its labels fit.
+
+    Raises:
+        VolumeReadError: labels beyond 16 bits.
+    """
+    kind = next((d for d in (np.uint8, np.int16) if _fits(labels.array, d)), None)
+    if kind is None:
+        raise VolumeReadError(f"{path}: labels from {labels.array.min()} to {labels.array.max()}; expected 16 bits")
+    image = nib.Nifti1Image(labels.array.astype(kind), labels.grid.affine)
+    image.header.set_xyzt_units("mm")
+    atomic_write(path, lambda temporary: nib.save(image, temporary))
+
+
+def _fits(array: np.ndarray, dtype: type) -> bool:
+    limits = np.iinfo(dtype)
+    return bool(array.min() >= limits.min and array.max() <= limits.max)
 
 
 def _open(path: Path) -> Any:

@@ -1,4 +1,8 @@
-"""What a run learns from and what it watches: every subject read once, kept as 8-bit slices."""
+"""What a run learns from and what it watches: 8-bit slices of every subject.
+
+Subjects are read once and kept in memory, unless `medk2n prepare` made them at the run's spacing: then their slices
+stay on the disk, and what is said of the whole study stands in its sidecar.
+"""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -10,10 +14,12 @@ import numpy as np
 from medk2n.config.schema import TrainConfig
 from medk2n.data.batches import Augmentation, Batch, Store, draw_batch, whole_slices
 from medk2n.data.discover import discover
+from medk2n.data.prepared import read_record
 from medk2n.data.split import Split, read_split
-from medk2n.data.statistics import CohortStatistics, StatisticsBuilder
+from medk2n.data.statistics import CohortStatistics, Moments, StatisticsBuilder
+from medk2n.data.stored import ENOUGH, Stored
 from medk2n.data.subject import Subject
-from medk2n.data.working import WorkingStudy, load_working
+from medk2n.data.working import load_working
 from medk2n.errors import ConfigError, DatasetError
 from medk2n.io.atomic import sha256_array
 
@@ -21,6 +27,20 @@ Report = Callable[[str, float, dict[str, float]], None]
 """Called with a stage ("reading ...", "training", "validation"), the share done and the latest numbers."""
 
 _VALIDATION_SLICES = 48
+
+
+@dataclass(frozen=True)
+class _Study:
+    """One subject as a run needs it."""
+
+    id: str
+    stored: Stored
+    moments: Moments
+    digests: dict[str, str]
+
+    def named(self, root: str) -> dict[str, str]:
+        """Digest of an image -> whose it is."""
+        return {digest: f"{self.id}:{name} of {root}" for name, digest in self.digests.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,9 +89,9 @@ def read_data(config: TrainConfig, report: Report) -> TrainingData:
     for root, share, chosen in learned_from(config):
         studies = _studies(chosen, config, report, f"reading {Path(root).name}")
         for study in studies:
-            builder.add(study)
-            learned |= _digests(study, root) if config.validation or split else {}
-        store = Store(studies, config.modalities)
+            builder.add(study.moments)
+            learned |= study.named(root) if config.validation or split else {}
+        store = Store((study.stored for study in studies), config.modalities)
         if not len(store):
             raise DatasetError(f"{root}: no slice with a patient in it; nothing to learn from")
         stores.append(store)
@@ -147,12 +167,23 @@ def _chosen(root: str, config: TrainConfig, keep: Collection[str] | None) -> lis
     return chosen
 
 
-def _studies(subjects: Sequence[Subject], config: TrainConfig, report: Report, stage: str) -> list[WorkingStudy]:
+def _studies(subjects: Sequence[Subject], config: TrainConfig, report: Report, stage: str) -> list[_Study]:
     studies = []
     for k, subject in enumerate(subjects):
         report(stage, k / len(subjects), {})
-        studies.append(load_working(subject, config.spacing_mm))
+        studies.append(_study(subject, config))
     return studies
+
+
+def _study(subject: Subject, config: TrainConfig) -> _Study:
+    wanted = subject.readers
+    if subject.prepared is not None and (record := read_record(subject.prepared)).at_spacing(config.spacing_mm):
+        stored = Stored.opened(subject.prepared, config.modalities, wanted)
+        digests = {name: digest for name, digest in record.digests.items() if name in wanted}
+        return _Study(subject.id, stored, record.statistics().of_those(wanted), digests)
+    study = load_working(subject, config.spacing_mm)
+    digests = {name: sha256_array(image) for name, image in study.images.items()}
+    return _Study(subject.id, Stored.of(study, config.modalities), Moments.of(study, config.modalities), digests)
 
 
 def _only(subject: Subject, wanted: Collection[str]) -> Subject:
@@ -171,7 +202,7 @@ def _watched(
     keep: Collection[str] | None,
 ) -> list[Batch]:
     """Fixed slices of what is watched; none of its voxels may be learned from as well, under whatever name."""
-    watched: list[WorkingStudy] = []
+    watched: list[_Study] = []
     for root in roots:
         found = _studies(_chosen(root, config, keep), config, report, "reading validation")
         _refuse_shared(learned, found, root)
@@ -181,20 +212,16 @@ def _watched(
     each = max(1, _VALIDATION_SLICES // len(watched))
     batches = []
     for study in watched:
-        inside = np.flatnonzero(study.foreground.mean(axis=(1, 2)) > 0.03)
+        inside = np.flatnonzero(study.stored.foreground_share > ENOUGH)
         at = inside[np.linspace(0, len(inside) - 1, min(each, len(inside))).round().astype(int)]
-        batches.append(whole_slices(study, config.modalities, at.tolist(), 3))
+        batches.append(whole_slices(study.stored, at.tolist(), 3))
     return batches
 
 
-def _digests(study: WorkingStudy, root: str) -> dict[str, str]:
-    return {sha256_array(image): f"{study.id}:{name} of {root}" for name, image in study.images.items()}
-
-
-def _refuse_shared(learned: dict[str, str], watched: Sequence[WorkingStudy], root: str) -> None:
+def _refuse_shared(learned: dict[str, str], watched: Sequence[_Study], root: str) -> None:
     """The same voxels on both sides of a split would flatter the model."""
     for study in watched:
-        for digest, name in _digests(study, root).items():
+        for digest, name in study.named(root).items():
             if digest in learned:
                 raise DatasetError(
                     f"{name} is also learned from, as {learned[digest]}; leave one of them out (exclude)"

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
-from medk2n.data.subject import Reader, Subject
+from medk2n.data.subject import Subject
 from medk2n.errors import DatasetError
 from medk2n.io import names
 from medk2n.io.nifti import read_header, read_labels, read_volume
@@ -25,7 +25,7 @@ def subject_of(subject_id: str, files: Iterable[Path], mask_files: Iterable[Path
         DatasetError: two files of one modality.
     """
     images: dict[str, Path] = {}
-    inputs_only: dict[str, list[Reader]] = defaultdict(list)
+    inputs_only: dict[str, list[Path]] = defaultdict(list)
     masks: dict[str, Path] = {}
     for path in files:
         if names.is_mask(path):
@@ -33,7 +33,7 @@ def subject_of(subject_id: str, files: Iterable[Path], mask_files: Iterable[Path
         elif (name := names.recognise(path)) is None:
             continue
         elif names.entities(path).get("acq") == RANDOM_PROTOCOL:
-            inputs_only[name].append(partial(read_volume, path, name))
+            inputs_only[name].append(path)
         else:
             add_once(images, name, path, subject_id)
     for path in mask_files:
@@ -60,14 +60,17 @@ def from_mapping(
     subject_id: str,
     images: Mapping[str, Path],
     masks: Mapping[str, Path] | None = None,
-    inputs_only: Mapping[str, list[Reader]] | None = None,
+    inputs_only: Mapping[str, list[Path]] | None = None,
 ) -> Subject:
     """A subject whose modalities are known already; nothing is read yet."""
+    masks, inputs_only = masks or {}, inputs_only or {}
+    further = [path for paths in inputs_only.values() for path in paths]
     return Subject(
         id=subject_id,
         readers={name: partial(read_volume, path, name) for name, path in images.items()},
-        inputs_only={name: tuple(readers) for name, readers in (inputs_only or {}).items()},
-        masks={kind: partial(read_labels, path) for kind, path in (masks or {}).items()},
+        inputs_only={name: tuple(partial(read_volume, p, name) for p in paths) for name, paths in inputs_only.items()},
+        masks={kind: partial(read_labels, path) for kind, path in masks.items()},
         headers={name: partial(read_header, path) for name, path in images.items()},
         provenance={name: str(path) for name, path in images.items()},
+        files=(*images.values(), *further, *masks.values()),
     )

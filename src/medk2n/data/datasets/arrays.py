@@ -62,6 +62,7 @@ def _subject(path: Path) -> Subject:
         masks={kind: partial(read_array_labels, path, key) for kind, key in masks.items()},
         headers={name: partial(read_array_header, path, key) for name, key in images.items()},
         provenance={name: f"{path}:{key}" for name, key in images.items()},
+        files=(path,),
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from medk2n.data.datasets._files import RANDOM_PROTOCOL, image_files, subject_of
 from medk2n.data.datasets.bids import DATATYPES
+from medk2n.data.prepared import is_prepared
 from medk2n.data.subject import Subject
 from medk2n.errors import DatasetError
 from medk2n.io.names import entities, is_mask, recognise, stem, without_modality
@@ -21,7 +22,7 @@ class Flat:
 
     def matches(self, root: Path) -> bool:
         """Some modality is there more than once."""
-        return is_flat(root)
+        return is_flat(root) and not is_prepared(root)
 
     def index(self, root: Path) -> list[Subject]:
         """Subjects with at least one recognised image; reads no voxels.

@@ -105,6 +105,7 @@ def _subject(name: str, images: Mapping[str, list[dict[str, str]]], root: Path) 
         headers={what: partial(read_stack_header, stack) for what, stack in shown.items()},
         provenance={what: _name(stack) for what, stack in shown.items()},
         site=" ".join(sites),
+        files=tuple(file for stack in stacks.values() for file in stack.files),
     )
 
 

@@ -9,6 +9,7 @@ from medk2n.data.datasets._files import image_files, subject_of
 from medk2n.data.datasets.bids import DATATYPES
 from medk2n.data.datasets.flat import is_flat
 from medk2n.data.datasets.nnunet import is_nnunet
+from medk2n.data.prepared import is_prepared
 from medk2n.data.subject import Subject
 from medk2n.io.names import recognise
 
@@ -21,7 +22,7 @@ class Studies:
 
     def matches(self, root: Path) -> bool:
         """`root` or a folder in it holds recognised images, and `root` is no layout of many subjects."""
-        if is_flat(root) or is_nnunet(root):
+        if is_flat(root) or is_nnunet(root) or is_prepared(root):
             return False
         return any(recognise(file) for folder in _studies(root) for file in study_files(folder))
 

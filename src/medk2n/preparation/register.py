@@ -1,0 +1,153 @@
+"""Rigid registration of a study's scans to its reference, by mutual information.
+
+Nothing is resampled: a scan that has to move gets another affine, so that it is resampled once, with all else.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import SimpleITK as sitk
+
+from medk2n.errors import GeometryError
+from medk2n.geometry.grid import Grid
+from medk2n.geometry.resample import check_overlap
+from medk2n.io.volume import LabelMap, Volume
+from medk2n.preparation.draft import Draft, Outcome
+from medk2n.preparation.itk import RAS_TO_LPS, image_of, one_thread
+
+_LEAST_VOXELS = 8  # along each axis
+_CLEARLY = 1.01  # mutual information has to rise by a hundredth for a move to be believed
+_STILL = 0.5  # voxels of the reference: what moves by less is left where it is, if that spares it a resampling
+_FAR = 1.0  # voxels: what seems to be displaced by more, and is not believed, is told
+_SHRUNK = (4, 2, 1)  # the three resolutions
+_SAMPLES = 20_000  # voxels that mutual information is taken from, at each; five times as many to judge the result
+_LAST_STEP_MM = 0.01
+_SEED = 1
+
+
+@dataclass(frozen=True)
+class Register:
+    """Mattes mutual information (Mattes et al., IEEE TMI 2003), 32 bins, three resolutions, gradient descent.
+
+    One thread and one seed, so that the same files give the same transform. Masks that lie on the grid of a scan that
+    moves, and not on the reference's, move with it.
+    """
+
+    name: ClassVar[str] = "register"
+    iterations: int = 100
+
+    def apply(self, draft: Draft) -> Outcome:
+        """The scans in the reference's space.
+
+        Raises:
+            GeometryError: scans that do not overlap to begin with, or that ITK cannot register.
+        """
+        reference = draft.scans[draft.reference]
+        if reason := _unfit(draft, reference):
+            return Outcome(draft, {"skipped": reason})
+        scans, masks = dict(draft.scans), dict(draft.masks)
+        facts: dict[str, Any] = {}
+        for label, volume in list(draft.scans.items())[1:]:
+            facts[label] = self._compare(reference, volume, (draft.id, label, draft.reference))
+            if (transform := facts[label].get("transform")) is None:
+                continue
+            grid = Grid(volume.grid.shape, np.array(transform) @ volume.grid.affine)
+            scans[label] = Volume(volume.array, grid, volume.modality, volume.provenance)
+            for kind, mask in draft.masks.items():
+                theirs = mask.grid.same_as(volume.grid) and not mask.grid.same_as(reference.grid)
+                if theirs and masks[kind] is mask:
+                    masks[kind] = LabelMap(mask.array, grid)
+        warnings = [f"{label} {found['warning']}" for label, found in facts.items() if "warning" in found]
+        return Outcome(Draft(draft.id, scans, masks), facts, tuple(warnings))
+
+    def _compare(self, fixed: Volume, moving: Volume, names: tuple[str, str, str]) -> dict[str, Any]:
+        """What was found of one scan; with a "transform" if it is to move."""
+        subject, label, reference = names
+        if min(moving.grid.shape) < _LEAST_VOXELS:
+            return {"kept": f"fewer than {_LEAST_VOXELS} voxels along an axis"}
+        check_overlap(fixed.grid, moving.grid, reference, label)
+        with one_thread():
+            transform, gain = self._find(fixed, moving, f"{subject}: {label} to {reference}")
+        voxels = largest_move(transform, fixed.grid)
+        found = {"gain": round(gain, 4), "voxels": round(voxels, 3)}
+        if voxels < _STILL and moving.grid.same_as(fixed.grid):
+            return found | {"kept": "in place"}
+        if gain >= _CLEARLY:
+            return found | {"transform": transform.tolist()}
+        found |= {"kept": "no move makes it clearly more alike"}
+        if voxels < _FAR:
+            return found
+        return found | {
+            "warning": f"is left where it is: a move by up to {voxels:.1f} voxels changes its mutual information with "
+            f"{reference} by {gain - 1:+.1%}, expected +{_CLEARLY - 1:.0%}; look at preview.png"
+        }
+
+    def _find(self, fixed: Volume, moving: Volume, what: str) -> tuple[np.ndarray, float]:
+        """(4, 4) from where `moving` says it is to where it is (mm, RAS), and by what factor it is more alike there."""
+        images = _clipped(fixed), _clipped(moving)
+        start = sitk.Euler3DTransform()
+        start.SetCenter(images[0].TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in fixed.grid.shape]))
+        try:
+            method = _metric(*(_SAMPLES * step**3 / np.prod(fixed.grid.shape) for step in _SHRUNK))
+            method.SetOptimizerAsRegularStepGradientDescent(1.0, _LAST_STEP_MM, self.iterations, 0.5, 1e-8)
+            method.SetOptimizerScalesFromPhysicalShift()
+            method.SetShrinkFactorsPerLevel(_SHRUNK)
+            method.SetSmoothingSigmasPerLevel([2, 1, 0])
+            method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
+            method.SetInitialTransform(sitk.Euler3DTransform(start), inPlace=False)
+            found = sitk.Euler3DTransform(sitk.CompositeTransform(method.Execute(*images)).GetBackTransform())
+            before, after = (_alike(images, transform) for transform in (start, found))
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[-160:]
+            raise GeometryError(
+                f"{what}: cannot be registered ({reason}); leave --register out, or the image"
+            ) from error
+        return np.linalg.inv(_matrix(found)), after / max(before, 1e-6)
+
+
+def _unfit(draft: Draft, reference: Volume) -> str:
+    if not draft.spacing_known:
+        return "spacing unknown"
+    if min(reference.grid.shape) < _LEAST_VOXELS:
+        return f"the reference has fewer than {_LEAST_VOXELS} voxels along an axis"
+    return "" if len(draft.scans) > 1 else "one scan alone"
+
+
+def _clipped(volume: Volume) -> sitk.Image:
+    """Outliers would take the bins from tissue."""
+    return image_of(np.clip(volume.array, *np.percentile(volume.array[::2, ::2, ::2], [0.5, 99.5])), volume.grid)
+
+
+def _metric(*shares: float) -> sitk.ImageRegistrationMethod:
+    method = sitk.ImageRegistrationMethod()
+    method.SetMetricAsMattesMutualInformation(32)
+    method.SetMetricSamplingStrategy(method.RANDOM)
+    method.SetMetricSamplingPercentagePerLevel([min(1.0, float(share)) for share in shares], _SEED)
+    method.SetInterpolator(sitk.sitkLinear)
+    method.MetricUseFixedImageGradientFilterOff()  # gradients where they are asked for, not of whole images
+    method.MetricUseMovingImageGradientFilterOff()
+    return method
+
+
+def _alike(images: tuple[sitk.Image, sitk.Image], transform: sitk.Transform) -> float:
+    method = _metric(5 * _SAMPLES / images[0].GetNumberOfPixels())
+    method.SetInitialTransform(transform)
+    return -float(method.MetricEvaluate(*images))
+
+
+def _matrix(transform: sitk.Euler3DTransform) -> np.ndarray:
+    """(4, 4) in RAS millimetres of x -> R (x - c) + c + t."""
+    turn = np.array(transform.GetMatrix()).reshape(3, 3)
+    centre, shift = np.array(transform.GetCenter()), np.array(transform.GetTranslation())
+    matrix = np.eye(4)
+    matrix[:3, :3], matrix[:3, 3] = turn, centre + shift - turn @ centre
+    return RAS_TO_LPS @ matrix @ RAS_TO_LPS
+
+
+def largest_move(transform: np.ndarray, grid: Grid) -> float:
+    """Voxels of `grid` by which a transform (mm) moves the corner that it moves most, along one axis."""
+    corners = np.stack(np.meshgrid(*((0, n - 1) for n in grid.shape), indexing="ij"), -1).reshape(-1, 3)
+    in_voxels = np.linalg.inv(grid.affine) @ transform @ grid.affine
+    moved = corners @ in_voxels[:3, :3].T + in_voxels[:3, 3]
+    return float(np.abs(moved - corners).max())

@@ -1,0 +1,154 @@
+"""A whole data set: which studies are left to do, in how many processes, and what became of each."""
+
+import json
+import multiprocessing
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medk2n.data.prepared import FORMAT, SETTINGS, STUDY, is_prepared
+from medk2n.data.subject import Subject
+from medk2n.errors import DatasetError, Medk2nError, OutputExistsError, SystemLimitError
+from medk2n.io.atomic import check_writable, write_json
+from medk2n.preparation.study import Plan, folder_name, is_there, prepare_study, versions
+
+Report = Callable[[str, int, int], None]
+"""Called with the subject just done, subjects done, and subjects in all."""
+
+
+@dataclass
+class Result:
+    """What became of the subjects of a data set: ids, and lines for a person under the id that they concern."""
+
+    prepared: list[str] = field(default_factory=list)
+    there: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    warnings: dict[str, list[str]] = field(default_factory=dict)
+
+
+def prepare(
+    subjects: Sequence[Subject],
+    root: Path,
+    out: Path,
+    plan: Plan,
+    *,
+    jobs: int = 1,
+    overwrite: bool = False,
+    report: Report | None = None,
+) -> Result:
+    """Prepare the subjects of the data set `root` into `out`; what is there already, from the same files, stays.
+
+    A subject that fails is told in the result, and the others go on.
+
+    Args:
+        jobs: processes.
+        overwrite: begin anew where `out` was prepared with other settings, or is to be made again.
+
+    Raises:
+        OutputExistsError: `out` is something else, or was prepared with other settings.
+        DatasetError: every subject failed.
+        SystemLimitError: the disk is full, or a process was killed for want of memory.
+    """
+    _open_set(out, plan, overwrite=overwrite)
+    result = Result()
+    tasks = [(subject, plan, out / folder_name(subject.id), root) for subject in subjects]
+    for done, (subject_id, outcome) in enumerate(_each(tasks, min(jobs, len(tasks))), 1):
+        if isinstance(outcome, Medk2nError):
+            result.failed[subject_id] = str(outcome)
+        elif outcome is None:
+            result.there.append(subject_id)
+        else:
+            result.prepared.append(subject_id)
+            if outcome:
+                result.warnings[subject_id] = outcome
+        if report:
+            report(subject_id, done, len(tasks))
+    if len(result.failed) == len(tasks):
+        raise DatasetError(f"all {len(tasks)} subjects failed; the first: {next(iter(result.failed.values()))}")
+    return result
+
+
+def _open_set(out: Path, plan: Plan, *, overwrite: bool) -> None:
+    """Make the folder, or see that it was begun with the same settings."""
+    settings = {"format": FORMAT, "steps": plan.to_json()}
+    strangers = [] if not out.is_dir() or is_prepared(out) else [p.name for p in out.iterdir()]
+    if strangers:
+        raise OutputExistsError(f"{out} holds {strangers[0]} and is no prepared data set; choose another --out")
+    check_writable(out)
+    if is_prepared(out):
+        if overwrite:
+            _clear(out)
+        elif (before := _settings(out)) != settings:
+            raise OutputExistsError(
+                f"{out} was prepared with other settings ({_difference(before, settings)}); give the same ones to go "
+                "on, choose another --out, or add --overwrite to begin anew"
+            )
+    write_json(out / SETTINGS, settings | {"versions": versions()})
+
+
+def _settings(out: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
+        return {"format": found["format"], "steps": found["steps"]}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise OutputExistsError(f"{out / SETTINGS}: cannot be read ({error}); add --overwrite to begin anew") from error
+
+
+def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """The first step that is not alike."""
+    old, new = ({step["step"]: step for step in settings["steps"]} for settings in (before, now))
+    for name in dict.fromkeys([*old, *new]):
+        if old.get(name) != new.get(name):
+            told = [", ".join(f"{k} {v}" for k, v in s[name].items() if k != "step") or "on" if name in s else "off"
+                    for s in (old, new)]  # fmt: skip
+            return f"{name}: {told[0]}, now {told[1]}"
+    return "another format"
+
+
+def _clear(out: Path) -> None:
+    """Take away what an earlier run made, and nothing else."""
+    (out / SETTINGS).unlink()
+    for sidecar in out.glob(f"*/{STUDY}"):
+        shutil.rmtree(sidecar.parent)
+
+
+_Task = tuple[Subject, Plan, Path, Path]
+_Outcome = list[str] | None | Medk2nError
+
+
+def _one(task: _Task) -> _Outcome:
+    """Warnings of a subject that was prepared, None for one that was there, or what went wrong with it."""
+    subject, plan, place, root = task
+    try:
+        if is_there(subject, place, root):
+            return None
+        return prepare_study(subject, plan, place, root).warnings
+    except SystemLimitError:
+        raise
+    except Medk2nError as error:
+        return error
+
+
+def _each(tasks: Sequence[_Task], jobs: int) -> Iterator[tuple[str, _Outcome]]:
+    """Subjects as they are done. Processes are started afresh: a fork would copy the threads' locks."""
+    if jobs <= 1:
+        for task in tasks:
+            yield task[0].id, _one(task)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        waiting = {pool.submit(_one, task): task[0].id for task in tasks}
+        try:
+            for future in as_completed(waiting):
+                yield waiting[future], future.result()
+        except BrokenProcessPool as error:
+            raise SystemLimitError(
+                "a process was killed, most likely for want of memory; the subjects that are done stay: repeat with "
+                "fewer --jobs"
+            ) from error
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
