@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from medk2n.config.schema import BatchShape, TrainConfig, load_config
+from medk2n.config.draft import read_draft
+from medk2n.config.schema import BatchShape, TrainConfig
 from medk2n.data.batches import Augmentation, Store, draw_batch
 from medk2n.data.discover import discover
 from medk2n.data.stored import SLICES, Stored
@@ -90,7 +91,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     modalities = sorted(args.modalities.split(","))
-    config: TrainConfig = load_config("tiny")
+    config: TrainConfig = read_draft("tiny").config
     start = time.perf_counter()
     on_disk = mapped(args.prepared, modalities)
     opened = time.perf_counter() - start

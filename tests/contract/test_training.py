@@ -241,7 +241,8 @@ def test_without_augmentation_a_crop_is_the_image(data: Path) -> None:
     study = load_working(discover(data)[0], None)
     plain = Augmentation(rotation=0, zoom=0, gamma=0, noise=0, strip=0)
     rng = np.random.default_rng(3)
-    batch = draw_batch([Store([study], ("t1n",))], [1.0], rng, batch_size=1, crop=32, slices=3, augmentation=plain)
+    store = Store([study], ("t1n", "t2w"))
+    batch = draw_batch([store], [1.0], rng, batch_size=1, crop=32, slices=3, augmentation=plain)
     crop = batch.targets[0, 0].numpy()
     volume = study.images["t1n"]
     flips = [volume, volume[:, ::-1]]
@@ -283,13 +284,18 @@ def test_restyled_crops_lie_between_two_subjects_styles() -> None:
     assert (crop.targets[0] == crop.targets[1]).all(), "a brain's grey scale is not lent to a head"
 
 
+NAMES = ("t1n", "t2w")
+
+
 def test_a_stripped_crop_has_the_grey_scale_of_a_stripped_scan() -> None:
     rng = np.random.default_rng(0)
     y, x = np.mgrid[-1:1:48j, -1:1:48j]
     head, brain = (np.broadcast_to(x**2 + y**2 < r**2, (4, 48, 48)) for r in (0.9, 0.7))
     raw = np.where(brain, rng.uniform(100, 300, brain.shape), np.where(head, 900, 0)).astype(np.float32)
     whole, inside, scaling = scaled(volume(raw), "t1n")
-    store = Store([WorkingStudy("a", {"t1n": whole}, inside, {"t1n": scaling}, brain=brain)], ("t1n",))
+    store = Store(
+        [WorkingStudy("a", {"t1n": whole, "t2w": whole}, inside, dict.fromkeys(NAMES, scaling), brain=brain)], NAMES
+    )
     crop = store.crop(np.random.default_rng(0), 3, Augmentation(strip=1), lenders=store)
     alone, _, _ = scaled(volume(np.where(brain, raw, 0)), "t1n")
     assert whole[brain].max() < 0.4, "beside bright scalp the brain is dark"
@@ -299,7 +305,9 @@ def test_a_stripped_crop_has_the_grey_scale_of_a_stripped_scan() -> None:
     assert (crop.targets[0][~brain[0]] == 0).all()
     flat = np.where(brain, 200, np.where(head, 900, 0)).astype(np.float32) + raw / 100
     other, inside, scaling = scaled(volume(flat), "t1n")
-    lenders = Store([WorkingStudy("b", {"t1n": other}, inside, {"t1n": scaling}, brain=brain)], ("t1n",))
+    lenders = Store(
+        [WorkingStudy("b", {"t1n": other, "t2w": other}, inside, dict.fromkeys(NAMES, scaling), brain=brain)], NAMES
+    )
     lent = [
         store.crop(np.random.default_rng(k), 3, Augmentation(strip=1, restyle=1), lenders=lenders) for k in range(9)
     ]
@@ -447,6 +455,18 @@ def test_a_damaged_source_is_the_one_that_is_dropped() -> None:
     assert {row[0] for row in seen} == {2}
     assert {row[1] for row in seen} == {0, 1, 2}
     assert {row[2] for row in seen} == {1, 3}
+
+
+def test_studies_are_drawn_by_the_pairs_that_they_have(data: Path) -> None:
+    """Two are complete (6 pairs), two lack one (2 pairs); one with a single modality is never drawn."""
+    subjects = discover(data)
+    readers = {"t1n": subjects[0].readers["t1n"]}
+    lone = replace(subjects[0], id="p9", readers=readers, inputs_only={})
+    store = Store([load_working(s, None) for s in (*subjects, lone)], ("t1c", "t1n", "t2w"))
+    rng = np.random.default_rng(0)
+    there = [int(store.crop(rng, 3, Augmentation(), lenders=store).acquired.sum()) for _ in range(1600)]
+    assert there.count(3) / 1600 == pytest.approx(12 / 16, abs=0.04)
+    assert there.count(2) / 1600 == pytest.approx(4 / 16, abs=0.04)
 
 
 def test_targets_are_never_damaged(data: Path) -> None:

@@ -79,19 +79,24 @@ class Store:
             (k, int(z))
             for k, study in enumerate(self._studies)
             for z in np.flatnonzero(study.foreground_share > ENOUGH)
+            if study.pairs
         ]
+        self._upto = np.cumsum([self._studies[k].pairs for k, _ in self._slices])
 
     def __len__(self) -> int:
-        """Number of slices with enough foreground to learn from."""
+        """Number of slices with enough foreground, and enough modalities, to learn from."""
         return len(self._slices)
 
     def crop(self, rng: np.random.Generator, slices: int, augmentation: Augmentation, lenders: "Store") -> Crop:
         """One random slice with its neighbours, before it is moved and cut to size.
 
+        A study is drawn as often as it can answer, by its pairs of a source and a target: drawn alike, those that lack
+        much teach little and take the turns of the others (docs/lab-log.md).
+
         Args:
             lenders: whose grey scales may be lent.
         """
-        k, z = self._slices[rng.integers(len(self._slices))]
+        k, z = self._slices[np.searchsorted(self._upto, rng.integers(self._upto[-1]), side="right")]
         study = self._studies[k]
         strip = rng.random() < augmentation.strip and study.brain_share is not None and study.brain_share[z] > ENOUGH
         tables, alone = None, int(strip or study.stripped)

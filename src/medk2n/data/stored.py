@@ -144,6 +144,12 @@ class Stored:
         """Number of slices."""
         return len(self.foreground_share)
 
+    @property
+    def pairs(self) -> int:
+        """Pairs of a source and another modality as target that it has."""
+        there = sum(map(bool, self.channels))
+        return there * (there - 1)
+
     def crop(
         self,
         z: int,

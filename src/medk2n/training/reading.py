@@ -93,7 +93,9 @@ def read_data(config: TrainConfig, report: Report) -> TrainingData:
             learned |= study.named(root) if config.validation or split else {}
         store = Store((study.stored for study in studies), config.modalities)
         if not len(store):
-            raise DatasetError(f"{root}: no slice with a patient in it; nothing to learn from")
+            raise DatasetError(
+                f"{root}: no slice with a patient in it and two of the modalities; nothing to learn from"
+            )
         stores.append(store)
         shares.append(share)
         subjects[root] = [study.id for study in studies]
