@@ -7,7 +7,7 @@ from torch import nn
 from medk2n import registry
 from medk2n.config.schema import load_config
 from medk2n.models._spec import Statistics
-from medk2n.training.contender import optimisers
+from medk2n.training.groups import optimisers
 from medk2n.training.muon import Muon, orthogonal
 
 

@@ -14,7 +14,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     """Put one dotted "key=value" into a tree of settings; the value is YAML.
 
     Raises:
-        ConfigError: no "=", or a key below a plain value.
+        ConfigError: no "=", or a key below a plain value, or an entry that a list has not.
     """
     key, separator, value = override.partition("=")
     if not separator or not key:
@@ -22,13 +22,26 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     *parents, leaf = key.split(".")
     branch = tree
     for parent in parents:
-        branch = branch.setdefault(parent, {})
-        if not isinstance(branch, dict):
-            raise ConfigError(f"--set {override!r}: {parent!r} holds no further settings")
+        branch = _below(branch, parent, override)
+    if isinstance(branch, list):
+        raise ConfigError(f"--set {override!r}: {parents[-1]!r} is a list; name an entry of it and a setting of that")
     try:
         branch[leaf] = yaml.load(value, Loader=Yaml12)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override!r}: the value is not YAML: {' '.join(str(error).split())}") from error
+
+
+def _below(branch: Any, parent: str, override: str) -> Any:
+    """What a setting holds; an entry of a list is told by its `name`, as in models.medk2n.params."""
+    if isinstance(branch, list):
+        named = {entry["name"]: entry for entry in branch if isinstance(entry, dict) and "name" in entry}
+        if parent not in named:
+            raise ConfigError(f"--set {override!r}: no {parent!r} there; known: {', '.join(named) or 'none'}")
+        return named[parent]
+    below = branch.setdefault(parent, {})
+    if not isinstance(below, (dict, list)):
+        raise ConfigError(f"--set {override!r}: {parent!r} holds no further settings")
+    return below
 
 
 def complaint(loc: Sequence[int | str], kind: str, message: str, known: Iterable[str]) -> str:

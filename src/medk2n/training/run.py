@@ -34,6 +34,7 @@ from medk2n.errors import (
 )
 from medk2n.io.atomic import check_writable, refuse_existing, write_json
 from medk2n.training import state
+from medk2n.training.begin import chosen
 from medk2n.training.contender import Contender
 from medk2n.training.log import METRICS, VALIDATION, Log
 from medk2n.training.objectives import objective
@@ -65,6 +66,8 @@ def train(
     check_writable(out)
     if not config.data:
         raise ConfigError("no training data: give --data DIR")
+    for choice in config.models:
+        chosen(choice)  # before the data are read, which takes long
     if config.split:
         write_json(out / split.FILE, split.read_split(config.split).model_dump())
     return _with_threads(config, out, device, report, resumed=None)
