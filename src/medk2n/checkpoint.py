@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medk2n.errors import CheckpointError, UnknownNameError
+from medk2n.config.params import read_params
+from medk2n.errors import CheckpointError, ConfigError, UnknownNameError
 from medk2n.io.atomic import atomic_write, sha256_file, write_json
 from medk2n.registry import resolve
 
@@ -164,10 +165,10 @@ def load(folder: Path, *, device: str = "cpu") -> tuple["nn.Module", ModelConfig
     # build without touching the caller's random state
     with torch.random.fork_rng(devices=[]):
         try:
-            params = spec.params(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.params.items()})
+            params = read_params(spec.params, config.params)
             module = spec.build(params, len(config.modalities), Neutral.neutral(len(config.modalities)))
             module.load_state_dict({name: t.float() for name, t in load_bytes(raw).items()})
-        except (TypeError, RuntimeError) as error:
+        except (ConfigError, RuntimeError) as error:
             first = str(error).splitlines()[0]
             raise CheckpointError(f"{path} does not fit its {CONFIG} ({first}); copy the model folder again") from error
     return module.to(device).eval().requires_grad_(False), config

@@ -18,7 +18,7 @@ LAYERS = (
     ("config",),
     ("data", "metrics", "models"),
     ("losses", "phantom", "preparation"),
-    ("checkpoint",),
+    ("checkpoint", "pretrained"),
     ("inference", "training"),
     ("evaluation",),
     ("report",),

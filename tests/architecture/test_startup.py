@@ -6,7 +6,18 @@ import time
 
 import pytest
 
-HEAVY = ("torch", "matplotlib", "scipy", "nilearn", "skimage", "sklearn", "SimpleITK")
+HEAVY = (
+    "torch",
+    "matplotlib",
+    "scipy",
+    "nilearn",
+    "skimage",
+    "sklearn",
+    "SimpleITK",
+    "transformers",
+    "peft",
+    "huggingface_hub",
+)
 COMMANDS = {
     "import": "import medk2n",
     "names": "import medk2n; medk2n.errors; medk2n.Grid; medk2n.Modality; medk2n.MODALITIES",

@@ -8,24 +8,44 @@ import torch
 from torch.nn import functional
 
 from medk2n import checkpoint, registry
+from medk2n.config.params import read_params
 from medk2n.losses.likelihood import gaussian_nll
 from medk2n.models._spec import Query, Statistics
 from medk2n.models.parts.decoder import TaskHeadNet
+from medk2n.models.parts.encoders.hiera import build_trunk
 from medk2n.models.parts.sequence import Control
 
 M = 4
+MEDK2N = {"widths": [8, 16, 16, 16], "joint": [8, 8, 16, 16, 16], "embedding": 16, "memory_slots": 4}
+ADAPTED = {"name": "hiera", "weights": "given by the test", "adapt": "lora_plus", "rank": 2}
 SMALL = {
-    "medk2n": {"widths": (8, 16, 16, 16), "joint": (8, 8, 16, 16, 16), "embedding": 16, "memory_slots": 4},
-    "unet": {"widths": (8, 8, 16, 16, 16)},
+    "medk2n": MEDK2N,
+    "medk2n, raster": MEDK2N | {"multiscale": {"scan": "raster"}},
+    "medk2n, Hiera": MEDK2N | {"encoder": {"name": "hiera"}, "multiscale": {"scan": "none"}},
+    "medk2n, adapted Hiera, spiral": MEDK2N | {"encoder": ADAPTED, "multiscale": {"scan": "spiral"}},
+    "unet": {"widths": [8, 8, 16, 16, 16]},
 }
+PROPOSED = [name for name in SMALL if name.startswith("medk2n")]
+
+
+def fresh(name: str) -> torch.nn.Module:
+    """A small model as training begins with it."""
+    spec = registry.resolve("models", component(name))
+    module = spec.build(read_params(spec.params, SMALL[name]), M, Statistics.neutral(M))
+    if "adapted" in name:
+        module.encoder.adopt(dict(build_trunk("nano").named_parameters()))
+    return module
+
+
+def component(name: str) -> str:
+    return name.split(",")[0]
 
 
 def build(name: str, seed: int = 0) -> torch.nn.Module:
     """A small model whose zero-initialised layers are stirred, so that every path matters."""
-    spec = registry.resolve("models", name)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        module = spec.build(spec.params(**SMALL[name]), M, Statistics.neutral(M))
+        module = fresh(name)
         for parameter in module.parameters():
             parameter.data += 0.1 * torch.randn_like(parameter)
     return module
@@ -43,9 +63,15 @@ def query(*rows: tuple[int, tuple[int, ...], int]) -> Query:
     return Query(torch.tensor([r[0] for r in rows]), mask, torch.tensor([r[2] for r in rows]))
 
 
-@pytest.fixture(params=registry.names("models"))
+@pytest.fixture(params=SMALL)
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+def test_every_model_is_among_them() -> None:
+    assert {component(name) for name in SMALL} == set(registry.names("models"))
+    encoders = {SMALL[name].get("encoder", {"name": "conv"})["name"] for name in PROPOSED}
+    assert encoders == set(registry.names("models/parts/encoders"))
 
 
 @pytest.mark.parametrize("size", [(32, 48), (17, 33), (16, 16), (1, 40)])
@@ -74,13 +100,13 @@ def test_content_of_an_absent_channel_never_reaches_the_output(name: str) -> Non
 
 
 def test_every_parameter_gets_a_gradient_within_three_steps(name: str) -> None:
-    spec = registry.resolve("models", name)
     torch.manual_seed(0)
-    module = spec.build(spec.params(**SMALL[name]), M, Statistics.neutral(M))
-    if name == "medk2n":  # a threshold learns where it decides: from weights near it
+    module = fresh(name)
+    if name in PROPOSED:  # a threshold learns where it decides: from weights near it; runs begin with soft gates
         torch.nn.init.constant_(module.fusion.pre_weight.weigh[-1].bias, -3.9)
+        module.fusion.hard_gates = False
     optimiser = torch.optim.Adam(module.parameters(), lr=1e-2)
-    seen = {key: False for key, _ in module.named_parameters()}
+    seen = {key: False for key, parameter in module.named_parameters() if parameter.requires_grad}
     rows = [(b, s, t) for b in (0, 1) for s in [(0,), (1, 2), (0, 1, 3), (0, 1, 2, 3)] for t in range(M)]
     for step in range(3):
         out = module(images(), query(*rows), generator=torch.Generator().manual_seed(step))
@@ -94,7 +120,10 @@ def test_every_parameter_gets_a_gradient_within_three_steps(name: str) -> None:
         optimiser.zero_grad()
         loss.backward()
         for key, parameter in module.named_parameters():
-            seen[key] |= parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
+            reached = parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
+            assert parameter.requires_grad or not reached, f"{key} is frozen"
+            if parameter.requires_grad:
+                seen[key] |= reached
         optimiser.step()
     assert [key for key, reached in seen.items() if not reached] == []
 
@@ -108,11 +137,26 @@ def test_targets_and_batching_do_not_matter(name: str) -> None:
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("name", PROPOSED)
+def test_frames_in_half_precision_stay_close(name: str) -> None:
+    """As on CUDA: convolutions and products in bfloat16."""
+    torch.manual_seed(0)
+    module = fresh(name).eval()
+    needed = torch.ones(2, M, dtype=torch.bool)
+    with torch.no_grad():
+        whole = module.encode(images(), needed).pyramid
+        with torch.autocast("cpu", torch.bfloat16):
+            half = module.encode(images(), needed).pyramid
+    for stride, level in whole.items():
+        assert not torch.equal(level, half[stride].float())
+        torch.testing.assert_close(half[stride].float(), level, atol=0.1, rtol=0.05)
+
+
 @pytest.mark.parametrize("half", [False, True])
 def test_save_and_load(name: str, half: bool, tmp_path) -> None:
     module = build(name).eval()
     config = checkpoint.ModelConfig(
-        model=name,
+        model=component(name),
         modalities=("a", "b", "c", "d"),
         spacing_mm=1.5,
         params=SMALL[name],
@@ -142,8 +186,8 @@ def test_altered_weights_are_refused(tmp_path) -> None:
         checkpoint.load(tmp_path / "m")
 
 
-@pytest.mark.parametrize("k", [2, 3, 4])
-def test_permuting_the_inputs_changes_nothing(k: int) -> None:
+@pytest.mark.parametrize(("name", "k"), [*((name, 3) for name in PROPOSED), ("medk2n", 2), ("medk2n", 4)])
+def test_permuting_the_inputs_changes_nothing(name: str, k: int) -> None:
     """Through the public path: a mapping of named inputs in all k! orders."""
     from medk2n.inference.predictor import SlicePredictor
 
@@ -152,10 +196,10 @@ def test_permuting_the_inputs_changes_nothing(k: int) -> None:
         model="medk2n",
         modalities=names,
         spacing_mm=1.5,
-        params=SMALL["medk2n"] | {"slices": 3},
+        params=SMALL[name] | {"slices": 3},
         statistics=checkpoint.Statistics(affine_maps={}, variance={}, typical_scaling={}),
     )
-    predictor = SlicePredictor(build("medk2n").eval(), config)
+    predictor = SlicePredictor(build(name).eval(), config)
     stack = np.random.default_rng(0).random((3, 32, 32), dtype=np.float32)
     inputs = {n: np.roll(stack, 3 * i, axis=1) for i, n in enumerate(names[:k])}
     first = predictor.predict(inputs, ["a", "d"])
@@ -452,9 +496,8 @@ def test_bounds_of_two_inputs_hold_each_for_itself_and_leave_other_targets_alone
 
 
 def test_training_starts_at_the_proposal() -> None:
-    spec = registry.resolve("models", "medk2n")
     torch.manual_seed(0)
-    module = spec.build(spec.params(**SMALL["medk2n"]), M, Statistics.neutral(M)).eval()
+    module = fresh("medk2n").eval()
     torch.nn.init.normal_(module.joint.trunk.out.weight)
     with torch.no_grad():
         prediction = module(images(), query((0, (0, 2), 1), (1, (3,), 1)))
@@ -493,13 +536,17 @@ def test_weights_thresholds_and_maps_stay_within_their_bounds() -> None:
     assert not taken.all(), "the second query has fewer steps"
 
 
-def test_each_frame_is_encoded_once_whatever_is_asked() -> None:
-    module = build("medk2n").eval()
-    encoded = []
+@pytest.mark.parametrize("name", PROPOSED)
+def test_each_frame_is_encoded_once_whatever_is_asked(name: str) -> None:
+    module = build(name).eval()
+    encoded, mixed = [], []
     module.encoder.register_forward_hook(lambda m, inputs, out: encoded.append(len(inputs[0])))
+    if module.multiscale is not None:
+        module.multiscale.register_forward_hook(lambda m, inputs, out: mixed.append(len(out[4])))
     with torch.no_grad():
         module(images(), query(*[(0, (0, 2, 3), t) for t in range(M)]))
     assert encoded == [3]
+    assert mixed == [3] * (module.multiscale is not None)
 
 
 def test_evaluation_leaves_every_buffer_alone() -> None:

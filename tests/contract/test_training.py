@@ -217,7 +217,7 @@ def test_bad_settings_are_refused(override: str, message: str) -> None:
 def test_numbers_and_words_of_yaml_mean_what_they_say() -> None:
     assert read_draft("tiny", ["optimiser.learning_rate=1e-4"]).config.optimiser.learning_rate == 1e-4
     assert read_draft("tiny", ["exclude=[no, on]"]).config.exclude == ["no", "on"]
-    with pytest.raises(ConfigError, match="presets: plus, tiny"):
+    with pytest.raises(ConfigError, match="presets: paper, plus, tiny"):
         load_config("tinny")
 
 

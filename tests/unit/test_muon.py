@@ -7,7 +7,7 @@ from torch import nn
 from medk2n import registry
 from medk2n.config.draft import read_draft
 from medk2n.models._spec import Statistics
-from medk2n.training.contender import optimisers
+from medk2n.training.groups import optimisers
 from medk2n.training.muon import Muon, orthogonal
 
 

@@ -20,6 +20,7 @@ from medk2n.errors import UsageError
 from medk2n.inference._spec import Answer
 from medk2n.inference.control import StudyControl
 from medk2n.models._spec import Prediction, Query
+from medk2n.models.parts.encoders.hiera import HieraEncoder
 from medk2n.models.parts.sequence import Control, Plan
 
 _DECIDING_SLICES = 16
@@ -222,8 +223,10 @@ def local_slope(image: torch.Tensor, guide: torch.Tensor, radius: int = 2, floor
 
 
 def load_predictor(folder: Path, device: str = "cpu", *, every: int = 1) -> SlicePredictor:
-    """A checkpoint folder as a predictor."""
+    """A checkpoint folder as a predictor; adapters of its encoder are merged into what they adapt."""
     module, config = load(folder, device=device)
+    if isinstance(encoder := getattr(module, "encoder", None), HieraEncoder):
+        encoder.merge()
     return SlicePredictor(module, config, device, every=every)
 
 

@@ -5,23 +5,31 @@ of frames that targets let in (usually one), N light decodes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from medk2n.errors import ConfigError
 from medk2n.models._spec import ModelSpec, Prediction, Query, Statistics
 from medk2n.models.parts.base import LinearMaps
 from medk2n.models.parts.blocks import scale_for_gelu
 from medk2n.models.parts.decoder import Decoder, TaskHeadNet
-from medk2n.models.parts.encoder import FUSED_STRIDES, STRIDES, ConvEncoder
+from medk2n.models.parts.encoder import FUSED_STRIDES, STRIDES
+from medk2n.models.parts.encoders import conv
 from medk2n.models.parts.joint import JointPass, Proposals, Seen
+from medk2n.models.parts.multiscale import MultiScaleNet
+from medk2n.models.parts.multiscale import Params as MultiScale
 from medk2n.models.parts.sequence import Bounded, Control, Frames, Plan, ProgressiveFusion
 from medk2n.models.parts.trunk import SIZES
+from medk2n.registry import resolve
 
 MULTIPLE = STRIDES[-1]
 """Frames are padded to multiples of the coarsest stride and cropped back."""
+
+ENCODERS = "models/parts/encoders"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +42,8 @@ class Params:
         joint: channels of the joint pass at strides 1, 2, 4, 8, 16; multiples of 8.
         embedding: width of the modality embeddings.
         memory_slots: slots L of the memory bank of each target.
+        encoder: of frames; one of `parts/encoders` with its own choices.
+        multiscale: how the encoder's levels are mixed; None leaves them as they are.
     """
 
     slices: int = 3
@@ -41,6 +51,8 @@ class Params:
     joint: tuple[int, int, int, int, int] = (24, 40, 72, 112, 144)
     embedding: int = 48
     memory_slots: int = 8
+    encoder: Any = field(default=conv.Params(), metadata={"components": ENCODERS})
+    multiscale: MultiScale | None = None
 
 
 class MedK2N(nn.Module):
@@ -48,18 +60,32 @@ class MedK2N(nn.Module):
 
     def __init__(self, params: Params, m: int, statistics: Statistics) -> None:
         super().__init__()
-        channels = dict(zip(STRIDES, params.widths, strict=True))
+        channels = dict(zip((*STRIDES, 32), (*params.widths, params.widths[-1]), strict=True))
         self.params = params
         self.embeddings = nn.Parameter(torch.randn(m, params.embedding) * 0.5)
-        self.encoder = ConvEncoder(m, params.slices, channels, params.embedding)
+        self.encoder = self._encoder(params, m, channels)
+        self.multiscale = None
+        if params.multiscale is not None:
+            self.multiscale = MultiScaleNet(params.multiscale, self.encoder.strides, channels)
         self.fusion = ProgressiveFusion(m, channels, params.embedding, params.memory_slots)
         self.linear_maps = LinearMaps(statistics)
         self.decoder = Decoder(channels, params.embedding)
-        scale_for_gelu(self)  # before the heads, which start at zero
-        for stem in self.encoder.stem:
-            nn.init.uniform_(stem.bias, -1.0, 1.0)  # a reference beside which a channel norm keeps brightness
+        for part in (self.fusion, self.decoder):
+            scale_for_gelu(part)
         self.joint = JointPass(params.slices, params.joint, channels, statistics.mean.diagonal())
         self.heads = TaskHeadNet(m, channels)
+
+    @staticmethod
+    def _encoder(params: Params, m: int, channels: dict[int, int]) -> nn.Module:
+        """The encoder that the params name; what it finds below stride 16 needs the MultiScaleNet to come in."""
+        spec = resolve(ENCODERS, params.encoder.name)
+        encoder = spec.build(params.encoder, m, params.slices, channels, params.embedding)
+        if params.multiscale is None and max(encoder.strides) > MULTIPLE:
+            raise ConfigError(
+                f"encoder {spec.name}: its level at stride {max(encoder.strides)} comes in by the MultiScaleNet, and "
+                "multiscale is null; set multiscale to {scan: none}, {scan: raster} or {scan: spiral}"
+            )
+        return encoder
 
     def encode(self, images: Tensor, needed: Tensor) -> Frames:
         """Encode the needed frames of images (b, m, s, h, w); needed (b, m) bool. Others are never read."""
@@ -72,9 +98,9 @@ class MedK2N(nn.Module):
         frames = images[needed]
         centre = frames[:, frames.shape[1] // 2]
         mask = (centre > 0).to(frames.dtype)[:, None]
-        pyramid = self.encoder(
-            frames.contiguous(memory_format=torch.channels_last), modality, self.embeddings[modality]
-        )
+        pyramid = self.encoder(frames, modality, self.embeddings[modality])
+        if self.multiscale is not None:
+            pyramid = self.multiscale(pyramid)
         inside = {s: functional.avg_pool2d(mask, s) for s in FUSED_STRIDES}
         return Frames(images, pyramid, centre, inside, modality, row)
 

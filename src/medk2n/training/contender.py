@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from medk2n.config.schema import ModelChoice, Optimiser, TrainConfig
+from medk2n.config.schema import ModelChoice, TrainConfig
 from medk2n.data.batches import Batch
 from medk2n.data.statistics import CohortStatistics
 from medk2n.losses.fusion import added_map_error, added_weight_error, local_gain
@@ -20,8 +20,9 @@ from medk2n.losses.reconstruction import mean_squared_error
 from medk2n.models._spec import Prediction, Query, Statistics
 from medk2n.models.parts.blocks import spread
 from medk2n.registry import resolve
+from medk2n.training.begin import begin, chosen
 from medk2n.training.feed import Part
-from medk2n.training.muon import Muon
+from medk2n.training.groups import optimisers
 from medk2n.training.objectives import objective, proposal_error
 from medk2n.training.queries import as_query, draw_sources, draw_targets, every_target, narrowed, without_one
 from medk2n.training.world import World
@@ -61,12 +62,13 @@ class Contender:
     def of(cls, choice: ModelChoice, config: TrainConfig, statistics: CohortStatistics, device: str) -> "Contender":
         """Build a fresh model; the caller has seeded torch."""
         spec = resolve("models", choice.name)
-        params = spec.params(**{k: tuple(v) if isinstance(v, list) else v for k, v in choice.params.items()})
+        params = chosen(choice)
         tensors = [
             torch.from_numpy(np.array(getattr(statistics, name), dtype=np.float32))
             for name in ("mean", "deviation", "correlation", "variance")
         ]
         module = spec.build(params, len(config.modalities), Statistics(*tensors))
+        params = begin(module, params, torch.device(device))
         return cls(choice, config, module.to(device, memory_format=torch.channels_last), params, tensors[3].to(device))
 
     @property
@@ -107,7 +109,7 @@ class Contender:
         rate = self.config.optimiser.learning_rate * self._schedule()
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["scale"]
             optimiser.step()
         self._average()
         self.steps += 1
@@ -228,14 +230,3 @@ def _lay_out_like_parameters(optimiser: torch.optim.Optimizer) -> None:
         for name, value in values.items():
             if value.shape == p.shape:
                 values[name] = torch.empty_like(p).copy_(value)
-
-
-def optimisers(module: nn.Module, settings: Optimiser) -> list[torch.optim.Optimizer]:
-    """Muon for convolutions of 8 channels or more on either side, AdamW for the rest; gains and biases never decay."""
-    rate, decay = settings.learning_rate, settings.weight_decay
-    hidden, matrices, others = [], [], []
-    for p in module.parameters():
-        group = hidden if p.ndim == 4 and min(p.shape[:2]) >= 8 else matrices if p.ndim > 1 else others
-        group.append(p)
-    rest = [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
-    return [Muon(hidden, rate, decay), torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), fused=True)]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medk2n.config.params import read_params
 from medk2n.config.schema import BatchShape, LossWeights, ModelChoice
 from medk2n.data.batches import Batch
 from medk2n.models._spec import Statistics
@@ -41,7 +42,7 @@ class Cost:
 def cost(choice: ModelChoice, m: int, batch: BatchShape, losses: LossWeights) -> Cost:
     """Run one crop with all of `m` modalities forwards through a fresh model and count what is kept."""
     spec = resolve("models", choice.name)
-    params = spec.params(**{key: tuple(v) if isinstance(v, list) else v for key, v in choice.params.items()})
+    params = read_params(spec.params, choice.params, f"models.{choice.name}.params")
     rng = np.random.default_rng(0)
     acquired = np.ones((1, m), bool)
     samples = np.zeros(batch.draws, int)

@@ -86,7 +86,9 @@ def read_data(config: TrainConfig, report: Report) -> TrainingData:
     builder = StatisticsBuilder(config.modalities)
     stores, shares, subjects = [], [], {}
     learned: dict[str, str] = {}  # digest of an image -> whose it is
-    for root, share, chosen in learned_from(config):
+    entries = learned_from(config)
+    refuse_unseen(config.modalities, {name for *_, chosen in entries for subject in chosen for name in subject.readers})
+    for root, share, chosen in entries:
         studies = _studies(chosen, config, report, f"reading {Path(root).name}")
         for study in studies:
             builder.add(study.moments)
@@ -100,7 +102,6 @@ def read_data(config: TrainConfig, report: Report) -> TrainingData:
         shares.append(share)
         subjects[root] = [study.id for study in studies]
     statistics = builder.finish()
-    refuse_unseen(config.modalities, statistics.typical_scaling)
     validation: list[Batch] = []
     if config.validation:
         validation = _watched([config.validation], config, report, learned, keep=None)

@@ -32,6 +32,7 @@ from medk2n.errors import (
 )
 from medk2n.io.atomic import check_writable, refuse_existing, write_json
 from medk2n.training import state
+from medk2n.training.begin import chosen
 from medk2n.training.board import Board
 from medk2n.training.contender import Contender
 from medk2n.training.feed import Feed, Part, seed_of
@@ -82,6 +83,8 @@ def train(
     if world.leads:
         refuse_existing([out / checkpoint.CONFIG, out / _STATE], overwrite)
         check_writable(out)
+        for choice in config.models:
+            chosen(choice)  # before the data are read, which takes long
         plan = make_plan(draft, device, report) if draft else None
         config = plan.config if plan else config
         if not config.data:

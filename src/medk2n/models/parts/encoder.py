@@ -1,13 +1,13 @@
 """Modality as frame: one encoder turns every 2.5-D frame into a pyramid (design, section 3).
 
-The convolutional encoder is the CPU size; whatever maps frames to strides 4, 8, 16 can take its place, as Hiera will.
+What an encoder promises. They live one a file in `encoders`, and a configuration names one.
 """
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
-from medk2n.models.parts.blocks import ChannelNorm, Film, ResidualBlock
+from torch import Tensor, nn
 
 STRIDES = (2, 4, 8, 16)
 FUSED_STRIDES = (4, 8, 16)
@@ -16,30 +16,15 @@ Pyramid = dict[int, Tensor]
 """Stride -> (f, c, h / stride, w / stride)."""
 
 
-class ConvEncoder(nn.Module):
-    """A stem that goes to stride 2 at once and residual stages at 4, 8, 16, all conditioned on the modality.
+@dataclass(frozen=True, slots=True)
+class EncoderSpec:
+    """How an encoder is built: `build(params, m, slices, channels, embedding)` for m modalities.
 
-    The first convolution is each modality's own (specific beside shared parts: they help, and cost nothing);
-    everything after it is shared. It is kept light: there is one pass a frame, and what is seen only where inputs are
-    compared voxel by voxel is the joint pass's work.
+    `channels` are those wanted at every stride. The module says at which `strides` its pyramid has levels: 4, 8 and 16,
+    and perhaps 32, which is rounded up to whole voxels. It takes frames (f, s, h, w) with h and w multiples of 16,
+    modality (f,) and embeddings (f, embedding), and gives every level normalised, so that no frame drowns another.
     """
 
-    def __init__(self, m: int, slices: int, channels: dict[int, int], embedding: int) -> None:
-        super().__init__()
-        self.stem = nn.ModuleList(nn.Conv2d(slices, channels[2], 4, stride=2, padding=1) for _ in range(m))
-        self.film = Film(embedding, channels[2])
-        self.down, self.stage = nn.ModuleDict(), nn.ModuleDict()
-        for stride in STRIDES[1:]:
-            self.down[str(stride)] = nn.Conv2d(channels[stride // 2], channels[stride], 3, stride=2, padding=1)
-            self.stage[str(stride)] = ResidualBlock(channels[stride], embedding)
-        self.norm = nn.ModuleDict({str(s): ChannelNorm(channels[s]) for s in FUSED_STRIDES})
-
-    def forward(self, frames: Tensor, modality: Tensor, e: Tensor) -> Pyramid:
-        """frames (f, s, h, w) with h and w multiples of 16, modality (f,), e (f, embedding) -> strides 4, 8, 16."""
-        rows = [(modality == i).nonzero().squeeze(1) for i in modality.unique()]
-        parts = [self.stem[int(modality[r[0]])]((frames[r] - 0.4) / 0.25) for r in rows]
-        first = torch.cat(parts)[torch.cat(rows).argsort()]
-        pyramid = {2: functional.gelu(self.film(first, e))}
-        for stride in STRIDES[1:]:
-            pyramid[stride] = self.stage[str(stride)](self.down[str(stride)](pyramid[stride // 2]), e)
-        return {s: self.norm[str(s)](pyramid[s]) for s in FUSED_STRIDES}
+    name: str
+    params: type
+    build: Callable[[Any, int, int, dict[int, int], int], nn.Module]
