@@ -1,6 +1,7 @@
 """Protocols: each against the libraries its source uses, fixed numbers, and what it forgives or does not see."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -295,9 +296,12 @@ def test_brasyn_says_nothing_without_a_tumour(name):
 
 
 def test_a_slice_without_contrast_does_not_spoil_the_mean():
-    flat = make_pair(lambda predicted, reference: np.where(np.arange(SHAPE[0])[:, None, None] == 7, 0, predicted))
-    for name in ("own_mean", "slice_maximum"):
-        assert all(np.isfinite(value) for value in values(name, flat).values())
+    here = np.arange(SHAPE[0]) == 7
+    flat = make_pair(lambda predicted, reference: np.where(here[:, None, None], 0, predicted))
+    without = flat.regions["brain"] & ~here[:, None, None]
+    expected = values("own_mean", replace(flat, regions={**flat.regions, "brain": without}))
+    assert values("own_mean", flat) == expected
+    assert all(np.isfinite(value) for value in (*expected.values(), *values("slice_maximum", flat).values()))
 
 
 def test_an_exact_slice_is_no_exact_volume():
@@ -309,6 +313,8 @@ def test_an_exact_slice_is_no_exact_volume():
 
 
 def test_a_prediction_without_contrast_has_no_value_or_a_bad_one():
+    flat = make_pair(lambda predicted, reference: np.where(reference > 0, -SCALING.low / 800, 0).astype(np.float32))
+    assert all(map(math.isnan, values("brasyn", flat).values())), "as stored it is 0: no percentiles to scale by"
     flat = make_pair(lambda predicted, reference: np.zeros_like(predicted))
     for name in ALL:
         for (_, metric), value in values(name, flat).items():
