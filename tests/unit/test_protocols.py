@@ -103,6 +103,12 @@ def make_pair(change=None, target="t2f", scaling=SCALING, lesion=True):
     return Pair(target, predicted if change is None else change(predicted, reference), reference, scaling, regions)
 
 
+def pair_for(name, change=None):
+    """A pair that the protocol says something about."""
+    ct = {"target": "ct", "scaling": Scaling(-1000.0, 2000.0, kind="fixed")}
+    return make_pair(change, **(ct if name == "synthrad" else {}))
+
+
 def values(name, pair):
     return {(v.region, v.metric): v.value for v in ALL[name].measure(pair)}
 
@@ -252,8 +258,7 @@ def test_synthrad_says_nothing_of_mr_nor_of_ct_that_lost_its_units():
 
 @pytest.mark.parametrize("name", ALL)
 def test_golden_values(name):
-    pair = make_pair(target="ct", scaling=Scaling(-1000.0, 2000.0, kind="fixed")) if name == "synthrad" else make_pair()
-    found = values(name, pair)
+    found = values(name, pair_for(name))
     assert found == {place: pytest.approx(value, abs=2e-5, rel=1e-5) for place, value in GOLDEN[name].items()}
 
 
@@ -271,7 +276,9 @@ def test_every_protocol_is_named_as_its_file_and_says_what_it_does():
 @pytest.mark.parametrize("name", ALL)
 def test_a_perfect_prediction_is_perfect(name):
     perfect = {"psnr": math.inf, "ssim": pytest.approx(1, abs=1e-6), "sharpness": 1}
-    for (_, metric), value in values(name, make_pair(lambda predicted, reference: reference)).items():
+    found = values(name, pair_for(name, lambda predicted, reference: reference))
+    assert found
+    for (_, metric), value in found.items():
         assert value == perfect.get(metric, 0)
 
 
@@ -283,7 +290,7 @@ def test_more_damage_is_never_better(name):
         def change(predicted, reference):
             return np.where(reference > 0, np.clip(reference + level * noise, 0, 1), 0).astype(np.float32)
 
-        return values(name, make_pair(change))
+        return values(name, pair_for(name, change))
 
     for (place, little), much in zip(noisy(0.05).items(), noisy(0.15).values(), strict=True):
         badness = resolve("metrics", place[1]).badness
