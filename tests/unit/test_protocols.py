@@ -1,6 +1,7 @@
 """Protocols: each against the libraries its source uses, fixed numbers, and what it forgives or does not see."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -100,6 +101,12 @@ def make_pair(change=None, target="t2f", scaling=SCALING, lesion=True):
     regions = {"foreground": inside, "whole": None, "brain": ellipsoid((4.9, 12, 14))}
     regions |= {"lesion": hole} if lesion else {}
     return Pair(target, predicted if change is None else change(predicted, reference), reference, scaling, regions)
+
+
+def pair_for(name, change=None):
+    """A pair that the protocol says something about."""
+    ct = {"target": "ct", "scaling": Scaling(-1000.0, 2000.0, kind="fixed")}
+    return make_pair(change, **(ct if name == "synthrad" else {}))
 
 
 def values(name, pair):
@@ -251,8 +258,7 @@ def test_synthrad_says_nothing_of_mr_nor_of_ct_that_lost_its_units():
 
 @pytest.mark.parametrize("name", ALL)
 def test_golden_values(name):
-    pair = make_pair(target="ct", scaling=Scaling(-1000.0, 2000.0, kind="fixed")) if name == "synthrad" else make_pair()
-    found = values(name, pair)
+    found = values(name, pair_for(name))
     assert found == {place: pytest.approx(value, abs=2e-5, rel=1e-5) for place, value in GOLDEN[name].items()}
 
 
@@ -270,7 +276,9 @@ def test_every_protocol_is_named_as_its_file_and_says_what_it_does():
 @pytest.mark.parametrize("name", ALL)
 def test_a_perfect_prediction_is_perfect(name):
     perfect = {"psnr": math.inf, "ssim": pytest.approx(1, abs=1e-6), "sharpness": 1}
-    for (_, metric), value in values(name, make_pair(lambda predicted, reference: reference)).items():
+    found = values(name, pair_for(name, lambda predicted, reference: reference))
+    assert found
+    for (_, metric), value in found.items():
         assert value == perfect.get(metric, 0)
 
 
@@ -282,7 +290,7 @@ def test_more_damage_is_never_better(name):
         def change(predicted, reference):
             return np.where(reference > 0, np.clip(reference + level * noise, 0, 1), 0).astype(np.float32)
 
-        return values(name, make_pair(change))
+        return values(name, pair_for(name, change))
 
     for (place, little), much in zip(noisy(0.05).items(), noisy(0.15).values(), strict=True):
         badness = resolve("metrics", place[1]).badness
@@ -295,9 +303,12 @@ def test_brasyn_says_nothing_without_a_tumour(name):
 
 
 def test_a_slice_without_contrast_does_not_spoil_the_mean():
-    flat = make_pair(lambda predicted, reference: np.where(np.arange(SHAPE[0])[:, None, None] == 7, 0, predicted))
-    for name in ("own_mean", "slice_maximum"):
-        assert all(np.isfinite(value) for value in values(name, flat).values())
+    here = np.arange(SHAPE[0]) == 7
+    flat = make_pair(lambda predicted, reference: np.where(here[:, None, None], 0, predicted))
+    without = flat.regions["brain"] & ~here[:, None, None]
+    expected = values("own_mean", replace(flat, regions={**flat.regions, "brain": without}))
+    assert values("own_mean", flat) == expected
+    assert all(np.isfinite(value) for value in (*expected.values(), *values("slice_maximum", flat).values()))
 
 
 def test_an_exact_slice_is_no_exact_volume():
@@ -309,6 +320,8 @@ def test_an_exact_slice_is_no_exact_volume():
 
 
 def test_a_prediction_without_contrast_has_no_value_or_a_bad_one():
+    flat = make_pair(lambda predicted, reference: np.where(reference > 0, -SCALING.low / 800, 0).astype(np.float32))
+    assert all(map(math.isnan, values("brasyn", flat).values())), "as stored it is 0: no percentiles to scale by"
     flat = make_pair(lambda predicted, reference: np.zeros_like(predicted))
     for name in ALL:
         for (_, metric), value in values(name, flat).items():

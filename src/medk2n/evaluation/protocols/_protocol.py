@@ -42,14 +42,15 @@ class Pair:
 
     @property
     def stored(self) -> tuple[np.ndarray, np.ndarray]:
-        """Prediction and reference as a file stores them, counted from the level of air: 0 outside the foreground.
+        """Prediction and reference in the unit of a file, counted from the level of air.
 
-        The scaling moved the darkest tissue to 0; this moves it back above the air, where recipes that read
-        files find it. (The 0.5 % that were clipped at either end stay clipped.)
+        The scaling moved the darkest tissue to 0; inside the foreground this moves it back above the air, where recipes
+        that read files find it. (The 0.5 % that were clipped at either end stay clipped.)
         """
-        air, patient = modality(self.target).background, self.regions["foreground"]
-        predicted, reference = (np.where(patient, self.scaling.invert(image) - air, 0) for image in self.images)
-        return predicted.astype(np.float32), reference.astype(np.float32)
+        darkest = np.where(self.regions["foreground"], self.scaling.low - modality(self.target).background, 0)
+        span = self.scaling.high - self.scaling.low
+        predicted, reference = ((span * image + darkest).astype(np.float32) for image in self.images)
+        return predicted, reference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,7 +35,7 @@ def _slice(predicted: np.ndarray, reference: np.ndarray, mask: np.ndarray) -> tu
     first, second = (image[box] / image.mean() * inside for image in scaled)
     data_range = max(first.max(), second.max()) - min(first.min(), second.min())
     if not data_range > 0:
-        return np.nan, np.nan, mae
+        return np.nan, np.nan, np.nan
     psnr = decibel(float(np.square((first - second) / data_range).mean()))
     return psnr, mean_similarity(first[None], second[None], data_range, SLICE_WINDOW_SKIMAGE), mae
 
