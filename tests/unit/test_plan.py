@@ -16,7 +16,7 @@ from medk2n.cli.main import main
 from medk2n.config.draft import read_draft
 from medk2n.config.schema import PRESETS, load_config
 from medk2n.data.discover import discover
-from medk2n.data.fingerprint import LOOKED_AT, Fingerprint, take_fingerprint
+from medk2n.data.fingerprint import LOOKED_AT, Fingerprint, _Stack, take_fingerprint
 from medk2n.data.subject import Subject
 from medk2n.errors import CheckpointError, ConfigError, DatasetError, StoppedError
 from medk2n.geometry.grid import Grid
@@ -327,6 +327,13 @@ def test_a_plan_written_as_yaml_is_the_same_configuration(tmp_path: Path) -> Non
     assert text.startswith("# Made by hand.\n")
     assert all(f"# {d.field}: {d.reason}." in text for d in plan.decisions if d.by == "planned")
     assert read_draft(path).decided_by("spacing_mm") == "you"
+
+
+def test_a_resampled_grid_says_itself_across_which_axis_its_slices_lie() -> None:
+    """In plane it may be coarser than across: prepared data are."""
+    header = Header(Grid((20, 22, 30), np.diag([1.5, 1.5, 1.0, 1.0])), slice_axis=2)
+    stack = _Stack.of(Subject("a", {"t1n": lambda: None}, headers={"t1n": lambda: header}))
+    assert (stack.plane, stack.depth, stack.steps, stack.finest) == ("axial", 30, (1.5, 1.5), 1.5)
 
 
 def test_presets_can_be_planned() -> None:

@@ -14,7 +14,8 @@ from medk2n.data.batches import ENOUGH
 from medk2n.data.subject import Subject
 from medk2n.data.working import load_working
 from medk2n.errors import DatasetError
-from medk2n.geometry.resample import working_grid
+from medk2n.geometry.resample import WorkingGrid, working_grid
+from medk2n.io.volume import Header
 
 LOOKED_AT = 8
 """Subjects of which an image is read."""
@@ -94,7 +95,7 @@ class _Stack:
     def of(cls, subject: Subject) -> "_Stack":
         headers = [subject.header(name) for name in subject.modalities]
         first = headers[0]
-        grid, axis = (working := working_grid(first.grid, None)).grid, working.slice_axis
+        grid, axis = (working := _working(first)).grid, working.slice_axis
         inside = [a for a in range(3) if a != axis]
         shape = " x ".join(map(str, first.grid.shape))
         spacing = " x ".join(f"{edge:.3g}" for edge in first.grid.spacing_mm)
@@ -104,7 +105,7 @@ class _Stack:
             edges=(grid.shape[inside[0]], grid.shape[inside[1]]),
             steps=(float(grid.spacing_mm[inside[0]]), float(grid.spacing_mm[inside[1]])),
             step=float(grid.spacing_mm[axis]),
-            finest=min(float(h.grid.spacing_mm.min()) for h in headers),
+            finest=min(_finest(header) for header in headers),
             known=first.spacing_known,
             grid=f"{shape} voxels of {spacing} mm" if first.spacing_known else f"{shape} voxels, spacing not stated",
             images=len(headers) + sum(map(len, subject.inputs_only.values())),
@@ -115,6 +116,16 @@ class _Stack:
         """Of all slices of all images, mm^2 or voxels."""
         step = prod(self.steps) if self.known else 1.0
         return self.images * self.depth * prod(self.edges) * step
+
+
+def _working(header: Header) -> WorkingGrid:
+    return working_grid(header.grid, None, header.slice_axis)
+
+
+def _finest(header: Header) -> float:
+    """Of the two spacings in plane."""
+    working = _working(header)
+    return float(np.delete(working.grid.spacing_mm, working.slice_axis).min())
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,7 @@ def subject_of(
         else:
             further[image.modality].append(read)
     mask_paths = {kind: folder / mask_name(kind) for kind in masks}
-    header = Header(Grid(grid.shape, np.array(grid.affine)), grid.spacing == "stated")
+    header = Header(Grid(grid.shape, np.array(grid.affine)), grid.spacing == "stated", grid.slice_axis)
     return Subject(
         id=subject_id,
         readers=readers,

@@ -22,10 +22,12 @@ class Header:
     Attributes:
         grid: its shape and affine.
         spacing_known: False where nobody stated millimetres: the grid has unit spacing then, and means voxels.
+        slice_axis: across which slices lie, of the RAS axes, where a resampled grid no longer tells.
     """
 
     grid: Grid
     spacing_known: bool = True
+    slice_axis: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +55,7 @@ class Volume:
     @property
     def header(self) -> Header:
         """All but the voxels."""
-        return Header(self.grid, self.provenance.get("spacing") != "unknown")
+        return Header(self.grid, self.provenance.get("spacing") != "unknown", self.provenance.get("slice_axis"))
 
     def to_nibabel(self) -> "nibabel.Nifti1Image":
         """As a float32 NIfTI image with exactly this affine; one of a synthetic volume says so in its header."""
