@@ -115,4 +115,6 @@ def variance(latents: Tensor, filled: Tensor) -> Tensor:
     return (share * (latents - centre).square()).sum(dim=1).mean(dim=(1, 2, 3))
 
 
-COMPONENT = ModelSpec(name="mm_synthesis", params=Params, build=MMSynthesis)
+COMPONENT = ModelSpec(
+    name="mm_synthesis", params=Params, build=MMSynthesis, every_target=True, objective="mm_synthesis"
+)

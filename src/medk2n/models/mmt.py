@@ -122,4 +122,4 @@ class Critic(nn.Module):
         return self.patches(image, query.target)
 
 
-COMPONENT = ModelSpec(name="mmt", params=Params, build=MMT)
+COMPONENT = ModelSpec(name="mmt", params=Params, build=MMT, objective="mmt", adversary=Critic)

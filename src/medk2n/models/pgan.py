@@ -98,4 +98,4 @@ class Critic(nn.Module):
         return self.patches(image, query.target, stacked(images[query.sample], query.sources))
 
 
-COMPONENT = ModelSpec(name="pgan", params=Params, build=PGAN)
+COMPONENT = ModelSpec(name="pgan", params=Params, build=PGAN, every_target=True, objective="pgan", adversary=Critic)

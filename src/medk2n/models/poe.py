@@ -92,6 +92,7 @@ class Level(nn.Module):
         super().__init__()
         self.latent = latent
         self.expert = nn.Conv2d(encoded + above, 2 * latent, 3, padding=1)
+        nn.init.constant_(self.expert.bias[latent:], -4.0)  # noise of unit size drowns what is to be learned first
         self.prior = nn.Conv2d(above, 2 * latent, 3, padding=1) if above else None
         self.merge = Double(above + latent, width)
 
@@ -154,4 +155,4 @@ class PoE(nn.Module):
         return Prediction(image, None, {"latents": latents})
 
 
-COMPONENT = ModelSpec(name="poe", params=Params, build=PoE)
+COMPONENT = ModelSpec(name="poe", params=Params, build=PoE, every_target=True, objective="poe")

@@ -43,4 +43,4 @@ class UNet(nn.Module):
         return Prediction(everything[passes.which, query.target])
 
 
-COMPONENT = ModelSpec(name="unet", params=Params, build=UNet, sizes={"widths": SIZES})
+COMPONENT = ModelSpec(name="unet", params=Params, build=UNet, sizes={"widths": SIZES}, every_target=True)
