@@ -131,6 +131,7 @@ def config(data: Path, name: str) -> TrainConfig:
         [
             f"data=['{data}']",
             "modalities=[t1n, t1c, t2w]",
+            "spacing_mm=1.5",
             f"models=[{{name: {name}, params: {SMALL[name]}}}]",
             "budget={steps: 25}",
             "batch={size: 2, crop: 32, draws: 1, targets: 2, most_sources: 2, corrupt: 0}",

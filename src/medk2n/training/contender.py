@@ -41,13 +41,12 @@ class Contender:
 
     choice: ModelChoice
     config: TrainConfig
-    spec: ModelSpec
     module: nn.Module
-    adversary: nn.Module | None
     params: object
     variance: Tensor
     averaged: nn.Module = field(init=False)
     observed: Tensor = field(init=False)
+    adversary: nn.Module | None = field(init=False, default=None)
     optimisers: list[torch.optim.Optimizer] = field(init=False)
     seconds: float = 0.0
     waited: float = 0.0
@@ -58,6 +57,8 @@ class Contender:
     def __post_init__(self) -> None:
         self.averaged = copy.deepcopy(self.module).requires_grad_(False).eval()
         self.observed = self.variance.new_zeros(2, len(self.variance), len(self.variance))
+        if self.spec.adversary:
+            self.adversary = self.spec.adversary(self.params, len(self.variance)).to(self.variance.device)
         self.optimisers = [o for module in self._learning for o in optimisers(module, self.config.optimiser)]
 
     @classmethod
@@ -69,12 +70,9 @@ class Contender:
             torch.from_numpy(np.array(getattr(statistics, name), dtype=np.float32))
             for name in ("mean", "deviation", "correlation", "variance")
         ]
-        m = len(config.modalities)
-        module = spec.build(params, m, Statistics(*tensors))
+        module = spec.build(params, len(config.modalities), Statistics(*tensors))
         params = begin(module, params, torch.device(device))
-        module = module.to(device, memory_format=torch.channels_last)
-        adversary = spec.adversary(params, m).to(device) if spec.adversary else None
-        return cls(choice, config, spec, module, adversary, params, tensors[3].to(device))
+        return cls(choice, config, module.to(device, memory_format=torch.channels_last), params, tensors[3].to(device))
 
     @property
     def name(self) -> str:
@@ -87,6 +85,11 @@ class Contender:
         budget = self.config.budget
         spent = self.steps / budget.steps if budget.steps else self.seconds / 60 / (budget.minutes or 1.0)
         return min(1.0, spent)
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the model says of itself."""
+        return resolve("models", self.name)
 
     @property
     def _learning(self) -> list[nn.Module]:
@@ -145,10 +148,8 @@ class Contender:
             fusion.hard_gates = self.progress >= self.config.soft_gates
         with world.autocast():
             prediction = self.module(batch.images, query, generator=torch.Generator().manual_seed(seed))
-        paper = resolve("losses/papers", self.spec.objective) if self.spec.objective else None
-        loss, mse, parts = objective(
-            prediction, batch, query, self.config.losses, self.variance, paper=paper, adversary=self.adversary
-        )
+        own = {"paper": self.spec.objective, "adversary": self.adversary}
+        loss, mse, parts = objective(prediction, batch, query, self.config.losses, self.variance, **own)
         if fusion is not None and self.steps // self.config.fuse_every % self.config.gain_every == 0:
             added = self.config.losses.weights * self._measure_gain(prediction, batch, query, mse, seed, world)
             loss = loss + added

@@ -11,6 +11,7 @@ from medk2n.losses.likelihood import gaussian_nll
 from medk2n.losses.reconstruction import edge_error, log_mse, mean_squared_error
 from medk2n.models._spec import Prediction, Query
 from medk2n.models.parts.joint import Proposals
+from medk2n.registry import resolve
 
 
 def objective(
@@ -20,14 +21,14 @@ def objective(
     weights: LossWeights,
     variance: Tensor,
     *,
-    paper: Objective | None = None,
+    paper: str | None = None,
     adversary: nn.Module | None = None,
 ) -> tuple[Tensor, Tensor, dict[str, float]]:
     """The loss to minimise, the detached mean squared error per query, and the parts for the log.
 
     Args:
         variance: (m,) error of predicting each modality's mean.
-        paper: a baseline's own objective instead of the common one, with its adversary.
+        paper: a baseline's own objective in `losses/papers` instead of the common one, with its adversary.
     """
     target = batch.targets[query.sample, query.target]
     inside = batch.foreground[query.sample]
@@ -36,7 +37,8 @@ def objective(
     share = share / share.sum()
     mse = mean_squared_error(prediction.mean, target, inside)
     if paper is not None:
-        parts = paper(prediction, Asked(batch.images, query, target, inside, share), adversary)
+        own: Objective = resolve("losses/papers", paper)
+        parts = own(prediction, Asked(batch.images, query, target, inside, share), adversary)
         return sum(parts.values()), mse.detach(), {name: float(value.detach()) for name, value in parts.items()}
     parts = {
         "log_mse": weights.log_mse * (share * log_mse(prediction.mean, target, inside)).sum(),
