@@ -33,7 +33,7 @@ _CROP = 48
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one model, with its adversary: weights, and bytes that are kept for the way back, for each pixel of each crop."""
+    """Of one model with its adversary: weights, and bytes kept for the way back for each pixel of each crop."""
 
     parameters: int
     bytes_a_pixel: float
