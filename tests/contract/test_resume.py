@@ -74,7 +74,16 @@ def stop_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "_counted", counted)
 
 
-@pytest.mark.parametrize("overrides", [[], ["batch.accumulate=2", "workers=1"]], ids=["plain", "parts and workers"])
+ADVERSARIAL = (
+    "models=[{name: pgan, params: {width: 8, blocks: 1, critic: 8}}, {name: unet, params: {widths: [8, 8, 8, 8, 8]}}]"
+)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [[], ["batch.accumulate=2", "workers=1"], [ADVERSARIAL]],
+    ids=["plain", "parts and workers", "an adversary"],
+)
 def test_a_run_stopped_at_twenty_random_steps_ends_in_the_same_bits(
     overrides: list[str], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -204,6 +204,7 @@ def test_an_id_that_is_nowhere_is_refused(setting: str, data: Path, tmp_path: Pa
         ("modalities=[t1n]", "at least two modalities"),
         ("core=[t1n, pet]", r"core: pet not among modalities \(adc, ct"),
         ("models=[{name: unnet}]", "unknown model 'unnet'"),
+        ("models=[{name: poe}, {name: poe}]", "each model learns once"),
         ("seed", "expected key=value"),
         ("optimiser.learning_rate=-1", "greater than 0"),
     ],

@@ -155,6 +155,7 @@ def test_train_hands_its_options_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("medk2n.training.run.train", learn)
     code = main(
         ["train", "--data", "a:0.5", "--data", "b", "--val", "v", "--exclude", "x,y", "--minutes", "2", "--seed", "5",
+         "--model", "mm-synthesis", "--model", "unet",
          "--set", "batch.size=3", "--device", "cpu", "--out", str(tmp_path / "m"),
          "--manifest", str(tmp_path / "r.json")]
     )  # fmt: skip
@@ -162,6 +163,8 @@ def test_train_hands_its_options_on(tmp_path, monkeypatch, capsys):
     config = seen["draft"].config
     assert (config.data, config.validation, config.exclude) == (["a:0.5", "b"], "v", ["x", "y"])
     assert (config.budget.minutes, config.seed, config.batch.size) == (2.0, 5, 3)
+    assert [choice.name for choice in config.models] == ["mm_synthesis", "unet"]
+    assert config.models[1].params["widths"], "what the preset lists keeps its sizes"
     assert json.loads((tmp_path / "r.json").read_text())["config"]["seed"] == 5
     assert main(["train", "--out", str(tmp_path / "m"), "--set", "batch.sise=3"]) == 2
     assert "did you mean 'size'" in capsys.readouterr().err

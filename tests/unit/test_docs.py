@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 TEXTS = (
     "README.md",
     "CONTRIBUTING.md",
+    "docs/baselines.md",
     "docs/data.md",
     "docs/evaluation.md",
     "docs/training.md",

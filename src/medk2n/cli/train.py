@@ -14,6 +14,7 @@ from medk2n.cli.common import (
     PresetOption,
     SetOption,
 )
+from medk2n.registry import names
 
 if TYPE_CHECKING:
     from medk2n.config.draft import Draft
@@ -33,6 +34,15 @@ def train(
     ] = None,
     subjects: Annotated[list[str] | None, typer.Option("--subjects", help="Ids to keep: a comma list.")] = None,
     exclude: Annotated[list[str] | None, typer.Option("--exclude", help="Ids to leave out: a comma list.")] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="NAME",
+            help=f"What to train instead of the configured models: {', '.join(names('models'))}. "
+            "Repeatable: several learn interleaved, the first goes to --out, the others to its reference folder.",
+        ),
+    ] = None,
     preset: PresetOption = "tiny",
     config: Annotated[Path | None, typer.Option("--config", help="A YAML file instead of a preset.")] = None,
     minutes: Annotated[float | None, typer.Option("--minutes", help="Wall time for each model of the run.")] = None,
@@ -56,7 +66,8 @@ def train(
     from medk2n.config.draft import read_draft
     from medk2n.errors import UsageError
 
-    if resume and any((data, val, split, subjects, exclude, config, minutes, seed is not None, overrides, overwrite)):
+    given = (data, val, split, subjects, exclude, models, config, minutes, seed is not None, overrides, overwrite)
+    if resume and any(given):
         raise UsageError("--resume goes on with the run's own settings: give --out alone, or start a run without it")
     wanted = list(overrides or [])
     if data:
@@ -73,12 +84,13 @@ def train(
         wanted += [f"budget.minutes={minutes}", "budget.steps=null"]
     if seed is not None:
         wanted.append(f"seed={seed}")
-    options = {"out": out, "preset": preset, "config": config, "device": device, "set": wanted, "overwrite": overwrite}
+    options = {"out": out, "preset": preset, "config": config, "model": models, "device": device, "set": wanted}
+    options |= {"overwrite": overwrite, "resume": resume}
     leads = first_process()
-    with run_manifest(manifest if leads else None, "train", options | {"resume": resume}, overwrite=overwrite) as run:
+    with run_manifest(manifest if leads else None, "train", options, overwrite=overwrite) as run:
         draft = None
         if not resume:
-            draft = read_draft(config or preset, wanted)
+            draft = read_draft(config or preset, wanted, models)
             run.facts["config"] = draft.tree
         run.device = resolve_device(device)
         _train(draft, out, run, overwrite=overwrite)

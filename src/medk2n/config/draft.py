@@ -64,13 +64,18 @@ class Draft:
         return validated(_stand_in(self.filled(values)))
 
 
-def read_draft(preset_or_file: str | Path, overrides: list[str] | None = None) -> Draft:
+def read_draft(
+    preset_or_file: str | Path, overrides: list[str] | None = None, models: list[str] | None = None
+) -> Draft:
     """A preset's name or a YAML file, with dotted overrides on top; some values may be `auto`.
+
+    Args:
+        models: names, as for `read_tree`.
 
     Raises:
         ConfigError: as `load_config`.
     """
-    tree = read_tree(preset_or_file, overrides)
+    tree = read_tree(preset_or_file, overrides, models)
     overridden = frozenset(override.partition("=")[0] for override in overrides or ())
     return Draft(tree, validated(_stand_in(tree)), overridden, (PRESETS / f"{preset_or_file}.yaml").is_file())
 

@@ -155,6 +155,13 @@ class TrainConfig(_Strict):
         except UnknownNameError as error:
             raise ValueError(str(error)) from error
 
+    @field_validator("models")
+    @classmethod
+    def _once(cls, models: list[ModelChoice]) -> list[ModelChoice]:
+        if len({choice.name for choice in models}) < len(models):
+            raise ValueError("each model learns once in a run; two of a kind would be saved in one folder")
+        return models
+
     @model_validator(mode="after")
     def _enough(self) -> "TrainConfig":
         if self.validation and self.split:
@@ -178,8 +185,15 @@ def load_config(preset_or_file: str | Path, overrides: list[str] | None = None) 
     return validated(read_tree(preset_or_file, overrides))
 
 
-def read_tree(preset_or_file: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
-    """The settings as they are written, not yet validated; raises as `load_config`."""
+def read_tree(
+    preset_or_file: str | Path, overrides: list[str] | None = None, models: list[str] | None = None
+) -> dict[str, Any]:
+    """The settings as they are written, not yet validated; raises as `load_config`.
+
+    Args:
+        models: names, the wanted one first, in the place of the models written there; one that is among those keeps
+            the sizes it has there, the others have their default sizes.
+    """
     path = PRESETS / f"{preset_or_file}.yaml"
     if not path.is_file():
         path = Path(preset_or_file)
@@ -194,6 +208,8 @@ def read_tree(preset_or_file: str | Path, overrides: list[str] | None = None) ->
         raise ConfigError(f"{path}: expected a mapping of settings")
     for override in overrides or []:
         apply_override(tree, override)
+    if models:
+        tree["models"] = _chosen(models, tree.get("models"))
     return tree
 
 
@@ -209,6 +225,13 @@ def validated(tree: dict[str, Any]) -> TrainConfig:
             for e in error.errors()
         ]
         raise ConfigError("; ".join(told)) from error
+
+
+def _chosen(wanted: list[str], written: Any) -> list[Any]:
+    """What is written of each wanted model, or its name alone; mm-synthesis means mm_synthesis."""
+    listed = written if isinstance(written, list) else []
+    choices = {choice.get("name"): choice for choice in listed if isinstance(choice, dict)}
+    return [choices.get(name, {"name": name}) for name in (name.replace("-", "_") for name in wanted)]
 
 
 def _all_fields(model: type[BaseModel]) -> set[str]:

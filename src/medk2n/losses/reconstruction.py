@@ -29,3 +29,9 @@ def edge_error(predicted: Tensor, target: Tensor, inside: Tensor) -> Tensor:
         step = torch.where(both, error.diff(dim=dim), 0.0)
         total = total + step.abs().sum(dim=(1, 2)) / both.sum(dim=(1, 2)).clamp_min(1)
     return total
+
+
+def absolute_error(predicted: Tensor, target: Tensor, inside: Tensor) -> Tensor:
+    """Mean absolute error over the foreground: the pixel-wise loss of most papers."""
+    error = torch.where(inside, predicted - target, 0.0).abs()
+    return error.sum(dim=(1, 2)) / inside.sum(dim=(1, 2)).clamp_min(1)

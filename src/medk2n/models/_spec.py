@@ -70,9 +70,13 @@ class Statistics:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """How a model is built: `build(params, m, statistics)` for m modalities.
+    """How a model is built and what it needs to learn.
 
     Attributes:
+        build: (params, m, statistics) -> the module, for m modalities.
+        every_target: whether one pass, or most of its work, serves all targets: then it is taught all of them at once.
+        objective: its paper's, by name, in `losses/papers`; None is the one that `losses` of the configuration weighs.
+        adversary: (params, m) -> a module that the objective sets against it; learns beside it and is not saved.
         sizes: parameters that a training plan may choose, each with its small, medium and large value.
     """
 
@@ -80,3 +84,6 @@ class ModelSpec:
     params: type
     build: Callable[[Any, int, Statistics], nn.Module]
     sizes: Mapping[str, Sequence[tuple[int, ...]]] = field(default_factory=dict)
+    every_target: bool = False
+    objective: str | None = None
+    adversary: Callable[[Any, int], nn.Module] | None = None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medk2n.models._spec import ModelSpec, Prediction, Query, Statistics
+from medk2n.models.parts.passes import Passes, stacked
 from medk2n.models.parts.trunk import SIZES, Trunk
 
 
@@ -31,18 +32,15 @@ class UNet(nn.Module):
 
     def images(self, images: Tensor, sources: Tensor) -> Tensor:
         """images (b, m, s, h, w) of which only `sources` (b, m) are read -> all modalities (b, m, h, w)."""
-        seen = torch.where(sources[:, :, None, None, None], images, 0.0).flatten(1, 2)
         h, w = images.shape[-2:]
-        mask = sources[:, :, None, None].to(images.dtype).expand(-1, -1, h, w)
-        x = functional.pad(torch.cat([seen, mask], dim=1), (0, -w % 16, 0, -h % 16))
+        x = functional.pad(stacked(images, sources), (0, -w % 16, 0, -h % 16))
         return self.trunk(x)[1][..., :h, :w]
 
     def forward(self, images: Tensor, query: Query, *, generator: torch.Generator | None = None) -> Prediction:
         """One image per query; queries that share sample and sources share one pass."""
-        wanted = torch.cat([query.sample[:, None], query.sources.long()], dim=1)
-        distinct, which = wanted.unique(dim=0, return_inverse=True)
-        everything = self.images(images[distinct[:, 0]], distinct[:, 1:].bool())
-        return Prediction(everything[which, query.target], None, {"all": everything, "distinct": distinct})
+        passes = Passes.of(query)
+        everything = self.images(images[passes.sample], passes.sources)
+        return Prediction(everything[passes.which, query.target])
 
 
-COMPONENT = ModelSpec(name="unet", params=Params, build=UNet, sizes={"widths": SIZES})
+COMPONENT = ModelSpec(name="unet", params=Params, build=UNet, sizes={"widths": SIZES}, every_target=True)

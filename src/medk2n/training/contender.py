@@ -17,7 +17,7 @@ from medk2n.data.batches import Batch
 from medk2n.data.statistics import CohortStatistics
 from medk2n.losses.fusion import added_map_error, added_weight_error, local_gain
 from medk2n.losses.reconstruction import mean_squared_error
-from medk2n.models._spec import Prediction, Query, Statistics
+from medk2n.models._spec import ModelSpec, Prediction, Query, Statistics
 from medk2n.models.parts.blocks import spread
 from medk2n.registry import resolve
 from medk2n.training.begin import begin, chosen
@@ -46,6 +46,7 @@ class Contender:
     variance: Tensor
     averaged: nn.Module = field(init=False)
     observed: Tensor = field(init=False)
+    adversary: nn.Module | None = field(init=False, default=None)
     optimisers: list[torch.optim.Optimizer] = field(init=False)
     seconds: float = 0.0
     waited: float = 0.0
@@ -56,7 +57,9 @@ class Contender:
     def __post_init__(self) -> None:
         self.averaged = copy.deepcopy(self.module).requires_grad_(False).eval()
         self.observed = self.variance.new_zeros(2, len(self.variance), len(self.variance))
-        self.optimisers = optimisers(self.module, self.config.optimiser)
+        if self.spec.adversary:
+            self.adversary = self.spec.adversary(self.params, len(self.variance)).to(self.variance.device)
+        self.optimisers = [o for module in self._learning for o in optimisers(module, self.config.optimiser)]
 
     @classmethod
     def of(cls, choice: ModelChoice, config: TrainConfig, statistics: CohortStatistics, device: str) -> "Contender":
@@ -83,6 +86,16 @@ class Contender:
         spent = self.steps / budget.steps if budget.steps else self.seconds / 60 / (budget.minutes or 1.0)
         return min(1.0, spent)
 
+    @property
+    def spec(self) -> ModelSpec:
+        """What the model says of itself."""
+        return resolve("models", self.name)
+
+    @property
+    def _learning(self) -> list[nn.Module]:
+        """The model, and its adversary if it has one."""
+        return [self.module] if self.adversary is None else [self.module, self.adversary]
+
     def step(self, parts: Sequence[Part], world: World) -> dict[str, float]:
         """One optimiser step on this process's parts of it; what is drawn depends on their seeds alone.
 
@@ -90,7 +103,8 @@ class Contender:
         nothing learned, where one of them is not finite.
         """
         started = time.perf_counter()
-        self.module.zero_grad(set_to_none=True)
+        for module in self._learning:
+            module.zero_grad(set_to_none=True)
         self.observed.zero_()
         shares, told = self.config.batch.accumulate, defaultdict(float)
         for part in parts:
@@ -101,7 +115,7 @@ class Contender:
         numbers = world.summed_numbers(told)
         if not all(map(math.isfinite, numbers.values())):
             return numbers | {"loss": math.nan}
-        world.sum_gradients(self.module.parameters())
+        world.sum_gradients(p for module in self._learning for p in module.parameters())
         if hasattr(self.module, "fusion"):
             self.module.fusion.observe(*world.summed(self.observed))
         for parameters in self._apart():
@@ -134,7 +148,8 @@ class Contender:
             fusion.hard_gates = self.progress >= self.config.soft_gates
         with world.autocast():
             prediction = self.module(batch.images, query, generator=torch.Generator().manual_seed(seed))
-        loss, mse, parts = objective(prediction, batch, query, self.config.losses, self.variance)
+        own = {"paper": self.spec.objective, "adversary": self.adversary}
+        loss, mse, parts = objective(prediction, batch, query, self.config.losses, self.variance, **own)
         if fusion is not None and self.steps // self.config.fuse_every % self.config.gain_every == 0:
             added = self.config.losses.weights * self._measure_gain(prediction, batch, query, mse, seed, world)
             loss = loss + added
@@ -145,7 +160,7 @@ class Contender:
         """Draw the queries of a batch: Med-K2N decodes what is asked, a U-Net gives everything in one pass."""
         shape = self.config.batch
         samples, subsets = draw_sources(acquired, rng, draws=shape.draws, most=shape.most_sources)
-        if self.name == "unet":
+        if self.spec.every_target:
             return as_query(*every_target(acquired, samples, subsets))
         return as_query(*draw_targets(acquired, samples, subsets, rng, targets=shape.targets))
 
@@ -180,6 +195,8 @@ class Contender:
         """Everything that a step reads and changes: tensors and counters."""
         tensors = {f"module.{name}": tensor for name, tensor in self.module.state_dict().items()}
         tensors |= {f"averaged.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
+        if self.adversary is not None:
+            tensors |= {f"adversary.{name}": tensor for name, tensor in self.adversary.state_dict().items()}
         for k, optimiser in enumerate(self.optimisers):
             for row, values in optimiser.state_dict()["state"].items():
                 tensors |= {f"optimiser{k}.{row}.{name}": value for name, value in values.items()}
@@ -193,6 +210,8 @@ class Contender:
             parts.setdefault(part, {})[rest] = tensor
         self.module.load_state_dict(parts["module"])
         self.averaged.load_state_dict(parts["averaged"])
+        if self.adversary is not None:
+            self.adversary.load_state_dict(parts["adversary"])
         for k, optimiser in enumerate(self.optimisers):
             rows: dict[int, dict[str, Tensor]] = {}
             for name, tensor in parts.get(f"optimiser{k}", {}).items():
@@ -205,6 +224,8 @@ class Contender:
 
     def _apart(self) -> list[list[nn.Parameter]]:
         """Parameters whose gradients have nothing to do with each other: a trunk learns from its own error alone."""
+        if self.adversary is not None:
+            return [list(module.parameters()) for module in self._learning]
         joint = getattr(self.module, "joint", None)
         trunk = [] if joint is None else list(joint.trunk.parameters())
         mine = {id(p) for p in trunk}

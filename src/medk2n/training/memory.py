@@ -18,7 +18,7 @@ from medk2n.models._spec import Statistics
 from medk2n.registry import resolve
 from medk2n.training.machine import Machine
 from medk2n.training.objectives import objective
-from medk2n.training.queries import as_query, draw_targets
+from medk2n.training.queries import as_query, draw_targets, every_target
 
 PROGRAM = 400 * 2**20
 """Bytes of Python, torch and the kernels that it compiles, on the CPU."""
@@ -33,7 +33,7 @@ _CROP = 48
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one model: weights, and bytes that are kept for the way back, for each pixel of each crop."""
+    """Of one model with its adversary: weights, and bytes kept for the way back for each pixel of each crop."""
 
     parameters: int
     bytes_a_pixel: float
@@ -48,7 +48,10 @@ def cost(choice: ModelChoice, m: int, batch: BatchShape, losses: LossWeights) ->
     samples = np.zeros(batch.draws, int)
     subsets = np.zeros((batch.draws, m), bool)
     subsets[:, : max(1, min(batch.most_sources, m - 1))] = True
-    asked = draw_targets(acquired, samples, subsets, rng, targets=batch.targets)
+    if spec.every_target:
+        asked = every_target(acquired, samples, subsets)
+    else:
+        asked = draw_targets(acquired, samples, subsets, rng, targets=batch.targets)
     kept: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
@@ -58,15 +61,18 @@ def cost(choice: ModelChoice, m: int, batch: BatchShape, losses: LossWeights) ->
 
     with torch.random.fork_rng(devices=[]):
         module = spec.build(params, m, Statistics.neutral(m)).to(memory_format=torch.channels_last)
+        adversary = spec.adversary(params, m) if spec.adversary else None
         image = torch.rand(1, m, params.slices, _CROP, _CROP)
         query = as_query(*asked)
         whole = Batch(image, torch.from_numpy(acquired), image[:, :, 0], image[:, 0, 0] >= 0, torch.zeros(1, m))
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             prediction = module(image, query, generator=torch.Generator().manual_seed(0))
-            objective(prediction, whole, query, losses, torch.full((m,), 0.05))
-    weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
+            own = {"paper": spec.objective, "adversary": adversary}
+            objective(prediction, whole, query, losses, torch.full((m,), 0.05), **own)
+    learned = [*module.parameters(), *(adversary.parameters() if adversary else ())]
+    weights = {p.untyped_storage().data_ptr() for p in learned}
     held = sum(size for address, size in kept.items() if address not in weights)
-    return Cost(sum(p.numel() for p in module.parameters()), held / _CROP**2)
+    return Cost(sum(p.numel() for p in learned), held / _CROP**2)
 
 
 @dataclass(frozen=True)

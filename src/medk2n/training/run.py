@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from medk2n import checkpoint
@@ -266,7 +267,8 @@ def _counted(runner: Contender, parts: Sequence[Part], world: World) -> dict[str
     """A step; of the first of each kind, after the one with its extra pass, the FLOPs are counted."""
     if not 0 < runner.steps <= runner.config.fuse_every:
         return runner.step(parts, world)
-    with FlopCounterMode(display=False) as counter:
+    # the counter knows no fused attention on a CPU
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         numbers = runner.step(parts, world)
     counted, before = runner.steps - 1, runner.flops_per_step or 0.0
     runner.flops_per_step = before + (float(counter.get_total_flops()) * world.size - before) / counted
