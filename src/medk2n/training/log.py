@@ -90,4 +90,4 @@ class Log:
         """Write numbers as of now."""
         with self.path.open("a", newline="", encoding="utf-8") as file:
             at = [contender.name, contender.steps, round(contender.seconds, 1), round(contender.progress, 4)]
-            csv.writer(file).writerows([*at, name, round(value, 5)] for name, value in numbers.items())
+            csv.writer(file).writerows([*at, name, round(value, 7)] for name, value in numbers.items())
