@@ -127,17 +127,15 @@ def _card_as_text(card: dict[str, Any]) -> list[str]:
     """A table in Markdown that is as readable on a terminal."""
     threads = card["threads"]
     where = card["device_name"] if card["device"] != "cpu" else f"the CPU, {threads} thread{'s' * (threads > 1)}"
-    heads = ("in", "out", "encodes", "joint passes", "GFLOP", "ms", "encoder", "memory, MB")
+    heads = ("in", "out", "encodes", "joint passes", "GFLOP", "time, ms", "encoder", "memory, MB")
     lines = [
         f"{card['parameters'] / 1e6:.2f} M parameters, of which training moves {card['trainable'] / 1e6:.2f} M.",
         f"One slice of {card['size'][0]} x {card['size'][1]} voxels on {where}, without a study's decisions, which are",
         f"taken once. Time: the median of {card['repeats']} passes. Memory: what a pass takes above the loaded model.",
     ]
     if any(row["apart"] for row in card["rows"]):
-        lines.append(
-            "All gates are open, so that nothing is skipped; or, with several joint passes, each target lets in"
-        )
-        lines.append("other inputs, which is slower still.")
+        lines.append("All gates are open: nothing is skipped. In rows with several joint passes each target lets in")
+        lines.append("other inputs instead, which takes longer still.")
     lines += [
         "",
         "| " + " | ".join(heads) + " |",
