@@ -143,16 +143,28 @@ def save(folder: Path, module: "nn.Module", config: ModelConfig, *, half: bool =
     return config
 
 
+def build(config: ModelConfig) -> "nn.Module":
+    """The module before it learned anything: what training moves requires a gradient, and nothing else does.
+
+    Raises:
+        ConfigError: params that the model component does not have.
+    """
+    import torch
+
+    from medk2n.models._spec import Statistics as Neutral
+
+    spec, m = resolve("models", config.model), len(config.modalities)
+    with torch.random.fork_rng(devices=[]):  # the caller's random state is left alone
+        return spec.build(read_params(spec.params, config.params), m, Neutral.neutral(m))
+
+
 def load(folder: Path, *, device: str = "cpu") -> tuple["nn.Module", ModelConfig]:
     """The module in evaluation mode with its weights, verified against the hash in its config.
 
     Raises:
         CheckpointError: weights missing, altered, or not fitting the config.
     """
-    import torch
     from safetensors.torch import load as load_bytes
-
-    from medk2n.models._spec import Statistics as Neutral
 
     config = read_config(folder)
     path = folder / WEIGHTS
@@ -161,16 +173,12 @@ def load(folder: Path, *, device: str = "cpu") -> tuple["nn.Module", ModelConfig
     raw = path.read_bytes()
     if hashlib.sha256(raw).hexdigest() != config.sha256:
         raise CheckpointError(f"{path} is not the file that {CONFIG} describes (SHA-256 differs); copy it again")
-    spec = resolve("models", config.model)
-    # build without touching the caller's random state
-    with torch.random.fork_rng(devices=[]):
-        try:
-            params = read_params(spec.params, config.params)
-            module = spec.build(params, len(config.modalities), Neutral.neutral(len(config.modalities)))
-            module.load_state_dict({name: t.float() for name, t in load_bytes(raw).items()})
-        except (ConfigError, RuntimeError) as error:
-            first = str(error).splitlines()[0]
-            raise CheckpointError(f"{path} does not fit its {CONFIG} ({first}); copy the model folder again") from error
+    try:
+        module = build(config)
+        module.load_state_dict({name: t.float() for name, t in load_bytes(raw).items()})
+    except (ConfigError, RuntimeError) as error:
+        first = str(error).splitlines()[0]
+        raise CheckpointError(f"{path} does not fit its {CONFIG} ({first}); copy the model folder again") from error
     return module.to(device).eval().requires_grad_(False), config
 
 

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -129,6 +128,7 @@ def run_manifest(
             `overwrite`.
     """
     from medk2n.cli.complaints import explain
+    from medk2n.inference.memory import peak_memory_mb
     from medk2n.io.atomic import check_writable, refuse_existing, write_json
 
     if path is None:
@@ -177,16 +177,6 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "absent"
     return found
-
-
-def peak_memory_mb() -> float | None:
-    """Largest resident memory of this process so far; None where the system does not tell (Windows)."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes, but bytes on macOS
-    return round(peak / (1024**2 if sys.platform == "darwin" else 1024), 1)
 
 
 def _hashed(paths: Sequence[Path]) -> list[dict[str, str]]:

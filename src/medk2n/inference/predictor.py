@@ -115,7 +115,7 @@ class SlicePredictor:
             at = depth_range[start : start + chunk]
             laid_down = control.for_slices(self.modalities, box, at, self.device)
             stack = self.stack(images, box, at)
-            prediction = self._run(stack, self.query(len(at), seen), plan, laid_down)
+            prediction = self.run(stack, self.query(len(at), seen), plan, laid_down)
             for t, name in enumerate(targets):
                 # queries run over slices first, then targets
                 rows, where = slice(t * len(at), (t + 1) * len(at)), (np.array(at)[:, None, None], *_open(box))
@@ -170,7 +170,8 @@ class SlicePredictor:
             torch.tensor(list(sources)).repeat_interleave(slices).to(self.device),
         )
 
-    def _run(self, images: torch.Tensor, query: Query, plan: Plan | None, control: Control) -> Prediction:
+    def run(self, images: torch.Tensor, query: Query, plan: Plan | None, control: Control) -> Prediction:
+        """One pass through the network: images as of `stack`, query as of `query`; a plan where the model decides."""
         if plan is None:
             return self.module(images, query)
         h, w = images.shape[-2:]
@@ -223,8 +224,12 @@ def local_slope(image: torch.Tensor, guide: torch.Tensor, radius: int = 2, floor
 
 
 def load_predictor(folder: Path, device: str = "cpu", *, every: int = 1) -> SlicePredictor:
-    """A checkpoint folder as a predictor; adapters of its encoder are merged into what they adapt."""
-    module, config = load(folder, device=device)
+    """A checkpoint folder as a predictor."""
+    return as_predictor(*load(folder, device=device), device, every=every)
+
+
+def as_predictor(module: nn.Module, config: ModelConfig, device: str = "cpu", *, every: int = 1) -> SlicePredictor:
+    """A module in evaluation mode as a predictor; adapters of its encoder are merged into what they adapt."""
     if isinstance(encoder := getattr(module, "encoder", None), HieraEncoder):
         encoder.merge()
     return SlicePredictor(module, config, device, every=every)
