@@ -4,8 +4,8 @@
     records = evaluate(predictors, studies, modalities=benchmark.modalities, panel=collector)
     lines = table_lines(benchmark, collector.values(records), methods, seed=0)
 
-Table 1 has a row for each set of inputs, averaged over what is asked for; table 2 one for each target, averaged over the
-sets of inputs. Both say the same values.
+Table 1 has a row for each set of inputs, averaged over what is asked for; table 2 one for each target, averaged over
+the sets of inputs. Both say the same values.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -210,9 +210,7 @@ def _line(group: str, cell: Cell, beside: Difference | None, *, matched: bool) -
     return Line(*place, d.n, d.mean, d.low, d.high, d.p, d.p_holm, d.effect)
 
 
-def _sorted(
-    lines: Sequence[Line], groups: Sequence[str], order: Sequence[str], methods: Sequence[str]
-) -> list[Line]:
+def _sorted(lines: Sequence[Line], groups: Sequence[str], order: Sequence[str], methods: Sequence[str]) -> list[Line]:
     return sorted(
         lines,
         key=lambda line: (

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,7 +22,7 @@ _TILE_INCHES = 1.25
 Rows = Mapping[str, Sequence[Line]]
 
 
-def table_figure(lines: Sequence[Line], path: Path | BinaryIO, *, methods: Sequence[str], title: str) -> None:
+def table_figure(lines: Sequence[Line], path: Path, *, methods: Sequence[str], title: str) -> None:
     """PSNR inside the foreground: on the left means, on the right what the first method gains, with intervals.
 
     A filled mark is a difference that is significant after Holm; left of zero the first method is behind. `copy`, far

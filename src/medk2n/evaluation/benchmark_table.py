@@ -5,11 +5,9 @@ The CSV of a table is `write_csv(path, Line, lines)`; the values behind it are `
 
 import csv
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from medk2n.errors import DatasetError
 from medk2n.evaluation.benchmark import ALPHA, REGIONS, TABLE_METRICS, Line, Values, best_of_row
 from medk2n.evaluation.benchmarks._benchmark import Benchmark
 from medk2n.evaluation.noise_ceiling import CEILING
@@ -37,22 +35,6 @@ def write_values(path: Path, values: Values) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(_VALUE_FIELDS)
         writer.writerows([*place, *(f"{found[m]:.6g}" for m in TABLE_METRICS)] for place, found in lines.items())
-
-
-def read_lines(path: Path) -> list[Line]:
-    """The CSV of a table, as `write_csv` wrote it.
-
-    Raises:
-        DatasetError: missing, or not such a table.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return [Line(**{f.name: _READ[f.type](found[f.name]) for f in fields(Line)}) for found in csv.DictReader(file)]
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise DatasetError(f"{path}: cannot be read as a table of `medk2n benchmark` ({error}); make it again") from error
-
-
-_READ: Mapping[object, Callable[[str], object]] = {str: str, int: int, float: float, bool: {"True": True, "False": False}.__getitem__}
 
 
 def rows_of(lines: Sequence[Line]) -> dict[str, list[Line]]:
