@@ -1,7 +1,6 @@
 """`medk2n evaluate`: a model and its reference rows on a data set, every input subset, every missing target."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +12,6 @@ from medk2n.cli.common import DATA_HELP, DeviceOption, ManifestOption, ModelOpti
 if TYPE_CHECKING:
     from medk2n.checkpoint import ModelConfig
     from medk2n.data.subject import Subject
-    from medk2n.data.working import WorkingStudy
     from medk2n.evaluation.evaluate import Record
     from medk2n.evaluation.panel import Panel
     from medk2n.inference._spec import Predictor
@@ -61,6 +59,7 @@ def evaluate(
     """
     from medk2n.checkpoint import find_model, read_config
     from medk2n.cli.common import modality_names, resolve_device, run_manifest, split_names
+    from medk2n.cli.scoring import costs, hardware, measure, new_folder
     from medk2n.data.discover import discover
     from medk2n.evaluation.panel_table import write_panel
     from medk2n.io.atomic import check_writable, refuse_existing
@@ -82,17 +81,17 @@ def evaluate(
         run.device = resolve_device(device)
         predictors, methods = _predictors(folder, config, run.device, every)
         task = _Task(predictors, methods, usable, tested, config.spacing_mm, every, panel)
-        records, failed = _measure(task)
+        records, failed = measure(predictors, usable, modalities=tested, config=config, every=every, listener=panel)
         facts = {
             "model": {"folder": str(folder), "sha256": config.sha256, "modalities": list(config.modalities)},
             "data": {"folder": str(data), "modalities": tested, "subjects": [s.id for s in usable], "failed": failed},
             "spacing_mm": config.spacing_mm,
             "every_nth_slice": every,
-            "training": {p.name: _cost(p.config) for p in predictors if hasattr(p, "config")},
+            "training": costs(predictors),
             "seed": seed,
         }
-        with _new_folder(out) as temporary:
-            table = _write(temporary, records, methods, {**facts, "hardware": _hardware(run.device)})
+        with new_folder(out) as temporary:
+            table = _write(temporary, records, methods, {**facts, "hardware": hardware(run.device)})
             if panel:
                 table += "\n" + write_panel(temporary, panel, methods=methods)
             _draw(temporary, records, task, failed)
@@ -121,6 +120,7 @@ def _panel(wanted: Sequence[str], every: int) -> "Panel | None":
 
 def _test_part(found: "Sequence[Subject]", path: Path, data: Path, config: "ModelConfig") -> "list[Subject]":
     """Those of the subjects that a split keeps for the test; the model must not have learned from any."""
+    from medk2n.cli.scoring import learned_from
     from medk2n.data.split import read_split
     from medk2n.errors import DatasetError
 
@@ -128,12 +128,8 @@ def _test_part(found: "Sequence[Subject]", path: Path, data: Path, config: "Mode
     kept = [subject for subject in found if subject.id in test]
     if not kept:
         raise DatasetError(f"{path}: none of the subjects of {data} is in its test part")
-    learned = set(config.training.get("subject_ids", {}).get(data.resolve().name, []))
-    if seen := sorted(learned & {subject.id for subject in kept}):
-        raise DatasetError(
-            f"{path}: the model learned from {', '.join(seen[:3])}{', ...' if len(seen) > 3 else ''}, expected a model "
-            "trained with this split"
-        )
+    if seen := learned_from(config, data, kept):
+        raise DatasetError(f"{path}: the model learned from {seen}, expected a model trained with this split")
     return kept
 
 
@@ -187,43 +183,6 @@ def _predictors(folder: Path, config: "ModelConfig", device: str, every: int) ->
     return predictors, list(dict.fromkeys([predictors[0].name, "unet", "copy"]))
 
 
-def _measure(task: _Task) -> "tuple[list[Record], dict[str, str]]":
-    """Records, and the complaint of each subject that could not be read (the others go on)."""
-    from medk2n.cli.common import progress_bar
-    from medk2n.data.working import load_working
-    from medk2n.errors import DatasetError, Medk2nError
-    from medk2n.evaluation.evaluate import evaluate as measure
-
-    failed: dict[str, str] = {}
-
-    def studies() -> "Iterator[WorkingStudy]":
-        for subject in task.subjects:
-            try:
-                yield load_working(subject, task.spacing_mm)
-            except Medk2nError as error:
-                failed[subject.id] = str(error)
-                typer.echo(f"medk2n: subject {subject.id} failed: {error}", err=True)
-
-    position = {subject.id: index for index, subject in enumerate(task.subjects)}
-    with progress_bar() as bar:
-        line = bar.add_task("evaluate", total=len(task.subjects))
-
-        def advance(subject: str, done: int, total: int) -> None:
-            bar.update(line, completed=position[subject] + done / total, description=f"evaluate {subject}")
-
-        records = measure(
-            task.predictors,
-            studies(),
-            modalities=task.modalities,
-            every=task.every,
-            progress=advance,
-            panel=task.panel,
-        )
-    if not records:
-        raise DatasetError(f"all {len(failed)} subjects failed; the first: {next(iter(failed.values()))}")
-    return records, failed
-
-
 def _write(folder: Path, records: "Sequence[Record]", methods: Sequence[str], facts: dict[str, Any]) -> str:
     import sys
 
@@ -236,20 +195,6 @@ def _write(folder: Path, records: "Sequence[Record]", methods: Sequence[str], fa
     summary = summarise(records, method=methods[0], references=methods[1:], rng=np.random.default_rng(facts["seed"]))
     facts = {**facts, "versions": versions(), "command": ["medk2n", *sys.argv[1:]]}
     return write_tables(folder, records, summary, methods=methods, facts=facts)
-
-
-def _cost(config: "ModelConfig") -> dict[str, Any]:
-    """What learning a method took, as far as its checkpoint says."""
-    from medk2n.evaluation.table import TRAINING_COST
-
-    return {key: config.training[key] for key in TRAINING_COST if key in config.training}
-
-
-def _hardware(device: str) -> dict[str, Any]:
-    import os
-    import platform
-
-    return {"device": device, "machine": platform.machine(), "cpus": os.cpu_count()}
 
 
 def _draw(folder: Path, records: "Sequence[Record]", task: _Task, failed: dict[str, str]) -> None:
@@ -268,22 +213,3 @@ def _draw(folder: Path, records: "Sequence[Record]", task: _Task, failed: dict[s
         for predictor in task.predictors
     }
     picture(study.thinned(at), row, outputs, folder / "picture.png")
-
-
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that becomes `out`; in one that is there, files of the same name are replaced."""
-    import shutil
-    import tempfile
-
-    temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{out.name}-", dir=out.parent))
-    try:
-        yield temporary
-        if out.exists():
-            for path in temporary.iterdir():
-                path.replace(out / path.name)
-        else:
-            temporary.chmod(0o755)  # mkdtemp's is private
-            temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -13,7 +13,7 @@ from medk2n.cli.complaints import EXIT_CODES, INTERRUPTED, explain
 
 # In the order in which a newcomer meets them. `medk2n/cli/<verb>.py` holds a function of the same name
 # that imports anything heavy inside, so that --help stays quick.
-VERBS = ("synth", "index", "prepare", "plan", "train", "report", "evaluate", "phantom", "demo", "info")
+VERBS = ("synth", "index", "prepare", "plan", "train", "report", "evaluate", "benchmark", "phantom", "demo", "info")
 
 
 def build_app() -> typer.Typer:

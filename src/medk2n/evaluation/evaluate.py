@@ -7,7 +7,7 @@ Everything is measured on the working grid in the scaled unit, [0, 1] with data 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -22,7 +22,6 @@ from medk2n.registry import resolve
 
 if TYPE_CHECKING:
     from medk2n.data.working import WorkingStudy
-    from medk2n.evaluation.panel import Panel
     from medk2n.inference._spec import Predictor
 
 DATA_RANGE = 1.0
@@ -51,6 +50,20 @@ class Record:
     value: float
 
 
+class Listener(Protocol):
+    """What else is to be made of each answer while it is there: answers are not kept."""
+
+    def measure(
+        self,
+        method: str,
+        study: "WorkingStudy",
+        row: Row,
+        predicted: Mapping[str, Answer],
+        regions: Mapping[str, np.ndarray | None],
+    ) -> None:
+        """Called once a method and row, with the slices that are scored alone."""
+
+
 def evaluate(
     predictors: "Sequence[Predictor]",
     studies: "Iterable[WorkingStudy]",
@@ -58,7 +71,7 @@ def evaluate(
     modalities: Sequence[str],
     every: int = 1,
     progress: Callable[[str, int, int], None] | None = None,
-    panel: "Panel | None" = None,
+    panel: Listener | None = None,
 ) -> list[Record]:
     """All metrics of all predictors for every row of every study.
 
@@ -68,7 +81,7 @@ def evaluate(
         modalities: those under test, in the order of the table.
         every: score every nth slice of a stack only; predictors still see all slices of the inputs.
         progress: called after each row with (subject, rows done, rows of this subject).
-        panel: measures the same answers under other protocols.
+        panel: measures the same answers in its own way (under other protocols, for example).
 
     Raises:
         UnknownNameError: if a predictor does not know one of the modalities.
@@ -86,7 +99,7 @@ def evaluate(
         for done, row in enumerate(asked, start=1):
             for predictor in predictors:
                 predicted = {target: answer.thinned(at) for target, answer in ask(predictor, study, row).items()}
-                records.extend(_measure(predictor.name, scored, row, predicted, regions, metrics))
+                records.extend(measured(predictor.name, scored, row, predicted, regions, metrics))
                 if panel:
                     panel.measure(predictor.name, scored, row, predicted, regions)
             if progress:
@@ -108,7 +121,7 @@ def ask(predictor: "Predictor", study: "WorkingStudy", row: Row) -> dict[str, An
     }
 
 
-def _measure(
+def measured(
     method: str,
     study: "WorkingStudy",
     row: Row,
@@ -116,6 +129,7 @@ def _measure(
     regions: Mapping[str, np.ndarray | None],
     metrics: Sequence[Metric],
 ) -> Iterator[Record]:
+    """All metrics of one method's answers to one row in all regions, and what it expected of them."""
     for target, answer in predicted.items():
         for metric in metrics:
             values = metric.map(answer.image, study.images[target], data_range=DATA_RANGE)

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
     from medk2n.data.working import WorkingStudy
 
-COLOURS = ("#0072b2", "#d55e00", "#999999", "#009e73", "#cc79a7", "#e69f00")  # Okabe and Ito, for the colour-blind
-_LARGEST_ERROR = 0.3  # of the data range, where the error's colour scale ends
+# Okabe and Ito, for the colour-blind
+COLOURS = ("#0072b2", "#d55e00", "#999999", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+LARGEST_ERROR = 0.3  # of the data range, where the error's colour scale ends
 _DPI = 110
 
 
@@ -66,19 +67,19 @@ def picture(study: "WorkingStudy", row: Row, outputs: Mapping[str, Mapping[str, 
     for axes in grid.ravel():
         axes.axis("off")
     for axes, source in zip(grid[0], row.sources, strict=False):
-        _grey(axes, study.images[source][index], f"input: {modality(source).label}")
+        grey(axes, study.images[source][index], f"input: {modality(source).label}")
     for line, target in zip(grid[1:], row.targets, strict=True):
         reference = study.images[target][index]
-        _grey(line[0], reference, f"reference: {modality(target).label}")
+        grey(line[0], reference, f"reference: {modality(target).label}")
         for (method, predicted), axes, error_axes in zip(
             outputs.items(), line[1:], line[1 + len(outputs) :], strict=False
         ):
-            _grey(axes, predicted[target][index], method)
+            grey(axes, predicted[target][index], method)
             axes.text(0.5, 0.02, "SYNTHETIC", transform=axes.transAxes, ha="center", fontsize=8, color="#ffcc00")
             error = np.abs(predicted[target][index] - reference)
-            error_axes.imshow(_upright(error), cmap="magma", vmin=0, vmax=_LARGEST_ERROR)
+            error_axes.imshow(upright(error), cmap="magma", vmin=0, vmax=LARGEST_ERROR)
             error_axes.set_title(f"|error| {method}", fontsize=8)
-    figure.suptitle(f"{study.id}, slice {index}; errors from 0 (black) to {_LARGEST_ERROR} (white)", fontsize=9)
+    figure.suptitle(f"{study.id}, slice {index}; errors from 0 (black) to {LARGEST_ERROR} (white)", fontsize=9)
     figure.savefig(path, dpi=_DPI)
 
 
@@ -90,11 +91,12 @@ def best_slice(study: "WorkingStudy") -> int:
     return int(np.argmax(mask.sum(axis=(1, 2))))
 
 
-def _grey(axes: "Axes", image: np.ndarray, title: str) -> None:
-    axes.imshow(_upright(image), cmap="gray", vmin=0, vmax=1)
+def grey(axes: "Axes", image: np.ndarray, title: str) -> None:
+    """One working slice (h, w) in [0, 1]."""
+    axes.imshow(upright(image), cmap="gray", vmin=0, vmax=1)
     axes.set_title(title, fontsize=8)
 
 
-def _upright(plane: np.ndarray) -> np.ndarray:
+def upright(plane: np.ndarray) -> np.ndarray:
     """Working slices come from a RAS grid: anterior (or superior) goes up, the patient's left is on the left."""
     return np.rot90(plane)

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -33,7 +33,9 @@ class Difference:
     """`method` minus `reference`, paired by subject.
 
     `low` and `high` bound the mean's 95 % bootstrap interval (NaN for fewer than two subjects);
-    `p` is Wilcoxon's, two-sided, not corrected for the number of rows (NaN for fewer than six).
+    `p` is Wilcoxon's, two-sided, as it stands, and `p_holm` the same corrected for all rows and references of its
+    region and metric, which make one table (NaN for fewer than six). `effect` is the matched-pairs rank-biserial
+    correlation, -1 to 1: the share of the rank sum in favour of `method` less the share against it (NaN for none).
     """
 
     region: str
@@ -46,6 +48,8 @@ class Difference:
     low: float
     high: float
     p: float
+    p_holm: float
+    effect: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +76,7 @@ def summarise(
         for reference in references:
             if method in by_method and reference in by_method:
                 differences.append(_difference(place, method, reference, by_method, rng))
-    return Summary(tuple(cells), tuple(differences))
+    return Summary(tuple(cells), tuple(_corrected(differences)))
 
 
 def per_subject(records: Iterable[Record]) -> dict[Place, dict[str, dict[str, float]]]:
@@ -115,7 +119,44 @@ def _difference(
     deltas = np.array([ours - theirs for ours, theirs in paired if np.isfinite(ours) and np.isfinite(theirs)])
     mean = float(deltas.mean()) if deltas.size else np.nan
     low, high = _bootstrap_interval(deltas, rng)
-    return Difference(*place, method, reference, deltas.size, mean, low, high, _wilcoxon_p(deltas))
+    p, effect = _wilcoxon_p(deltas), rank_biserial(deltas)
+    return Difference(*place, method, reference, deltas.size, mean, low, high, p, np.nan, effect)
+
+
+def _corrected(differences: Sequence[Difference]) -> list[Difference]:
+    """Each with its `p_holm`; a region and a metric are a family, with all rows (their mean too) and references."""
+    families: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for index, difference in enumerate(differences):
+        families[difference.region, difference.metric].append(index)
+    corrected = list(differences)
+    for family in families.values():
+        for index, p in zip(family, holm([differences[i].p for i in family]), strict=True):
+            corrected[index] = replace(differences[index], p_holm=p)
+    return corrected
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm 1979, step-down: adjusted p-values in the order given; NaN is no test and stays NaN."""
+    tested = sorted((p, index) for index, p in enumerate(p_values) if not np.isnan(p))
+    adjusted, largest = [float("nan")] * len(p_values), 0.0
+    for done, (p, index) in enumerate(tested):
+        largest = max(largest, min(1.0, (len(tested) - done) * p))
+        adjusted[index] = largest
+    return adjusted
+
+
+def rank_biserial(deltas: np.ndarray) -> float:
+    """Matched-pairs rank-biserial correlation (Kerby 2014): (W+ - W-) / (W+ + W-) of Wilcoxon's rank sums.
+
+    Differences of 0 are left out, as in the test; 0 if all are, NaN without any.
+    """
+    if not deltas.size:
+        return float("nan")
+    from scipy.stats import rankdata
+
+    different = deltas[deltas != 0]
+    ranks = rankdata(np.abs(different))
+    return float(np.sum(np.sign(different) * ranks) / ranks.sum()) if different.size else 0.0
 
 
 def _bootstrap_interval(deltas: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:

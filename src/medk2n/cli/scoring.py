@@ -1,0 +1,104 @@
+"""What verbs that measure models share: asking them, what they cost, and a folder that appears whole."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from medk2n.checkpoint import ModelConfig
+    from medk2n.data.subject import Subject
+    from medk2n.data.working import WorkingStudy
+    from medk2n.evaluation.evaluate import Listener, Record
+    from medk2n.inference._spec import Predictor
+
+
+def learned_from(config: "ModelConfig", data: Path, subjects: "Sequence[Subject]") -> str:
+    """Which of the subjects a model learned from, as its checkpoint says, in words; empty for none.
+
+    A data set is known by its folder's name.
+    """
+    learned = set(config.training.get("subject_ids", {}).get(data.resolve().name, []))
+    seen = sorted(learned & {subject.id for subject in subjects})
+    return ", ".join(seen[:3]) + (", ..." if len(seen) > 3 else "")
+
+
+def measure(
+    predictors: "Sequence[Predictor]",
+    subjects: "Sequence[Subject]",
+    *,
+    modalities: Sequence[str],
+    config: "ModelConfig",
+    every: int,
+    listener: "Listener | None" = None,
+) -> "tuple[list[Record], dict[str, str]]":
+    """Records, and the complaint of each subject that could not be read (the others go on).
+
+    Raises:
+        DatasetError: none could be read.
+    """
+    from medk2n.cli.common import progress_bar
+    from medk2n.data.working import load_working
+    from medk2n.errors import DatasetError, Medk2nError
+    from medk2n.evaluation.evaluate import evaluate
+
+    failed: dict[str, str] = {}
+
+    def studies() -> "Iterator[WorkingStudy]":
+        for subject in subjects:
+            try:
+                yield load_working(subject, config.spacing_mm)
+            except Medk2nError as error:
+                failed[subject.id] = str(error)
+                typer.echo(f"medk2n: subject {subject.id} failed: {error}", err=True)
+
+    position = {subject.id: index for index, subject in enumerate(subjects)}
+    with progress_bar() as bar:
+        line = bar.add_task("evaluate", total=len(subjects))
+
+        def advance(subject: str, done: int, total: int) -> None:
+            bar.update(line, completed=position[subject] + done / total, description=f"evaluate {subject}")
+
+        records = evaluate(predictors, studies(), modalities=modalities, every=every, progress=advance, panel=listener)
+    if not records:
+        raise DatasetError(f"all {len(failed)} subjects failed; the first: {next(iter(failed.values()))}")
+    return records, failed
+
+
+def costs(predictors: "Sequence[Predictor]") -> dict[str, dict[str, Any]]:
+    """Method -> what learning it took, as far as its checkpoint says; methods that learned nothing are left out."""
+    from medk2n.evaluation.table import TRAINING_COST
+
+    trained = {p.name: p.config.training for p in predictors if hasattr(p, "config")}
+    return {
+        name: {key: training[key] for key in TRAINING_COST if key in training} for name, training in trained.items()
+    }
+
+
+def hardware(device: str) -> dict[str, Any]:
+    """What the figures were made on."""
+    import os
+    import platform
+
+    return {"device": device, "machine": platform.machine(), "cpus": os.cpu_count()}
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out` that becomes `out`; in one that is there, files of the same name are replaced."""
+    import shutil
+    import tempfile
+
+    temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{out.name}-", dir=out.parent))
+    try:
+        yield temporary
+        if out.exists():
+            for path in temporary.iterdir():
+                path.replace(out / path.name)
+        else:
+            temporary.chmod(0o755)  # mkdtemp's is private
+            temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

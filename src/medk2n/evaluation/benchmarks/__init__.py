@@ -1,0 +1,1 @@
+"""Benchmarks: what is asked of which subjects, one file each, listed by the registry."""

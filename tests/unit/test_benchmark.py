@@ -1,0 +1,134 @@
+"""Benchmarks: the correction and the effect size against oracles, groups, lost rows, the bold rule, the command."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from statsmodels.stats.multitest import multipletests
+
+from medk2n.cli.main import main
+from medk2n.evaluation.benchmark import Line, best_of_row, table_lines
+from medk2n.evaluation.benchmark_table import in_words, latex, markdown, printed
+from medk2n.evaluation.benchmarks._benchmark import Benchmark, Group
+from medk2n.evaluation.evaluate import Record
+from medk2n.evaluation.summary import MEAN_ROW, holm, rank_biserial
+from medk2n.registry import names, resolve
+
+METHODS = ("medk2n", "unet", "copy")
+TWO = Benchmark(
+    name="two",
+    label="Two & more",
+    modalities=("t1n", "t2w"),
+    groups=(Group("ours", ("a",)), Group("theirs", ("b",))),
+)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_holm_is_that_of_statsmodels(seed):
+    p = np.random.default_rng(seed).beta(0.3, 3, 15)
+    np.testing.assert_allclose(holm(list(p)), multipletests(p, method="holm")[1], rtol=1e-12)
+
+
+def test_what_was_not_tested_is_no_part_of_the_family():
+    np.testing.assert_allclose(holm([math.nan, 0.01, 0.04]), [math.nan, 0.02, 0.04])
+
+
+def test_rank_biserial_by_hand():
+    # |d| without the 0 ranks 1.5, 1.5, 3, 4: in favour 1.5 + 3 + 4 = 8.5, against 1.5
+    assert rank_biserial(np.array([1.0, -1.0, 2.0, 0.0, 5.0])) == pytest.approx((8.5 - 1.5) / 10)
+    assert rank_biserial(np.zeros(3)) == 0
+    assert math.isnan(rank_biserial(np.array([])))
+
+
+def values(gain, per_group=8, prefixes="ab"):
+    """Every subject's PSNR in two rows: `gain` dB from model to U-Net, 3 to copy; SSIM and MAE alike."""
+    rng = np.random.default_rng(0)
+    records = []
+    for subject in [f"{p}{i}" for p in prefixes for i in range(per_group)]:
+        for sources, target in (("t1n", "t2w"), ("t2w", "t1n")):
+            base = rng.normal(25, 2)
+            for method, less in zip(METHODS, (0.0, gain + rng.normal(0, 0.01), 3.0), strict=True):
+                for metric, value in (("psnr", base - less), ("ssim", 0.8 - less / 50), ("mae", 0.1 + less / 100)):
+                    records.append(Record(subject, method, sources, target, metric, "foreground", value))
+    return {False: records, True: records}
+
+
+def lines_of(gain, **more):
+    return table_lines(TWO, values(gain, **more), METHODS, seed=0)
+
+
+def test_groups_are_never_pooled():
+    found = values(1.0)
+    other = [replace(r, value=r.value + 50) if r.subject[0] == "b" else r for r in found[False]]
+    alone = [line for line in table_lines(TWO, found, METHODS, seed=0) if line.group == "ours"]
+    beside = table_lines(TWO, {False: other, True: other}, METHODS, seed=0)
+    assert [line for line in beside if line.group == "ours"] == alone
+    assert {line.n for line in beside} == {8}
+
+
+def test_a_lost_row_is_told_in_words_and_table():
+    lines = lines_of(-0.5)
+    text = markdown(TWO, lines, METHODS, by_target=False)
+    assert text.count("**lost** -0.5") == 2 * 2 * 3  # groups, raw and matched, two rows and their mean
+    words = next(in_words(printed(lines, "ours"), "medk2n"))
+    assert "medk2n - unet, PSNR: -0.5" in words
+    assert "n = 8, behind, significant" in words
+    assert "Behind by its mean in 2: t1n -0.5" in words
+
+
+def test_less_is_better_is_understood():
+    mae = {line.method: line for line in printed(lines_of(1.0), "ours", metric="mae") if line.row == MEAN_ROW}
+    assert mae["unet"].difference < 0
+    assert not mae["unet"].lost
+
+
+def test_few_subjects_have_no_test_no_bold_and_say_so():
+    lines = lines_of(1.0, per_group=3)
+    assert all(math.isnan(line.p_holm) for line in lines)
+    assert "\\textbf" not in latex(TWO, lines, METHODS, by_target=False)
+    assert "no test with fewer than 6 subjects" in next(in_words(printed(lines, "ours"), "medk2n"))
+
+
+def row(mean, method, p_holm=math.nan, difference=math.nan):
+    return Line("g", "foreground", "psnr", False, "t1n", method, 9, mean, 1.0, 9, difference, p_holm=p_holm)
+
+
+def test_only_what_is_more_than_chance_is_bold():
+    ours = row(20.0, "medk2n")
+    assert best_of_row([ours, row(19.0, "unet", 0.2), row(15.0, "copy", 0.001)], "medk2n") is None
+    assert best_of_row([ours, row(19.0, "unet", 0.01), row(15.0, "copy", 0.2)], "medk2n") == "medk2n"
+    assert best_of_row([ours, row(21.0, "unet", 0.01)], "medk2n") == "unet"
+    assert best_of_row([ours, row(21.0, "unet", 0.2)], "medk2n") is None
+    assert best_of_row([ours, row(19.0, "unet", 0.01), row(40.0, "noise ceiling")], "medk2n") == "medk2n"
+
+
+def test_table_2_has_a_row_a_target_of_the_same_values():
+    one = lines_of(1.0)
+    two = table_lines(TWO, values(1.0), METHODS, seed=0, by_target=True)
+    assert [line.row for line in two if line.method == "copy"][:3] == ["t1n", "t2w", MEAN_ROW]
+    mean = {line.row: line.mean for line in printed(one, "ours") if line.method == "medk2n"}
+    turned = {line.row: line.mean for line in printed(two, "ours") if line.method == "medk2n"}
+    assert turned["t2w"] == mean["t1n"]
+    assert turned[MEAN_ROW] == pytest.approx(mean[MEAN_ROW])
+
+
+def test_latex_escapes_what_tex_would_take_for_a_command():
+    text = latex(TWO, lines_of(1.0), METHODS, by_target=False)
+    assert "Two \\& more" in text
+    assert "$\\bullet$ &  & \\textbf{" in text
+
+
+def test_hinet_is_apart_in_four128_and_every_test_subject_has_one_group():
+    four = resolve("evaluation/benchmarks", "four128")
+    assert [group.among(four.subjects) for group in four.groups] == [list(four.subjects[:2]), list(four.subjects[2:])]
+
+
+def test_benchmarks_are_those_of_the_folder():
+    assert names("evaluation/benchmarks") == ["four128", "lgg128", "phantom", "stroke", "synthrad"]
+
+
+def test_command_names_near_benchmarks(tmp_path, capsys):
+    code = main(["benchmark", "lgg", "--model", "default", "--data", str(tmp_path), "-o", str(tmp_path / "out")])
+    assert code == 2
+    assert "did you mean lgg128" in capsys.readouterr().err
