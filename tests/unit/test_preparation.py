@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from PIL import Image
 
 from medk2n.cli.main import main
@@ -31,7 +33,9 @@ from medk2n.io.volume import LabelMap, Volume
 from medk2n.phantom.cohort import make_cohort
 from medk2n.preparation import run as run_module
 from medk2n.preparation import study as study_module
+from medk2n.preparation.ants import AntsRegister
 from medk2n.preparation.draft import Draft, read_draft
+from medk2n.preparation.itk import RAS_TO_LPS
 from medk2n.preparation.n4 import N4
 from medk2n.preparation.register import Register, largest_move
 from medk2n.preparation.regrid import Regrid
@@ -117,6 +121,54 @@ def test_a_planted_displacement_of_a_digital_patient_is_found(cohort: Path) -> N
         np.testing.assert_allclose(moved.grid.affine, reference.grid.affine @ np.eye(4), atol=2.0)
     again = Register().apply(Draft("p", {k: scans[k] for k in ("t1n", "ct")}, {}))
     assert again.facts["ct"] == outcome.facts["ct"], "to the last bit"
+
+
+def test_ants_finds_a_planted_displacement(cohort: Path) -> None:
+    pytest.importorskip("ants", reason="antspyx is not installed: pip install 'medk2n[ants]'")
+    reference = read_draft(discover(cohort)[0], None).scans["t1n"]
+    there = turned(4, 5, -7, 3)
+    moving = read_draft(discover(cohort)[0], None).scans["t2w"]
+    moving = Volume(moving.array, Grid(moving.grid.shape, there @ moving.grid.affine), "t2w")
+    outcome = AntsRegister().apply(Draft("p", {"t1n": reference, "t2w": moving}, {}))
+    assert largest_move(np.array(outcome.facts["t2w"]["transform"]) @ there, reference.grid) < 0.5
+
+
+def test_what_ants_finds_is_read_as_millimetres_of_the_patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for ants tells a turn about a centre: from points of the reference to those of the other."""
+    there, seen = turned(4, 5, -7, 3), []
+
+    def registration(fixed, moving, outprefix, **options):
+        seen.append((fixed, options["type_of_transform"], options["random_seed"]))
+        found = sitk.AffineTransform(3)
+        found.SetCenter((3.0, -2.0, 5.0))
+        in_lps = RAS_TO_LPS @ there @ RAS_TO_LPS
+        found.SetMatrix(in_lps[:3, :3].ravel().tolist())
+        found.SetTranslation((in_lps[:3, 3] - (np.eye(3) - in_lps[:3, :3]) @ found.GetCenter()).tolist())
+        sitk.WriteTransform(found, f"{outprefix}0GenericAffine.mat")
+        return {"fwdtransforms": [f"{outprefix}0GenericAffine.mat"]}
+
+    module = types.SimpleNamespace(registration=registration, from_numpy=lambda array, **place: (array, place))
+    monkeypatch.setitem(sys.modules, "ants", module)
+    reference = volume(head(0, T1))
+    moving = Volume(head(0, T2), Grid(reference.grid.shape, there @ reference.grid.affine), "t2w")
+    outcome = AntsRegister().apply(Draft("p", {"t1n": reference, "t2w": moving}, {}))
+    np.testing.assert_allclose(outcome.draft.scans["t2w"].grid.affine, reference.grid.affine, atol=1e-3)
+    (array, place), kind, _ = seen[0]
+    assert kind == "Rigid"
+    assert array.shape == reference.grid.shape
+    np.testing.assert_allclose(place["direction"] @ np.diag(place["spacing"]), (RAS_TO_LPS @ AFFINE)[:3, :3])
+
+
+def test_ants_is_asked_for_with_register_and_has_to_be_there(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    command = ["prepare", str(cohort), "--out", str(tmp_path / "out"), "--ants"]
+    assert main(command) == 2
+    assert "expected --register with it" in capsys.readouterr().err
+    monkeypatch.setattr("medk2n.preparation.ants.find_spec", lambda name: None)
+    assert main([*command, "--register"]) == 2
+    assert "pip install 'medk2n[ants]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_scans_in_place_are_not_touched() -> None:

@@ -26,6 +26,9 @@ def prepare(
         typer.Option("--reference", metavar="MODALITY", help="Brings the others to its grid (first in name order)."),
     ] = None,
     register: Annotated[bool, typer.Option("--register", help="Rigidly register all scans to the reference.")] = False,
+    ants: Annotated[
+        bool, typer.Option("--ants", help="Register by ANTs, if pip install 'medk2n[ants]' was run.")
+    ] = False,
     n4: Annotated[bool, typer.Option("--n4", help="Divide out the shading of MR coils (N4).")] = False,
     strip: Annotated[
         str | None, typer.Option("--strip", metavar="MASK", help="Cut off what is outside a mask: brain, head, ...")
@@ -53,20 +56,27 @@ def prepare(
     from medk2n.cli.common import modality_names, run_manifest, split_names
     from medk2n.data.discover import discover
     from medk2n.errors import UsageError
+    from medk2n.preparation.ants import require_ants
     from medk2n.preparation.strip import words_of
     from medk2n.preparation.study import Plan
 
     if strip and strip_command:
         raise UsageError("--strip and --strip-command: expected one of them, a mask that is there or one to be made")
+    if ants and not register:
+        raise UsageError("--ants: says by what to register; expected --register with it")
+    if ants:
+        require_ants()
     if spacing is not None and not spacing > 0:
         raise UsageError(f"--spacing {spacing:g}: expected more than 0 mm")
-    options = {"data": data, "out": out, "spacing": spacing, "reference": reference, "register": register, "n4": n4}
-    options |= {"strip": strip, "strip_command": strip_command, "subjects": subjects, "exclude": exclude, "jobs": jobs}
+    options = {"data": data, "out": out, "spacing": spacing, "reference": reference, "register": register, "ants": ants}
+    options |= {"n4": n4, "strip": strip, "strip_command": strip_command}
+    options |= {"subjects": subjects, "exclude": exclude, "jobs": jobs}
     with run_manifest(manifest, "prepare", options | {"overwrite": overwrite}, overwrite=overwrite) as run:
         plan = Plan(
             spacing_mm=spacing,
             reference=modality_names([reference], "--reference")[0] if reference else None,
             register=register,
+            ants=ants,
             n4=n4,
             strip=strip,
             strip_command=words_of(strip_command) if strip_command else None,

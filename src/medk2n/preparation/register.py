@@ -23,7 +23,7 @@ _FAR = 1.0  # voxels: what seems to be displaced by more, and is not believed, i
 _SHRUNK = (4, 2, 1)  # the three resolutions
 _SAMPLES = 20_000  # voxels that mutual information is taken from, at each; five times as many to judge the result
 _LAST_STEP_MM = 0.01
-_SEED = 1
+SEED = 1
 
 
 @dataclass(frozen=True)
@@ -86,24 +86,28 @@ class Register:
     def _find(self, fixed: Volume, moving: Volume, what: str) -> tuple[np.ndarray, float]:
         """(4, 4) from where `moving` says it is to where it is (mm, RAS), and by what factor it is more alike there."""
         images = _clipped(fixed), _clipped(moving)
-        start = sitk.Euler3DTransform()
-        start.SetCenter(images[0].TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in fixed.grid.shape]))
         try:
-            method = _metric(*(_SAMPLES * step**3 / np.prod(fixed.grid.shape) for step in _SHRUNK))
-            method.SetOptimizerAsRegularStepGradientDescent(1.0, _LAST_STEP_MM, self.iterations, 0.5, 1e-8)
-            method.SetOptimizerScalesFromPhysicalShift()
-            method.SetShrinkFactorsPerLevel(_SHRUNK)
-            method.SetSmoothingSigmasPerLevel([2, 1, 0])
-            method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
-            method.SetInitialTransform(sitk.Euler3DTransform(start), inPlace=False)
-            found = sitk.Euler3DTransform(sitk.CompositeTransform(method.Execute(*images)).GetBackTransform())
-            before, after = (_alike(images, transform) for transform in (start, found))
+            found = self._transform(*images)
+            before, after = (_alike(images, transform) for transform in (sitk.Euler3DTransform(), found))
         except RuntimeError as error:
             reason = " ".join(str(error).split())[-160:]
             raise GeometryError(
                 f"{what}: cannot be registered ({reason}); leave --register out, or the image"
             ) from error
         return np.linalg.inv(_matrix(found)), after / max(before, 1e-6)
+
+    def _transform(self, fixed: sitk.Image, moving: sitk.Image) -> sitk.Transform:
+        """From points of `fixed` to those of `moving`; has a matrix, a centre and a translation."""
+        start = sitk.Euler3DTransform()
+        start.SetCenter(fixed.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in fixed.GetSize()]))
+        method = _metric(*(_SAMPLES * step**3 / fixed.GetNumberOfPixels() for step in _SHRUNK))
+        method.SetOptimizerAsRegularStepGradientDescent(1.0, _LAST_STEP_MM, self.iterations, 0.5, 1e-8)
+        method.SetOptimizerScalesFromPhysicalShift()
+        method.SetShrinkFactorsPerLevel(_SHRUNK)
+        method.SetSmoothingSigmasPerLevel([2, 1, 0])
+        method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
+        method.SetInitialTransform(start, inPlace=False)
+        return sitk.Euler3DTransform(sitk.CompositeTransform(method.Execute(fixed, moving)).GetBackTransform())
 
 
 def _unfit(draft: Draft, reference: Volume) -> str:
@@ -123,7 +127,7 @@ def _metric(*shares: float) -> sitk.ImageRegistrationMethod:
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(32)
     method.SetMetricSamplingStrategy(method.RANDOM)
-    method.SetMetricSamplingPercentagePerLevel([min(1.0, float(share)) for share in shares], _SEED)
+    method.SetMetricSamplingPercentagePerLevel([min(1.0, float(share)) for share in shares], SEED)
     method.SetInterpolator(sitk.sitkLinear)
     method.MetricUseFixedImageGradientFilterOff()  # gradients where they are asked for, not of whole images
     method.MetricUseMovingImageGradientFilterOff()
@@ -136,7 +140,7 @@ def _alike(images: tuple[sitk.Image, sitk.Image], transform: sitk.Transform) -> 
     return -float(method.MetricEvaluate(*images))
 
 
-def _matrix(transform: sitk.Euler3DTransform) -> np.ndarray:
+def _matrix(transform: sitk.Transform) -> np.ndarray:
     """(4, 4) in RAS millimetres of x -> R (x - c) + c + t."""
     turn = np.array(transform.GetMatrix()).reshape(3, 3)
     centre, shift = np.array(transform.GetCenter()), np.array(transform.GetTranslation())

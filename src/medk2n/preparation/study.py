@@ -27,6 +27,7 @@ from medk2n.data.working import load_working
 from medk2n.errors import OutputExistsError
 from medk2n.io.atomic import sha256_array, sha256_file, write_json
 from medk2n.io.nifti import write_int16, write_labels
+from medk2n.preparation.ants import AntsRegister
 from medk2n.preparation.draft import Draft, Step, read_draft
 from medk2n.preparation.n4 import N4
 from medk2n.preparation.preview import write_preview
@@ -45,6 +46,7 @@ class Plan:
         spacing_mm: in-plane spacing of the working grid; None keeps each study's own.
         reference: modality that the others are brought to; None, or where a subject lacks it: its first in name order.
         register: rigidly, to the reference.
+        ants: register by ANTs, which has to be installed.
         n4: divide out the shading of coils.
         strip: name of the mask outside which all becomes air.
         strip_command: words of a program that makes a brain mask, by which it is then stripped.
@@ -53,6 +55,7 @@ class Plan:
     spacing_mm: float | None = None
     reference: str | None = None
     register: bool = False
+    ants: bool = False
     n4: bool = False
     strip: str | None = None
     strip_command: tuple[str, ...] | None = None
@@ -60,7 +63,7 @@ class Plan:
     def steps(self) -> list[Step]:
         """In the order in which they are taken: what looks at scans as acquired before what resamples them."""
         steps: list[Step] = []
-        steps += [Register()] if self.register else []
+        steps += [AntsRegister() if self.ants else Register()] if self.register else []
         steps += [N4()] if self.n4 else []
         steps += [MaskCommand(self.strip_command)] if self.strip_command else []
         steps += [Regrid(self.spacing_mm)]
