@@ -7,9 +7,8 @@ Prints a table in Markdown: weights, and the floating-point operations (two a mu
 """
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
+from medk2n.models._flops import counting
 from medk2n.models._spec import Query, Statistics
 from medk2n.registry import names, resolve
 
@@ -26,8 +25,7 @@ def measured(name: str, pixels: int = 192) -> tuple[int, int]:
     sources = torch.zeros(M - K, M, dtype=torch.bool)
     sources[:, :K] = True
     query = Query(torch.zeros(M - K, dtype=torch.long), sources, torch.arange(K, M))
-    # the counter knows no fused attention on a CPU
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), counting() as counter:
         module(torch.full((1, M, module.params.slices, pixels, pixels), 0.5), query)
     return sum(p.numel() for p in module.parameters()), counter.get_total_flops()
 

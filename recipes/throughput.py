@@ -14,11 +14,11 @@ import time
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from medk2n.cli.common import progress_bar, resolve_device
 from medk2n.config.draft import read_draft
 from medk2n.config.schema import TrainConfig
+from medk2n.models._flops import counting
 from medk2n.training.contender import Contender
 from medk2n.training.feed import Feed
 from medk2n.training.plan import make_plan
@@ -42,7 +42,7 @@ class Loop:
     def flops(self) -> float:
         """Of a mean step: of so many, one trains the whole."""
         steps = self.model.config.fuse_every
-        with FlopCounterMode(display=False) as counter:
+        with counting() as counter:
             self.run(steps)
         return counter.get_total_flops() / steps
 

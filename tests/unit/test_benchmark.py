@@ -14,6 +14,7 @@ from medk2n.evaluation.benchmarks._benchmark import Benchmark, Group
 from medk2n.evaluation.evaluate import Record
 from medk2n.evaluation.summary import MEAN_ROW, holm, rank_biserial
 from medk2n.registry import names, resolve
+from medk2n.vocabulary import MODALITIES
 
 METHODS = ("medk2n", "unet", "copy")
 TWO = Benchmark(
@@ -124,8 +125,11 @@ def test_hinet_is_apart_in_four128_and_every_test_subject_has_one_group():
     assert [group.among(four.subjects) for group in four.groups] == [list(four.subjects[:2]), list(four.subjects[2:])]
 
 
-def test_benchmarks_are_those_of_the_folder():
-    assert names("evaluation/benchmarks") == ["four128", "lgg128", "phantom", "stroke", "synthrad"]
+@pytest.mark.parametrize("name", names("evaluation/benchmarks"))
+def test_a_benchmark_is_found_by_its_name_and_asks_for_known_modalities(name):
+    found = resolve("evaluation/benchmarks", name)
+    assert found.name == name
+    assert set(found.modalities) <= set(MODALITIES)
 
 
 def test_command_names_near_benchmarks(tmp_path, capsys):

@@ -44,7 +44,7 @@ def make_study(seed=0):
 def measured():
     study = make_study()
     panel = Panel([resolve(PROTOCOLS, name) for name in names(PROTOCOLS)])
-    return panel, evaluate([Fading(study)], [study], modalities=MODALITIES, panel=panel)
+    return panel, evaluate([Fading(study)], [study], modalities=MODALITIES, listener=panel)
 
 
 def test_the_foreground_protocol_says_what_the_tables_say(measured):
@@ -154,5 +154,5 @@ def test_the_figure_stands_values_that_are_infinite_or_missing(tmp_path):
 def test_a_study_without_a_lesion_has_no_lesion_value():
     study = replace(make_study(), lesion=None)
     panel = Panel([resolve(PROTOCOLS, name) for name in ("brasyn", "foreground")])
-    evaluate([Fading(study)], [study], modalities=MODALITIES, panel=panel)
+    evaluate([Fading(study)], [study], modalities=MODALITIES, listener=panel)
     assert {r.region for r in panel.records} == {"foreground", "whole"}

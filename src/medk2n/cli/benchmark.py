@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medk2n.cli.common import DATA_HELP, DeviceOption, ManifestOption, OverwriteOption, SeedOption
+from medk2n.registry import names, resolve
 
 if TYPE_CHECKING:
     from medk2n.data.subject import Subject
@@ -18,7 +19,7 @@ BENCHMARKS = "evaluation/benchmarks"
 
 
 def benchmark(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="phantom, lgg128, four128, synthrad or stroke.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help=f"{', '.join(names(BENCHMARKS))}.")],
     model: Annotated[str, typer.Option("--model", help="Run folder: its model and each in its reference/.")],
     data: Annotated[Path, typer.Option("--data", help=DATA_HELP)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for tables and figures.")],
@@ -42,7 +43,6 @@ def benchmark(
     from medk2n.evaluation.copy import CopyPredictor
     from medk2n.evaluation.noise_ceiling import CEILING
     from medk2n.io.atomic import check_writable, refuse_existing
-    from medk2n.registry import resolve
 
     options = {"name": name, "model": model, "data": data, "out": out, "subjects": subjects, "every": every}
     options |= {"device": device, "seed": seed, "overwrite": overwrite}
@@ -119,7 +119,6 @@ def _models(chosen: "Benchmark", folder: Path, device: str, every: int) -> "list
     from medk2n.checkpoint import CONFIG, read_config
     from medk2n.errors import UnknownNameError, UsageError
     from medk2n.inference.predictor import load_predictor
-    from medk2n.registry import names
 
     references = [path for path in sorted((folder / "reference").glob("*")) if (path / CONFIG).is_file()]
     for place in (folder, *references):
@@ -145,11 +144,11 @@ def _models(chosen: "Benchmark", folder: Path, device: str, every: int) -> "list
 
 
 def _refuse_learned(models: "Sequence[SlicePredictor]", data: Path, subjects: "Sequence[Subject]") -> None:
-    from medk2n.cli.scoring import learned_from
+    from medk2n.cli.scoring import already_learned
     from medk2n.errors import DatasetError
 
     for predictor in models:
-        if seen := learned_from(predictor.config, data, subjects):
+        if seen := already_learned(predictor.config, data, subjects):
             raise DatasetError(
                 f"{data}: {predictor.name} learned from {seen}; expected subjects it has not seen; choose them with "
                 "--subjects"

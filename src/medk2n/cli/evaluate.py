@@ -120,7 +120,7 @@ def _panel(wanted: Sequence[str], every: int) -> "Panel | None":
 
 def _test_part(found: "Sequence[Subject]", path: Path, data: Path, config: "ModelConfig") -> "list[Subject]":
     """Those of the subjects that a split keeps for the test; the model must not have learned from any."""
-    from medk2n.cli.scoring import learned_from
+    from medk2n.cli.scoring import already_learned
     from medk2n.data.split import read_split
     from medk2n.errors import DatasetError
 
@@ -128,7 +128,7 @@ def _test_part(found: "Sequence[Subject]", path: Path, data: Path, config: "Mode
     kept = [subject for subject in found if subject.id in test]
     if not kept:
         raise DatasetError(f"{path}: none of the subjects of {data} is in its test part")
-    if seen := learned_from(config, data, kept):
+    if seen := already_learned(config, data, kept):
         raise DatasetError(f"{path}: the model learned from {seen}, expected a model trained with this split")
     return kept
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from medk2n.inference._spec import Predictor
 
 
-def learned_from(config: "ModelConfig", data: Path, subjects: "Sequence[Subject]") -> str:
+def already_learned(config: "ModelConfig", data: Path, subjects: "Sequence[Subject]") -> str:
     """Which of the subjects a model learned from, as its checkpoint says, in words; empty for none.
 
     A data set is known by its folder's name.
@@ -61,7 +61,9 @@ def measure(
         def advance(subject: str, done: int, total: int) -> None:
             bar.update(line, completed=position[subject] + done / total, description=f"evaluate {subject}")
 
-        records = evaluate(predictors, studies(), modalities=modalities, every=every, progress=advance, panel=listener)
+        records = evaluate(
+            predictors, studies(), modalities=modalities, every=every, progress=advance, listener=listener
+        )
     if not records:
         raise DatasetError(f"all {len(failed)} subjects failed; the first: {next(iter(failed.values()))}")
     return records, failed

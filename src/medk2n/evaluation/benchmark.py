@@ -1,7 +1,7 @@
 """A benchmark's values: collected beside an evaluation, then summed up as the lines of its tables.
 
     collector = Collector(methods[0], noise_free)
-    records = evaluate(predictors, studies, modalities=benchmark.modalities, panel=collector)
+    records = evaluate(predictors, studies, modalities=benchmark.modalities, listener=collector)
     lines = table_lines(benchmark, collector.values(records), methods, seed=0)
 
 Table 1 has a row for each set of inputs, averaged over what is asked for; table 2 one for each target, averaged over

@@ -12,6 +12,7 @@ from medk2n.evaluation.benchmark import ALPHA, REGIONS, TABLE_METRICS, Line, Val
 from medk2n.evaluation.benchmarks._benchmark import Benchmark
 from medk2n.evaluation.noise_ceiling import CEILING
 from medk2n.evaluation.summary import FEWEST_FOR_A_TEST, MEAN_ROW
+from medk2n.evaluation.table import interval_text, mean_text
 from medk2n.metrics._metric import Metric
 from medk2n.registry import resolve
 from medk2n.vocabulary import MODALITIES, modality
@@ -66,7 +67,7 @@ def in_words(lines: Sequence[Line], first: str) -> Iterator[str]:
             ahead, behind = sum(not line.lost for line in known), sum(line.lost for line in known)
             text += f" Ahead in {ahead} of {len(own)} rows by more than chance, behind in {behind}."
         if lost:
-            rows = ", ".join(f"{line.row} {_signed(line.difference, rule)}" for line in lost)
+            rows = ", ".join(f"{line.row} {line.difference:+.{rule.decimals}f}" for line in lost)
             text += f" Behind by its mean in {len(lost)}: {rows}."
         yield text
 
@@ -84,16 +85,10 @@ def difference_text(line: Line, rule: Metric) -> str:
     """Mean [interval], corrected p and effect, as far as there are any."""
     if not line.pairs:
         return "n/a"
-    text = _signed(line.difference, rule)
-    if not math.isnan(line.low):
-        text += f" [{_signed(line.low, rule)}, {_signed(line.high, rule)}]"
+    text = interval_text(line.difference, line.low, line.high, rule)
     if not math.isnan(line.p_holm):
         text += f", p = {line.p_holm:.2g}, r = {line.effect:+.2f}"
     return text
-
-
-def _signed(value: float, rule: Metric) -> str:
-    return f"{value:+.{rule.decimals}f}"
 
 
 def markdown(benchmark: Benchmark, lines: Sequence[Line], methods: Sequence[str], *, by_target: bool) -> str:
@@ -133,7 +128,10 @@ def _one_table(lines: Sequence[Line], methods: Sequence[str]) -> list[str]:
     text += [_joined("row", "n", *shown), "|---" * (len(shown) + 2) + "|"]
     for row, own in rows_of(lines).items():
         best, by_method = best_of_row(own, first), {line.method: line for line in own}
-        cells = [_cell(by_method.get(method), rule, bold=method == best) for method in shown]
+        cells = [
+            mean_text(line.mean, line.sd, rule, bold=line.method == best) if line else "n/a"
+            for line in map(by_method.get, shown)
+        ]
         text.append(_joined(row, str(max(line.n for line in own)), *cells))
     text += ["", _joined("row", *(f"{first} - {method}" for method in others)), "|---" * (len(others) + 1) + "|"]
     for row, own in rows_of(lines).items():
@@ -144,14 +142,6 @@ def _one_table(lines: Sequence[Line], methods: Sequence[str]) -> list[str]:
 
 def _joined(*cells: str) -> str:
     return "| " + " | ".join(cells) + " |"
-
-
-def _cell(line: Line | None, rule: Metric, *, bold: bool) -> str:
-    if line is None:
-        return "n/a"
-    mean = f"{line.mean:.{rule.decimals}f}"
-    spread = "" if math.isnan(line.sd) else f" ± {line.sd:.{rule.decimals}f}"
-    return (f"**{mean}**" if bold else mean) + spread
 
 
 def _marked(line: Line | None, rule: Metric) -> str:

@@ -71,7 +71,7 @@ def evaluate(
     modalities: Sequence[str],
     every: int = 1,
     progress: Callable[[str, int, int], None] | None = None,
-    panel: Listener | None = None,
+    listener: Listener | None = None,
 ) -> list[Record]:
     """All metrics of all predictors for every row of every study.
 
@@ -81,7 +81,7 @@ def evaluate(
         modalities: those under test, in the order of the table.
         every: score every nth slice of a stack only; predictors still see all slices of the inputs.
         progress: called after each row with (subject, rows done, rows of this subject).
-        panel: measures the same answers in its own way (under other protocols, for example).
+        listener: measures the same answers in its own way (under other protocols, for example).
 
     Raises:
         UnknownNameError: if a predictor does not know one of the modalities.
@@ -100,8 +100,8 @@ def evaluate(
             for predictor in predictors:
                 predicted = {target: answer.thinned(at) for target, answer in ask(predictor, study, row).items()}
                 records.extend(measured(predictor.name, scored, row, predicted, regions, metrics))
-                if panel:
-                    panel.measure(predictor.name, scored, row, predicted, regions)
+                if listener:
+                    listener.measure(predictor.name, scored, row, predicted, regions)
             if progress:
                 progress(study.id, done, len(asked))
     return records

@@ -1,7 +1,7 @@
 """The panel: the same images under every protocol, as they are and after the best gain and offset.
 
 panel = Panel([resolve("evaluation/protocols", name) for name in ("foreground", "brasyn")])
-evaluate(predictors, studies, modalities=("t1n", "t2w"), panel=panel)
+evaluate(predictors, studies, modalities=("t1n", "t2w"), listener=panel)
 panel.records
 """
 

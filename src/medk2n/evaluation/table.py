@@ -117,7 +117,7 @@ def _metric_table(summary: Summary, region: str, metric: Metric, methods: Sequen
     for row in ordered_rows(sources for sources, _ in cells):
         in_row = [cells.get((row, method)) for method in methods]
         best = _best([cell for cell in in_row if cell], metric)
-        words = [_cell_text(cell, metric, bold=cell is not None and cell.mean == best) for cell in in_row]
+        words = [mean_text(c.mean, c.sd, metric, bold=c.mean == best) if c else "n/a" for c in in_row]
         words += [_difference_text(differences.get((row, *pair)), metric) for pair in pairs]
         count = max(cell.n for cell in in_row if cell)
         lines.append("| " + " | ".join([row, str(count), *words]) + " |")
@@ -134,24 +134,26 @@ def _best(cells: Sequence[Cell], metric: Metric) -> float:
     return min((cell.mean for cell in cells), key=metric.badness)
 
 
-def _cell_text(cell: Cell | None, metric: Metric, *, bold: bool) -> str:
-    if cell is None:
-        return "n/a"
-    mean = f"{cell.mean:.{metric.decimals}f}"
-    spread = "" if math.isnan(cell.sd) else f" ± {cell.sd:.{metric.decimals}f}"
-    return (f"**{mean}**" if bold else mean) + spread
+def mean_text(mean: float, sd: float, metric: Metric, *, bold: bool) -> str:
+    """Mean ± standard deviation (left out if NaN) as a cell of Markdown."""
+    text = f"{mean:.{metric.decimals}f}"
+    spread = "" if math.isnan(sd) else f" ± {sd:.{metric.decimals}f}"
+    return (f"**{text}**" if bold else text) + spread
 
 
 def _difference_text(difference: Difference | None, metric: Metric) -> str:
     if difference is None or math.isnan(difference.mean):
         return "n/a"
-    digits = metric.decimals
-    text = f"{difference.mean:+.{digits}f}"
-    if not math.isnan(difference.low):
-        text += f" [{difference.low:+.{digits}f}, {difference.high:+.{digits}f}]"
+    text = interval_text(difference.mean, difference.low, difference.high, metric)
     if not math.isnan(difference.p):
         text += f", p = {difference.p:.2g}"
     return text
+
+
+def interval_text(mean: float, low: float, high: float, metric: Metric) -> str:
+    """A difference, with the bounds of its interval where it has one."""
+    digits = metric.decimals
+    return f"{mean:+.{digits}f}" + ("" if math.isnan(low) else f" [{low:+.{digits}f}, {high:+.{digits}f}]")
 
 
 def write_csv(path: Path, kind: type, rows: Iterable[Any]) -> None:

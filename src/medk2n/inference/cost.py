@@ -16,12 +16,11 @@ from statistics import median
 from time import perf_counter
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from medk2n.checkpoint import build, read_config
 from medk2n.inference.memory import peaks_alone
 from medk2n.inference.predictor import Progress, SlicePredictor, as_predictor, load_predictor
+from medk2n.models._flops import counting
 from medk2n.models._spec import Prediction
 from medk2n.models.parts.sequence import Control, Plan, PlannedStep
 
@@ -210,8 +209,7 @@ class Bench:
             )
             for part in (_COUNTED if self.decides else ())
         ]
-        # the counter knows no fused attention on a CPU
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        with counting() as counter:
             self.answer(case)
         for hook in hooks:
             hook.remove()

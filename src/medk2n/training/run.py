@@ -15,8 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from medk2n import checkpoint
 from medk2n.config.draft import Draft
@@ -32,6 +30,7 @@ from medk2n.errors import (
     out_of_memory,
 )
 from medk2n.io.atomic import check_writable, refuse_existing, write_json
+from medk2n.models._flops import counting
 from medk2n.training import state
 from medk2n.training.begin import chosen
 from medk2n.training.board import Board
@@ -267,8 +266,7 @@ def _counted(runner: Contender, parts: Sequence[Part], world: World) -> dict[str
     """A step; of the first of each kind, after the one with its extra pass, the FLOPs are counted."""
     if not 0 < runner.steps <= runner.config.fuse_every:
         return runner.step(parts, world)
-    # the counter knows no fused attention on a CPU
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with counting() as counter:
         numbers = runner.step(parts, world)
     counted, before = runner.steps - 1, runner.flops_per_step or 0.0
     runner.flops_per_step = before + (float(counter.get_total_flops()) * world.size - before) / counted
