@@ -11,7 +11,7 @@ from pathlib import Path
 
 from medk2n import checkpoint
 from medk2n.errors import CheckpointError
-from medk2n.models.parts.encoders.hiera import HieraEncoder
+from medk2n.models.medk2n_parts.encoders.hiera import HieraEncoder
 from medk2n.pretrained import ADAPTER, save_adapter
 
 

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from medk2n.config.draft import read_draft
-from medk2n.models.parts.trunk import SIZES
+from medk2n.models.layers.unet_trunk import SIZES
 from medk2n.registry import resolve
 from medk2n.training.memory import Need, cost
 from medk2n.training.plan import make_plan

@@ -24,7 +24,7 @@ from medk2n.data.batches import Augmentation, Store, draw_batch
 from medk2n.data.discover import discover
 from medk2n.data.working import load_working
 from medk2n.io.atomic import check_writable, refuse_existing, write_text
-from medk2n.models.parts.encoders.hiera import DEVIATION, LEVELS, MEAN, SIZES, SLICES, build_trunk, run_blocks
+from medk2n.models.medk2n_parts.encoders.hiera import DEVIATION, LEVELS, MEAN, SIZES, SLICES, build_trunk, run_blocks
 from medk2n.pretrained import CONFIG, save_trunk
 
 CELL, HIDDEN = 16, 0.6

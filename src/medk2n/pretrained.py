@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from medk2n.errors import ConfigError
 from medk2n.io.atomic import atomic_write, sha256_file, write_json
-from medk2n.models.parts.encoders.hiera import ADAPTED, SIZES, HieraEncoder, Params, trunk_config
+from medk2n.models.medk2n_parts.encoders.hiera import ADAPTED, SIZES, HieraEncoder, Params, trunk_config
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

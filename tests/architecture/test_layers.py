@@ -13,7 +13,7 @@ LAYERS = (
     ("__init__",),
     ("errors",),
     ("vocabulary", "registry"),
-    ("geometry",),
+    ("geometry", "shapley"),
     ("io",),
     ("config",),
     ("data", "metrics", "models"),

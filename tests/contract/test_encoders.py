@@ -18,7 +18,7 @@ from medk2n.config.schema import ModelChoice, Optimiser, TrainConfig, load_confi
 from medk2n.data.batches import Batch
 from medk2n.errors import ConfigError, UnknownNameError
 from medk2n.models._spec import Query, Statistics
-from medk2n.models.parts.encoders.hiera import SIZES, HieraEncoder, Params, build_trunk, run_blocks, trunk_config
+from medk2n.models.medk2n_parts.encoders.hiera import SIZES, HieraEncoder, Params, build_trunk, run_blocks, trunk_config
 from medk2n.pretrained import load_adapter, read_trunk, save_adapter, save_trunk
 from medk2n.training.begin import begin, chosen
 from medk2n.training.contender import Contender

@@ -12,7 +12,7 @@ from medk2n.config.params import read_params
 from medk2n.losses.likelihood import gaussian_nll
 from medk2n.models._spec import Query, Statistics
 from medk2n.models.parts.decoder import TaskHeadNet
-from medk2n.models.parts.encoders.hiera import build_trunk
+from medk2n.models.medk2n_parts.encoders.hiera import build_trunk
 from medk2n.models.parts.sequence import Control
 
 M = 4
@@ -75,7 +75,7 @@ def name(request: pytest.FixtureRequest) -> str:
 def test_every_model_is_among_them() -> None:
     assert {component(name) for name in SMALL} == set(registry.names("models"))
     encoders = {SMALL[name].get("encoder", {"name": "conv"})["name"] for name in PROPOSED}
-    assert encoders == set(registry.names("models/parts/encoders"))
+    assert encoders == set(registry.names("models/medk2n_parts/encoders"))
 
 
 @pytest.mark.parametrize("size", [(32, 48), (17, 33), (16, 16), (1, 40)])
@@ -302,7 +302,7 @@ def test_added_frames_speak_as_loud_as_the_key_frame() -> None:
 def test_open_gates_give_the_least_squares_base_and_a_closed_one_leaves_its_source_out(
     sources: tuple[int, ...],
 ) -> None:
-    from medk2n.models.parts.base import BaseImage, LinearMaps
+    from medk2n.models.medk2n_parts.base_image import BaseImage, LinearMaps
 
     rng = np.random.default_rng(0)
     values = rng.standard_normal((900, M)) @ rng.standard_normal((M, M)) * 0.1 + 0.4
@@ -519,7 +519,7 @@ def test_what_is_coarse_or_deep_starts_faint_beside_what_it_is_added_to() -> Non
 
 
 def test_the_norm_sees_one_voxel_at_a_time() -> None:
-    from medk2n.models.parts.blocks import ChannelNorm
+    from medk2n.models.layers.blocks import ChannelNorm
 
     x = torch.randn(2, 8, 12, 10)
     norm = ChannelNorm(8)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from medk2n.errors import OutputExistsError
-from medk2n.models.parts.encoders.hiera import Params
+from medk2n.models.medk2n_parts.encoders.hiera import Params
 from medk2n.pretrained import read_trunk
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "pretrain.py"

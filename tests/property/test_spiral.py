@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medk2n.models.parts.spiral import ORDERS, mean_jump, order
+from medk2n.models.medk2n_parts.spiral import ORDERS, mean_jump, order
 
 SIDE = st.integers(1, 40)
 

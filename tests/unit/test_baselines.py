@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from medk2n import registry
 from medk2n.models import mm_synthesis, mmt, pgan, poe
 from medk2n.models._spec import Query, Statistics
-from medk2n.models.parts.passes import Frames, Passes, own
-from medk2n.models.parts.windows import WindowAttention, unwindowed, windows
+from medk2n.models.layers.shared_passes import Passes, SharedFrames, own
+from medk2n.models.layers.swin import WindowAttention, unwindowed, windows
 
 M = 4
 SMALL = {
@@ -58,7 +58,7 @@ def test_a_frame_is_read_once_and_found_by_every_pass() -> None:
     given = images()
     given[0, 3] = torch.nan
     passes = Passes.of(query((0, (0, 2), 1), (1, (3,), 0), (0, (0, 2), 3), (0, (2,), 1)))
-    frames = Frames.of(given, passes)
+    frames = SharedFrames.of(given, passes)
     assert len(passes.sample) == 3
     assert passes.which[0] == passes.which[2]
     assert torch.isfinite(frames.images).all()
@@ -132,10 +132,10 @@ def test_training_decodes_each_of_several_latents_alone() -> None:
     module, given = build("mm_synthesis").train(), images()
     asked = query((0, (0, 2), 3), (1, (1,), 3))
     with torch.no_grad():
-        extras = module(given, asked).extras
+        extras = module(given, asked)
         alone = module(given, query((0, (0,), 3), (0, (2,), 3))).mean
-    assert extras["of"].tolist() == [0, 0], "a single source is the answer already"
-    torch.testing.assert_close(extras["alone"], alone)
+    assert extras.of.tolist() == [0, 0], "a single source is the answer already"
+    torch.testing.assert_close(extras.alone, alone)
     z = noise(1, 2, 4, 5, 6)
     assert float(mm_synthesis.variance(z, torch.ones(1, 2, dtype=torch.bool))) == pytest.approx(
         float(z.var(dim=1, correction=0).mean())
@@ -189,7 +189,7 @@ def test_latents_are_drawn_with_a_generator_alone() -> None:
 
 
 def test_what_is_coarser_shapes_the_prior_of_what_is_finer() -> None:
-    latents = build("poe").eval()(images(), query((0, (0, 2), 1))).extras["latents"]
+    latents = build("poe").eval()(images(), query((0, (0, 2), 1))).latents
     assert [posterior.mean.shape[-2:] for posterior, _ in latents] == [(32, 48), (16, 24), (8, 12), (4, 6), (2, 3)]
     assert (latents[-1][1].mean == 0).all(), "the coarsest has a standard normal prior"
     assert all(prior.mean.std() > 0 for _, prior in latents[:-1])

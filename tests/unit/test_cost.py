@@ -14,7 +14,7 @@ from medk2n.errors import SystemLimitError
 from medk2n.inference.cost import SIZE, Bench, Card, Case, Row, measure, parameters, ratios
 from medk2n.inference.memory import peaks_alone
 from medk2n.inference.predictor import load_predictor
-from medk2n.models.parts.encoders.hiera import build_trunk
+from medk2n.models.medk2n_parts.encoders.hiera import build_trunk
 
 NAMES = ("ct", "t1c", "t1n", "t2w")
 SMALL = {"widths": [8, 8, 8, 16], "joint": [8, 8, 8, 8, 16], "embedding": 8, "memory_slots": 2, "slices": 3}

@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional
 
 from medk2n.errors import ConfigError
-from medk2n.models.parts import mamba
-from medk2n.models.parts.mamba import BothWays, Mamba, resolve_backend, scan
-from medk2n.models.parts.multiscale import MultiScaleNet, Params
+from medk2n.models.medk2n_parts import mamba
+from medk2n.models.medk2n_parts.mamba import BothWays, Mamba, resolve_backend, scan
+from medk2n.models.medk2n_parts.multi_scale_net import MultiScaleNet, Params
 
 CPU = torch.device("cpu")
 

@@ -71,8 +71,7 @@ class BatchShape(_Strict):
 
     `accumulate` such batches make a step; several processes share them.
     `strip` is the chance that a head with a known brain mask is shown skull-stripped, `restyle` the chance that a
-    crop's grey scales move towards those of another subject, `corrupt` that an input is damaged, `corrupt_whole` the
-    same in steps that train the whole of Med-K2N (every model's steps are counted alike).
+    crop's grey scales move towards those of another subject, `corrupt` that an input is damaged.
     """
 
     size: Count = 6
@@ -84,7 +83,6 @@ class BatchShape(_Strict):
     strip: Share = 0.3
     restyle: Share = 0.0
     corrupt: Share = 0.1
-    corrupt_whole: Share = 0.0
 
 
 class LossWeights(_Strict):
@@ -94,10 +92,27 @@ class LossWeights(_Strict):
     edges: float = 2.0
     likelihood: float = 0.5
     remade: float = 0.1
-    weights: float = 1.0
-    gates: float = 0.002
-    memory: float = 0.01
-    quality: float = 0.1
+    weights: float = 0.3
+    gates: float = 1.0
+    maps: float = 1.0
+    sets: float = 0.1
+    memory: float = 0.05
+
+
+class Teaching(_Strict):
+    """How Med-K2N's weighting networks are taught (`training/lessons/medk2n.py`).
+
+    `weighing` is the share of the budget, at its end, in which they learn alone; `held_out` the share of each data
+    folder's subjects that the synthesizer does not learn from, and they do; `corrupt` the chance that an input is
+    damaged then; `hide` the chance that a region of a frame is hidden while the synthesizer learns; `cost_db` what
+    letting a frame in costs.
+    """
+
+    weighing: Share = 0.12
+    held_out: Share = 0.1
+    corrupt: Share = 0.4
+    hide: Share = 0.05
+    cost_db: float = 0.02
 
 
 class TrainConfig(_Strict):
@@ -114,9 +129,7 @@ class TrainConfig(_Strict):
         core: those of them that people mostly have; `core_share` of the crops are asked about these alone.
         spacing_mm: in-plane spacing of the working grid.
         models: the first is the model, the others are references trained interleaved with it.
-        fuse_every: of so many steps one trains the whole of Med-K2N, the others its joint pass alone.
-        gain_every: of so many steps that train the whole, one measures a source's gain.
-        soft_gates: share of the budget before the gates turn hard.
+        teaching: how Med-K2N's weighting networks learn.
         precision: bf16 (autocast; weights and losses stay 32-bit), fp32, or auto: bf16 on CUDA.
         workers: processes that draw each model's batches ahead; 0 draws them between steps.
         tensorboard: write what metrics.csv and `samples` hold for TensorBoard too.
@@ -137,9 +150,7 @@ class TrainConfig(_Strict):
     budget: Budget = Budget(minutes=30)
     batch: BatchShape = BatchShape()
     losses: LossWeights = LossWeights()
-    fuse_every: Count = 8
-    gain_every: Count = 4
-    soft_gates: Share = 0.3
+    teaching: Teaching = Teaching()
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     workers: Annotated[int, Field(ge=0)] = 0
     tensorboard: bool = False
@@ -236,6 +247,6 @@ def _chosen(wanted: list[str], written: Any) -> list[Any]:
 
 def _all_fields(model: type[BaseModel]) -> set[str]:
     found = set(model.model_fields)
-    for part in (Optimiser, Budget, BatchShape, LossWeights, ModelChoice):
+    for part in (Optimiser, Budget, BatchShape, LossWeights, Teaching, ModelChoice):
         found |= set(part.model_fields)
     return found

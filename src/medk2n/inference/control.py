@@ -11,7 +11,7 @@ from medk2n.config.control import FusionRule
 from medk2n.data.working import Workspace, mask_on
 from medk2n.errors import UsageError
 from medk2n.io.nifti import read_labels
-from medk2n.models.parts.sequence import Control
+from medk2n.models.medk2n_parts.control import Control
 
 
 @dataclass(frozen=True)

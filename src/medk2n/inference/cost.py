@@ -2,8 +2,8 @@
 
 An answer is that of one slice, all of it foreground, from K inputs to N of the modalities that are left. A study's
 decisions are taken before, once; here they are laid down, so that nothing is saved. Two cases bound the work: in the
-first each target lets in every input, and all targets share one joint pass; in the second ("apart") each lets in
-other inputs than those before it, as far as there are sets of inputs, and has a joint pass of its own.
+first each target lets in every input, and all targets share one pass; in the second ("apart") each lets in other
+inputs than those before it, as far as there are sets of inputs, and has a pass of its own.
 Time and memory do not depend on what images show, or on what was learned: noise stands for images.
 """
 
@@ -22,12 +22,12 @@ from medk2n.inference.memory import peaks_alone
 from medk2n.inference.predictor import Progress, SlicePredictor, as_predictor, load_predictor
 from medk2n.models._flops import counting
 from medk2n.models._spec import Prediction
-from medk2n.models.parts.sequence import Control, Plan, PlannedStep
+from medk2n.models.medk2n_parts.control import Control, Plan, PlannedStep
 
 SIZE = (160, 192)
 """Voxels of the slice: a head at 1.5 mm in its box."""
 REPEATS = 5
-_COUNTED = ("encoder", "joint.trunk")
+_COUNTED = ("encoder", "trunk")
 
 Tick = Callable[[], None]
 
@@ -47,9 +47,9 @@ class Row:
 
     Attributes:
         inputs, targets, apart: the case.
-        encodes: frames that went through the encoder, counted; None for a model without frames, as what follows.
-        joint_passes: counted.
-        encoder_share: of the latency.
+        encodes: frames that went through an encoder, counted; None for a model without frames, as what follows.
+        passes: of the synthesizer, counted.
+        encoder_share: of the latency; None without an encoder.
         gflop: of matrix products, convolutions and attention, two a multiplication.
         latency_ms: wall time, median of the repeats.
         memory_mb: peak above what the loaded model and the program hold before; None where the system does not tell.
@@ -59,7 +59,7 @@ class Row:
     targets: int
     apart: bool
     encodes: int | None
-    joint_passes: int | None
+    passes: int | None
     encoder_share: float | None
     gflop: float
     latency_ms: float
@@ -129,7 +129,7 @@ def measure(
     peaks = bench.peaks(folder, cases, tick)
     rows = []
     for case, (gflop, *counted), memory in zip(cases, counts, peaks, strict=True):
-        shares = [a / b for a, b in zip(encoding[case.inputs], times[case], strict=bench.decides)]
+        shares = [a / b for a, b in zip(encoding[case.inputs], times[case], strict=bench.encodes)]
         share = median(shares) if shares else None
         latency = 1e3 * median(times[case])
         rows.append(Row(case.inputs, case.targets, case.apart, *counted, share, gflop, latency, memory))
@@ -160,7 +160,8 @@ class Bench:
 
     def __init__(self, predictor: SlicePredictor, size: tuple[int, int]) -> None:
         self.predictor, self.module = predictor, predictor.module
-        self.decides = hasattr(self.module, "decide")
+        self.decides = predictor.decides
+        self.encodes = self.decides and self.module.encoder is not None
         self.m = len(predictor.modalities)
         shape = (1, self.m, predictor.config.params["slices"], *size)
         noise = torch.rand(shape, generator=torch.Generator().manual_seed(0))
@@ -197,25 +198,26 @@ class Bench:
         for n, j in enumerate(targets):
             gates = dict.fromkeys(inputs, 0.0) | dict.fromkeys(sets[n % len(sets) if case.apart else 0], 1.0)
             order = sorted(inputs, key=lambda i: -gates[i])
-            plan[j] = tuple(PlannedStep(i, gates[i], 0.0, gates[i], memory) for i in order)
+            plan[j] = tuple(PlannedStep(i, gates[i], 0.0, gates[i], False, memory) for i in order)
         return plan
 
     def count(self, case: Case, tick: Tick) -> tuple[float, int | None, int | None]:
-        """GFLOP, encodes and joint passes of a case."""
+        """GFLOP, encodes and passes of a case."""
         rows: Counter[str] = Counter()
         hooks = [
             self.module.get_submodule(part).register_forward_pre_hook(
                 lambda _, given, part=part: rows.update({part: len(given[0])})
             )
-            for part in (_COUNTED if self.decides else ())
+            for part in _COUNTED
+            if self.decides and getattr(self.module, part) is not None
         ]
         with counting() as counter:
             self.answer(case)
         for hook in hooks:
             hook.remove()
         tick()
-        encodes, joint_passes = (rows[part] if self.decides else None for part in _COUNTED)
-        return counter.get_total_flops() / 1e9, encodes, joint_passes
+        encodes, passes = (rows[part] if self.decides else None for part in _COUNTED)
+        return counter.get_total_flops() / 1e9, encodes, passes
 
     def times(
         self, cases: Sequence[Case], repeats: int, tick: Tick
@@ -224,7 +226,7 @@ class Bench:
         times: dict[Case, list[float]] = {case: [] for case in cases}
         encoding: dict[int, list[float]] = {case.inputs: [] for case in cases}
         for _ in range(repeats):
-            if self.decides:
+            if self.encodes:
                 for k, taken in encoding.items():
                     taken.append(self._seconds(self.encode, k))
             for case, taken in times.items():

@@ -1,6 +1,6 @@
 """A trained model over the slices of one study, in scaled units.
 
-Every decision of the fusion is taken once per study from features pooled over some of its
+Every decision of the fusion is taken once per study from evidence pooled over some of its
 slices, then all slices follow that plan in chunks, so memory does not grow with the volume.
 """
 
@@ -20,14 +20,33 @@ from medk2n.errors import UsageError
 from medk2n.inference._spec import Answer
 from medk2n.inference.control import StudyControl
 from medk2n.models._spec import Prediction, Query
-from medk2n.models.parts.encoders.hiera import HieraEncoder
-from medk2n.models.parts.sequence import Control, Plan
+from medk2n.models.medk2n import MedK2N, MedK2NPrediction
+from medk2n.models.medk2n_parts.control import Control, Plan
+from medk2n.models.medk2n_parts.encoders.hiera import HieraEncoder
+from medk2n.models.medk2n_parts.progressive_fusion import Guidance, Scene
 
-_DECIDING_SLICES = 16
+_DECIDING_SLICES = 8
 _CHUNK_PIXELS = 400_000  # of all frames and targets of a chunk: about half a gigabyte of activations
 _MARGIN = 8
 
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Sight:
+    """The slices on which a study is decided, and what the synthesizer proposed from sets of its frames there.
+
+    Attributes:
+        scene: the slices as samples.
+        at: their indices in the study.
+        box: in-plane, that they are cut to.
+        control: what the user laid down, on these slices.
+    """
+
+    scene: Scene
+    at: list[int]
+    box: tuple[slice, slice]
+    control: Control
 
 
 @dataclass(frozen=True)
@@ -38,10 +57,11 @@ class Inference:
         means: target -> image in [0, 1].
         variances: target -> predicted squared error; empty if the model gives none.
         plan: target -> steps of the fusion, or None for models without one.
-        effective: target -> source -> mean W_eff inside the study; empty without a plan.
+        effective: target -> source -> mean presence inside the study; empty without a plan.
         shares: target -> source -> (s, h, w), what a change of the source adds to the image: its slope in the base
             image, as far as the image follows that there. How detail finer than the working grid is carried over.
             Empty without a plan.
+        sight: where the plan was made, or None.
     """
 
     means: dict[str, np.ndarray]
@@ -49,6 +69,7 @@ class Inference:
     plan: Plan | None
     effective: dict[str, dict[str, float]]
     shares: dict[str, dict[str, np.ndarray]]
+    sight: Sight | None = None
 
 
 class SlicePredictor:
@@ -102,11 +123,10 @@ class SlicePredictor:
         effective = {j: np.zeros(len(self.modalities)) for j in wanted}
         mass = 0.0
         shares: dict[str, dict[str, np.ndarray]] = {name: {} for name in targets}
-        plan = None
-        if hasattr(self.module, "decide"):
-            at = deciding_slices(depth_range)
-            laid_down = control.for_slices(self.modalities, box, at, self.device)
-            plan = self.module.decide(self.stack(images, box, at), self.query(len(at), seen), laid_down)
+        plan, sight = None, None
+        if self.decides:
+            sight = self.sight(images, control)
+            plan = self.module.decide(sight.scene, self.query(len(sight.at), seen), sight.control)
         size = (box[0].stop - box[0].start) * (box[1].stop - box[1].start)
         if only is not None:
             depth_range = sorted(set(depth_range) & set(only))
@@ -124,9 +144,9 @@ class SlicePredictor:
                     variances.setdefault(name, np.zeros(shape, np.float32))[where] = _numpy(
                         prediction.log_variance[rows].exp()
                     )
-                for source, share in self._shares(prediction, rows, size=(where[1].size, where[2].size)):
+                for source, share in self._shares(prediction, stack, rows):
                     shares[name].setdefault(source, np.zeros(shape, np.float32))[where] = share
-            patient = (stack[:, :, stack.shape[2] // 2] > 0).any(dim=1).sum(dim=(1, 2))
+            patient = (stack[:, :, stack.shape[2] // 2] > 0).any(dim=1)
             self._count(prediction, effective, patient, wanted)
             mass += float(patient.sum())
             if progress:
@@ -135,7 +155,7 @@ class SlicePredictor:
             self.modalities[j]: {self.modalities[i]: float(v / mass) for i, v in enumerate(values) if v or i in seen[j]}
             for j, values in effective.items()
         }
-        return Inference(means, variances, plan, named if plan else {}, shares)
+        return Inference(means, variances, plan, named if plan else {}, shares, sight)
 
     def indices(self, names: Mapping[str, object] | Sequence[str]) -> list[int]:
         """Indices in the checkpoint's list, in its order; for targets in the caller's order."""
@@ -170,39 +190,49 @@ class SlicePredictor:
             torch.tensor(list(sources)).repeat_interleave(slices).to(self.device),
         )
 
+    @property
+    def decides(self) -> bool:
+        """Whether the model decides what it lets in, and can explain it."""
+        return isinstance(self.module, MedK2N)
+
+    def sight(self, images: Mapping[str, np.ndarray], control: StudyControl) -> Sight:
+        """Some spread slices of a study, that with most of the patient among them."""
+        box, depth_range = bounding_box(images)
+        area = np.any([array > 0 for array in images.values()], axis=0).sum(axis=(1, 2))
+        at = deciding_slices(depth_range, most=_DECIDING_SLICES, shown=int(area.argmax()))
+        given = torch.tensor([name in images for name in self.modalities], device=self.device)
+        scene = self.module.scene(self.stack(images, box, at), given.expand(len(at), -1))
+        return Sight(scene, at, box, control.for_slices(self.modalities, box, at, self.device))
+
     def run(self, images: torch.Tensor, query: Query, plan: Plan | None, control: Control) -> Prediction:
         """One pass through the network: images as of `stack`, query as of `query`; a plan where the model decides."""
         if plan is None:
             return self.module(images, query)
         h, w = images.shape[-2:]
         needed = query.sources.any(dim=0).expand(len(images), -1)
-        prediction = self.module.decode(self.module.encode(images, needed), query, plan=plan, control=control)
-        return Prediction(prediction.mean[:, :h, :w], prediction.log_variance[:, :h, :w], prediction.extras)
+        made = self.module.decode(self.module.scene(images, needed), query, Guidance(plan, control))
+        return MedK2NPrediction(made.mean[:, :h, :w], made.log_variance[:, :h, :w], made.fused, made.slope[..., :h, :w])
 
-    def _shares(self, prediction: Prediction, rows: slice, size: tuple[int, int]) -> Iterator[tuple[str, np.ndarray]]:
-        fused = prediction.extras.get("fused")
-        if fused is None:
+    def _shares(self, prediction: Prediction, stack: torch.Tensor, rows: slice) -> Iterator[tuple[str, np.ndarray]]:
+        """What a change of each input adds to the image: its slope in the base image, as far as that is followed."""
+        if not isinstance(prediction, MedK2NPrediction):
             return
-        follows = local_slope(prediction.mean[rows], prediction.extras["base"][rows, : size[0], : size[1]])
-        for step, linear in zip(fused.steps, fused.base.shares(), strict=True):
-            source = int(step.source[rows][0])
-            share = follows * linear[rows, : size[0], : size[1]]
-            if source >= 0 and bool(share.any()):
-                yield self.modalities[source], _numpy(share)
+        slope = prediction.slope[rows]
+        centre = stack[:, :, stack.shape[2] // 2].nan_to_num()
+        follows = local_slope(prediction.mean[rows], (slope * centre).sum(dim=1))
+        for i in slope.abs().amax(dim=(0, 2, 3)).nonzero().squeeze(1).tolist():
+            yield self.modalities[i], _numpy(follows * slope[:, i])
 
     def _count(
         self, prediction: Prediction, effective: dict[int, np.ndarray], patient: torch.Tensor, targets: Sequence[int]
     ) -> None:
-        """Add up W_eff over the slices of a chunk, each by its voxels of the patient, (slices,)."""
-        fused = prediction.extras.get("fused")
-        if fused is None:
+        """Add up presence over the slices of a chunk, inside the patient (slices, h, w)."""
+        if not isinstance(prediction, MedK2NPrediction):
             return
-        for step in fused.steps:
-            for t, j in enumerate(targets):
-                rows = slice(t * len(patient), (t + 1) * len(patient))
-                source = int(step.source[rows][0])
-                if source >= 0:
-                    effective[j][source] += float((step.effective[rows] * patient).sum())
+        h, w = patient.shape[-2:]
+        for t, j in enumerate(targets):
+            shown = prediction.fused.presence[t * len(patient) : (t + 1) * len(patient), :, :h, :w]
+            effective[j] += torch.einsum("nmhw,nhw->m", shown, patient.to(shown.dtype)).double().cpu().numpy()
 
 
 def local_slope(image: torch.Tensor, guide: torch.Tensor, radius: int = 2, floor: float = 1e-4) -> torch.Tensor:
@@ -249,10 +279,13 @@ def bounding_box(images: Mapping[str, np.ndarray]) -> tuple[tuple[slice, slice],
     return (box[0], box[1]), np.flatnonzero(some.any(axis=(1, 2))).tolist()
 
 
-def deciding_slices(depth_range: Sequence[int], most: int = _DECIDING_SLICES) -> list[int]:
-    """Evenly spread slices on which a study's decisions are taken."""
+def deciding_slices(depth_range: Sequence[int], *, most: int = _DECIDING_SLICES, shown: int | None = None) -> list[int]:
+    """Evenly spread slices on which a study's decisions are taken; the nearest of them gives way to `shown`."""
     picks = np.linspace(0, len(depth_range) - 1, min(most, len(depth_range)) + 2)[1:-1].round().astype(int)
-    return [depth_range[k] for k in sorted(set(picks.tolist()))]
+    at = sorted({depth_range[k] for k in picks.tolist()})
+    if shown is not None and shown not in at:
+        at[int(np.abs(np.array(at) - shown).argmin())] = shown
+    return sorted(at)
 
 
 def _open(box: tuple[slice, slice]) -> tuple[np.ndarray, np.ndarray]:

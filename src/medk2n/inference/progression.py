@@ -1,17 +1,16 @@
 """How a target came about: the key frame alone, then each frame added; and whether another order would matter."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
 import numpy as np
 import torch
 
-from medk2n.inference.control import StudyControl
-from medk2n.inference.predictor import SlicePredictor, bounding_box, deciding_slices
-from medk2n.models.parts.sequence import Control, Plan
+from medk2n.inference.contribution import predicted_psnr, proposed
+from medk2n.inference.predictor import Inference, SlicePredictor
+from medk2n.models.medk2n_parts.control import Control, PlannedStep
 
-_SLICES = 4
 _MOST_ORDERS = 6
 
 
@@ -46,49 +45,37 @@ class Progression:
 
 
 @torch.inference_mode()
-def progressions(
-    predictor: SlicePredictor,
-    images: Mapping[str, np.ndarray],
-    targets: Sequence[str],
-    plan: Plan,
-    control: StudyControl | None = None,
-) -> dict[str, Progression]:
-    """The progression of every target; images and control as for `infer`, plan as it gave."""
-    control = control or StudyControl()
-    box, depth_range = bounding_box(images)
-    inside = np.any([array > 0 for array in images.values()], axis=0)
-    shown = int(inside.sum(axis=(1, 2)).argmax())
-    at = sorted({*deciding_slices(depth_range, _SLICES), shown})
-    row = at.index(shown)
-    mask = torch.from_numpy(inside[at][..., *box]).to(predictor.device)
-    laid_down = control.for_slices(predictor.modalities, box, at, predictor.device)
-    module = predictor.module
-    stack = predictor.stack(images, box, at)
-    given = torch.tensor([name in images for name in predictor.modalities], device=predictor.device)
-    frames = module.encode(stack, given.expand(len(at), -1))
+def progressions(predictor: SlicePredictor, targets: Sequence[str], inference: Inference) -> dict[str, Progression]:
+    """The progression of every target, of a study as `infer` decided it; frames that were let in count whole here."""
+    sight = inference.sight
+    inside = sight.scene.inside
+    row = int(inside.sum(dim=(1, 2)).argmax())
+    h, w = (axis.stop - axis.start for axis in sight.box)
     found = {}
     for target in targets:
         j = predictor.modalities.index(target)
-        sequence = tuple(step.source for step in plan[j])
+        steps = inference.plan[j]
         stages = []
-        for k in range(1, len(sequence) + 1):
-            query = predictor.query(len(at), {j: sequence[:k]})
-            made = module.decode(frames, query, plan={j: plan[j][:k]}, control=laid_down)
-            image, variance = (x[:, : mask.shape[1], : mask.shape[2]] for x in (made.mean, made.log_variance.exp()))
-            error = float(variance[mask].mean())
-            picture = image[row].clamp(0, 1) * mask[row]
-            stages.append(Stage(predictor.modalities[sequence[k - 1]], -10 * float(np.log10(error)), _numpy(picture)))
-        query = predictor.query(len(at), {j: sequence})
-        orders = _orders(sequence, laid_down.candidates(query)[0])
-        others = torch.stack(
-            [
-                module.decode(frames, query, control=Control({j: order}, laid_down.bounds), study=True).mean[row]
-                for order in orders
-            ]
-        )[:, : mask.shape[1], : mask.shape[2]].clamp(0, 1)
-        deviation = float(others.var(dim=0, correction=0)[mask[row]].mean().sqrt())
+        for k in range(1, len(steps) + 1):
+            members = _let_in(steps[:k])
+            picture = (proposed(inference, members, j)[0][row] * inside[row])[:h, :w]
+            name = predictor.modalities[steps[k - 1].source]
+            stages.append(Stage(name, predicted_psnr(inference, members, j), _numpy(picture)))
+        sequence = tuple(step.source for step in steps)
+        query = predictor.query(len(sight.at), {j: sequence})
+        orders = _orders(sequence, sight.control.candidates(query)[0])
+        others = []
+        for order in orders:
+            control = Control({j: order}, sight.control.bounds)
+            others.append(_let_in(predictor.module.decide(sight.scene, query, control)[j]))
+        images = torch.stack([proposed(inference, members, j)[0][row] for members in others])
+        deviation = float(images.var(dim=0, correction=0)[inside[row]].mean().sqrt())
         found[target] = Progression(tuple(stages), len(orders), deviation)
     return found
+
+
+def _let_in(steps: Sequence[PlannedStep]) -> list[int]:
+    return [step.source for step in steps if step.gate > 0]
 
 
 def _orders(sequence: Sequence[int], may_be_key: torch.Tensor) -> list[tuple[int, ...]]:

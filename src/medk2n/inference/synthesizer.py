@@ -46,10 +46,11 @@ class Step:
 
     Attributes:
         source: modality of the frame.
-        weight: W_ij, predicted share of the remaining error that it removes (for the key frame: of the whole error).
-        threshold: tau_ij that the weight had to pass; 0 for the key frame.
-        gate: 1 open, 0 closed (the frame was skipped).
-        effective_weight: mean over the patient of the per-voxel map W_eff; 1 for the key frame.
+        weight: W_ij, the gain in dB that it is predicted to bring (for the key frame: over no input at all); below 0 it
+            is expected to do harm.
+        threshold: tau_ij in dB that the weight had to pass; 0 for the key frame.
+        gate: 1 open, 0 closed (the frame was left out).
+        effective_weight: mean over the patient of its presence map P; 1 for the key frame.
     """
 
     source: str
@@ -66,7 +67,7 @@ class Explanation:
     Attributes:
         key: the key frame.
         steps: the frames in the order they were added, key frame first.
-        contribution_db: source -> what it added to the predicted PSNR, in dB.
+        contribution_db: source -> what it is expected to give: its share of the predicted PSNR, in dB.
         contribution_method: "shapley" (exact) or "leave-one-out" (more than four inputs).
         predicted_psnr_db: of the target inside the foreground, from the predicted error per voxel.
         progression: the target after each step, as a picture, and what forced orders would change.
@@ -129,7 +130,7 @@ class Synthesizer:
         """
         folder = find_model(name_or_folder)
         predictor = load_predictor(folder, device)
-        if not hasattr(predictor.module, "decide"):
+        if not predictor.decides:
             raise UsageError(f"{folder}: {predictor.name} is a reference for `medk2n evaluate`; it explains nothing")
         return cls(predictor, folder.name)
 
@@ -215,7 +216,7 @@ class Synthesizer:
             width = scaling.high - scaling.low
             error = np.sqrt(np.maximum(space.unstack(inference.variances[name]), 0.0)) * width
             deviations[name] = Volume(np.where(inside, error, 0.0).astype(np.float32), grid, name, provenance)
-        explanations = self._explain(stacks, wanted, inference, laid_down)
+        explanations = self._explain(stacks, wanted, inference)
         record["elapsed_s"] = round(time.perf_counter() - started, 2)
         return Synthesis(volumes, inputs, deviations, explanations, scalings, first, record)
 
@@ -252,11 +253,11 @@ class Synthesizer:
         return Scaling(low, high, kind=modality(name).scaling)
 
     def _explain(
-        self, stacks: Mapping[str, np.ndarray], wanted: Sequence[str], inference: Inference, control: StudyControl
+        self, stacks: Mapping[str, np.ndarray], wanted: Sequence[str], inference: Inference
     ) -> dict[str, Explanation]:
         inside = np.any([array > 0 for array in stacks.values()], axis=0)
-        shares = contributions(self._predictor, stacks, wanted, control)
-        grown = progressions(self._predictor, stacks, wanted, inference.plan, control)
+        shares = contributions(self._predictor, list(stacks), wanted, inference)
+        grown = progressions(self._predictor, wanted, inference)
         names = self.config.modalities
         explanations = {}
         for target in wanted:

@@ -28,20 +28,34 @@ class Query:
         """The same on another device."""
         return Query(self.sample.to(device), self.sources.to(device), self.target.to(device))
 
+    def only(self, rows: Tensor) -> "Query":
+        """Some of the queries, by index or mask."""
+        return Query(self.sample[rows], self.sources[rows], self.target[rows])
+
+    @property
+    def remade(self) -> Tensor:
+        """(q,) bool, whether the target is among its own sources."""
+        return self.sources.gather(1, self.target[:, None]).squeeze(1)
+
+    def needed(self, samples: int) -> Tensor:
+        """(b, m) bool, which modalities of each of so many samples any query reads."""
+        used = self.sources.new_zeros(samples, self.sources.shape[1], dtype=torch.long)
+        return used.index_add(0, self.sample, self.sources.long()) > 0
+
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """One image per query, in the scaled unit (0 to 1 is the 0.5 to 99.5 percentile range).
 
+    A model whose own losses or reports need more returns a subclass of its own.
+
     Attributes:
         mean: (q, h, w).
         log_variance: (q, h, w) or None, if the model gives no error estimate.
-        extras: what only this model's own losses and reports read.
     """
 
     mean: Tensor
     log_variance: Tensor | None = None
-    extras: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +92,7 @@ class ModelSpec:
         objective: its paper's, by name, in `losses/papers`; None is the one that `losses` of the configuration weighs.
         adversary: (params, m) -> a module that the objective sets against it; learns beside it and is not saved.
         sizes: parameters that a training plan may choose, each with its small, medium and large value.
+        lesson: how it is taught, by name, in `training/lessons`.
     """
 
     name: str
@@ -87,3 +102,4 @@ class ModelSpec:
     every_target: bool = False
     objective: str | None = None
     adversary: Callable[[Any, int], nn.Module] | None = None
+    lesson: str = "plain"

@@ -1,10 +1,12 @@
 """Med-K2N: any K modalities of a study in, any N out (arXiv 2510.02815; docs/model.md for how it is built here).
 
-Every frame is encoded once and shared by all targets: K light encodes, K N light fusions, one joint pass for each set
-of frames that targets let in (usually one), N light decodes.
+Modalities are frames. One pass of the synthesizer sees all frames at full resolution, each through its presence map;
+progressive fusion decides those maps frame by frame (`medk2n_parts/progressive_fusion.py`), and the heads make every
+target from the pass. So what the weights let in is what the image is made of.
+
+A decided study costs one pass for each set of frames that targets let in (usually one), whatever the number of targets.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,155 +16,204 @@ from torch.nn import functional
 
 from medk2n.errors import ConfigError
 from medk2n.models._spec import ModelSpec, Prediction, Query, Statistics
-from medk2n.models.parts.base import LinearMaps
-from medk2n.models.parts.blocks import scale_for_gelu
-from medk2n.models.parts.decoder import Decoder, TaskHeadNet
-from medk2n.models.parts.encoder import FUSED_STRIDES, STRIDES
-from medk2n.models.parts.encoders import conv
-from medk2n.models.parts.joint import JointPass, Proposals, Seen
-from medk2n.models.parts.multiscale import MultiScaleNet
-from medk2n.models.parts.multiscale import Params as MultiScale
-from medk2n.models.parts.sequence import Bounded, Control, Frames, Plan, ProgressiveFusion
-from medk2n.models.parts.trunk import SIZES
+from medk2n.models.layers.shared_passes import padded
+from medk2n.models.layers.unet_trunk import SIZES, Pyramid
+from medk2n.models.medk2n_parts.base_image import LinearMaps
+from medk2n.models.medk2n_parts.control import Control, Plan
+from medk2n.models.medk2n_parts.frame_encoder import CONTEXT_STRIDES, STRIDES
+from medk2n.models.medk2n_parts.multi_scale_net import MultiScaleNet
+from medk2n.models.medk2n_parts.multi_scale_net import Params as MultiScale
+from medk2n.models.medk2n_parts.presence_trunk import PresenceTrunk
+from medk2n.models.medk2n_parts.progressive_fusion import Fused, Guidance, ProgressiveFusion, Scene
+from medk2n.models.medk2n_parts.proposals import Proposals
+from medk2n.models.medk2n_parts.task_head_net import TaskHeadNet
 from medk2n.registry import resolve
 
 MULTIPLE = STRIDES[-1]
 """Frames are padded to multiples of the coarsest stride and cropped back."""
 
-ENCODERS = "models/parts/encoders"
+ENCODERS = "models/medk2n_parts/encoders"
+_PASS_PIXELS = {"cpu": 120_000}
+"""Of one call of the trunk without gradient, by device: more passes are made in several calls, to spare memory."""
+_ELSEWHERE = 8_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Params:
-    """Sizes; every field travels with the checkpoint.
+    """Sizes and choices; every field travels with the checkpoint.
 
     Attributes:
         slices: neighbouring slices of a frame, odd.
-        widths: channels of frames and decoder at strides 2, 4, 8, 16; multiples of 8.
-        joint: channels of the joint pass at strides 1, 2, 4, 8, 16; multiples of 8.
+        widths: channels of the synthesizer at strides 1, 2, 4, 8, 16; multiples of 8.
         embedding: width of the modality embeddings.
         memory_slots: slots L of the memory bank of each target.
-        encoder: of frames; one of `parts/encoders` with its own choices.
+        encoder: of frames, one of `medk2n_parts/encoders` with its own choices, whose features join the synthesizer at
+            strides 4, 8 and 16; None has none.
         multiscale: how the encoder's levels are mixed; None leaves them as they are.
+        channels: of the encoder at strides 2, 4, 8, 16; multiples of 8.
     """
 
     slices: int = 3
-    widths: tuple[int, int, int, int] = (24, 32, 48, 64)
-    joint: tuple[int, int, int, int, int] = (24, 40, 72, 112, 144)
-    embedding: int = 48
+    widths: tuple[int, int, int, int, int] = (32, 48, 80, 128, 160)
+    embedding: int = 32
     memory_slots: int = 8
-    encoder: Any = field(default=conv.Params(), metadata={"components": ENCODERS})
+    encoder: Any = field(default=None, metadata={"components": ENCODERS})
     multiscale: MultiScale | None = None
+    channels: tuple[int, int, int, int] = (24, 32, 48, 64)
+
+
+@dataclass(frozen=True, slots=True)
+class MedK2NPrediction(Prediction):
+    """Beside the images: how they came about.
+
+    Attributes:
+        fused: what was let in of every frame.
+        slope: (q, m, h, w) what a change of each frame adds to the base image.
+    """
+
+    fused: Fused | None = None
+    slope: Tensor | None = None
 
 
 class MedK2N(nn.Module):
-    """Encoder, progressive fusion, decoder and heads; modalities are indices into the checkpoint's list."""
+    """Synthesizer, heads and progressive fusion; modalities are indices into the checkpoint's list."""
 
     def __init__(self, params: Params, m: int, statistics: Statistics) -> None:
         super().__init__()
-        channels = dict(zip((*STRIDES, 32), (*params.widths, params.widths[-1]), strict=True))
-        self.params = params
+        if params.memory_slots < 2:
+            raise ConfigError(f"memory_slots: expected at least 2 to attend to, found {params.memory_slots}")
+        self.params, self.m = params, m
         self.embeddings = nn.Parameter(torch.randn(m, params.embedding) * 0.5)
-        self.encoder = self._encoder(params, m, channels)
-        self.multiscale = None
-        if params.multiscale is not None:
-            self.multiscale = MultiScaleNet(params.multiscale, self.encoder.strides, channels)
-        self.fusion = ProgressiveFusion(m, channels, params.embedding, params.memory_slots)
+        self.encoder, self.multiscale, context = None, None, {}
+        if params.encoder is not None:
+            channels = dict(zip((*STRIDES, 32), (*params.channels, params.channels[-1]), strict=True))
+            context = {s: channels[s] for s in CONTEXT_STRIDES}
+            self.encoder, self.multiscale = self._encoder(params, m, channels)
+        self.trunk = PresenceTrunk(m, params.slices, params.widths, context)
+        self.heads = TaskHeadNet(params.widths[0], params.embedding, statistics.mean.diagonal())
+        self.fusion = ProgressiveFusion(m, params.embedding, params.memory_slots)
         self.linear_maps = LinearMaps(statistics)
-        self.decoder = Decoder(channels, params.embedding)
-        for part in (self.fusion, self.decoder):
-            scale_for_gelu(part)
-        self.joint = JointPass(params.slices, params.joint, channels, statistics.mean.diagonal())
-        self.heads = TaskHeadNet(m, channels)
 
     @staticmethod
-    def _encoder(params: Params, m: int, channels: dict[int, int]) -> nn.Module:
+    def _encoder(params: Params, m: int, channels: dict[int, int]) -> tuple[nn.Module, nn.Module | None]:
         """The encoder that the params name; what it finds below stride 16 needs the MultiScaleNet to come in."""
         spec = resolve(ENCODERS, params.encoder.name)
         encoder = spec.build(params.encoder, m, params.slices, channels, params.embedding)
-        if params.multiscale is None and max(encoder.strides) > MULTIPLE:
+        if params.multiscale is not None:
+            return encoder, MultiScaleNet(params.multiscale, encoder.strides, channels)
+        if max(encoder.strides) > MULTIPLE:
             raise ConfigError(
                 f"encoder {spec.name}: its level at stride {max(encoder.strides)} comes in by the MultiScaleNet, and "
                 "multiscale is null; set multiscale to {scan: none}, {scan: raster} or {scan: spiral}"
             )
-        return encoder
+        return encoder, None
 
-    def encode(self, images: Tensor, needed: Tensor) -> Frames:
-        """Encode the needed frames of images (b, m, s, h, w); needed (b, m) bool. Others are never read."""
+    def scene(self, images: Tensor, needed: Tensor) -> Scene:
+        """What is decided upon: images (b, m, s, h, w), of which only the needed (b, m) bool are ever read."""
+        images = padded(torch.where(needed[:, :, None, None, None], images, 0.0), MULTIPLE)
+        inside = (images[:, :, images.shape[2] // 2] > 0).any(dim=1)
+        encoded = self.encode(images, needed)
+        everything = torch.arange(self.m, device=images.device)
+
+        def propose(sample: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
+            presence = members[:, :, None, None].to(images.dtype).expand(-1, -1, *images.shape[-2:])
+            made = self.propose(images, sample, presence, everything, encoded)
+            return made[0].clamp(0, 1), made[1]
+
+        return Scene(images, inside, Proposals(propose))
+
+    def encode(self, images: Tensor, needed: Tensor) -> tuple[Pyramid, Tensor] | None:
+        """Each needed frame once, and the row (b, m) of each among them; None without an encoder."""
+        if self.encoder is None:
+            return None
         row = torch.full(needed.shape, -1, dtype=torch.long, device=images.device)
         row[needed] = torch.arange(int(needed.sum()), device=images.device)
         modality = needed.nonzero()[:, 1]
-        h, w = images.shape[-2:]
-        images = torch.where(needed[:, :, None, None, None], images, 0.0)
-        images = functional.pad(images, (0, -w % MULTIPLE, 0, -h % MULTIPLE))
-        frames = images[needed]
-        centre = frames[:, frames.shape[1] // 2]
-        mask = (centre > 0).to(frames.dtype)[:, None]
-        pyramid = self.encoder(frames, modality, self.embeddings[modality])
-        if self.multiscale is not None:
-            pyramid = self.multiscale(pyramid)
-        inside = {s: functional.avg_pool2d(mask, s) for s in FUSED_STRIDES}
-        return Frames(images, pyramid, centre, inside, modality, row)
+        pyramid = self.encoder(images[needed], modality, self.embeddings[modality])
+        return (pyramid if self.multiscale is None else self.multiscale(pyramid)), row
 
-    def decode(
+    def propose(
         self,
-        frames: Frames,
-        query: Query,
-        *,
-        plan: Plan | None = None,
-        control: Control | None = None,
-        study: bool = False,
-        generator: torch.Generator | None = None,
-    ) -> Prediction:
-        """Fuse and decode; the prediction is on the padded grid of the frames."""
-        fused = self.fusion(
-            frames,
-            query,
-            self.embeddings,
-            self.linear_maps,
-            plan=plan,
-            control=control,
-            study=study,
-            generator=generator,
-        )
-        seen = self._look_at(frames, query, fused.members, fused.partial)
-        features = self.decoder(fused.state, seen.context, self.embeddings[query.target])
-        base = fused.base.linear()
-        mean, log_variance = self.heads(features, base, seen.proposal, fused.quality, query.target)
-        return Prediction(mean, log_variance, {"fused": fused, "seen": seen, "base": base})
+        images: Tensor,
+        sample: Tensor,
+        presence: Tensor,
+        target: Tensor,
+        encoded: tuple[Pyramid, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Passes of the synthesizer: mean and log-variance, (p, n, h, w) each.
 
-    def propose(self, images: Tensor, query: Query) -> Proposals:
-        """What the joint pass proposes from all sources of every query: images as for `forward`, proposals padded."""
+        Args:
+            images: (b, m, s, h, w), h and w multiples of 16.
+            sample: (p,) of every pass.
+            presence: (p, m, h, w) in [0, 1].
+            target: (n,) modalities to make from each pass.
+            encoded: as of `encode`.
+        """
+        e = self.embeddings[target]
+        size = len(sample)
+        if not torch.is_grad_enabled():  # in the way of memory alone: what is made is the same
+            pixels = _PASS_PIXELS.get(images.device.type, _ELSEWHERE)
+            size = max(1, pixels // (images.shape[-2] * images.shape[-1]))
+        made = []
+        for at in torch.arange(len(sample), device=sample.device).split(size):
+            beside = None if encoded is None else _context(*encoded, sample[at], presence[at])
+            features = self.trunk(images[sample[at]], presence[at], beside)
+            made.append(self.heads(features, e, target))
+        mean, log_variance = zip(*made, strict=True)
+        return torch.cat(mean), torch.cat(log_variance)
+
+    def fuse(self, scene: Scene, query: Query, guidance: Guidance | None = None) -> Fused:
+        """Which frames every query lets in, and where; without gradient to the synthesizer."""
+        return self.fusion(scene, query, self.embeddings, guidance or Guidance())
+
+    def decode(self, scene: Scene, query: Query, guidance: Guidance | None = None) -> MedK2NPrediction:
+        """Fuse, then one pass for each set of presence maps; the prediction is on the padded grid of the scene."""
+        with torch.no_grad():
+            fused = self.fuse(scene, query, guidance)
+        everything = torch.cat([query.sample[:, None], (fused.presence[:, :, 0, 0] > 0).long()], dim=1)
+        apart = torch.where(fused.whole, -1, torch.arange(len(query.target), device=query.target.device))
+        kinds, which = torch.cat([everything, apart[:, None]], dim=1).unique(dim=0, return_inverse=True)
+        lead = torch.full((len(kinds),), len(which), device=which.device)
+        lead = lead.scatter_reduce(0, which, torch.arange(len(which), device=which.device), "amin")
+        target, column = query.target.unique(return_inverse=True)
+        encoded = self.encode(scene.images, query.needed(len(scene.images)))
+        mean, log_variance = self.propose(scene.images, query.sample[lead], fused.presence[lead], target, encoded)
+        slope, _ = self.linear_maps(fused.presence.amax(dim=(2, 3)) > 0, query.target)
+        slope = slope[:, :, None, None] * fused.presence
+        return MedK2NPrediction(mean[which, column], log_variance[which, column], fused, slope)
+
+    def forward(self, images: Tensor, query: Query, *, generator: torch.Generator | None = None) -> MedK2NPrediction:
+        """images (b, m, s, h, w) scaled, 0 outside the foreground -> one image per query; each sample by itself.
+
+        Args:
+            generator: unused; decisions are taken by content.
+        """
         h, w = images.shape[-2:]
-        images = functional.pad(images, (0, -w % MULTIPLE, 0, -h % MULTIPLE))
-        return self.joint.propose(images, query.sample, query.sources)
-
-    def _look_at(self, frames: Frames, query: Query, members: Tensor, partial: Sequence[Bounded]) -> Seen:
-        """The joint pass over what every query let in; what it shows is linear in the share of each bounded frame."""
-        if not partial:
-            return self.joint(frames.images, query.sample, members, query.target)
-        (rows, source, share), *others = partial
-        more = members.index_put((rows, source), torch.ones_like(source, dtype=torch.bool))
-        without = self._look_at(frames, query, members, others)
-        return without.blend(rows, self._look_at(frames, query, more, others), share)
-
-    def forward(self, images: Tensor, query: Query, *, generator: torch.Generator | None = None) -> Prediction:
-        """images (b, m, s, h, w) scaled, 0 outside the foreground -> one image per query."""
-        h, w = images.shape[-2:]
-        needed = torch.zeros(images.shape[:2], dtype=torch.long, device=images.device)
-        needed = needed.index_add(0, query.sample, query.sources.long()) > 0
-        prediction = self.decode(self.encode(images, needed), query, generator=generator)
-        return Prediction(prediction.mean[:, :h, :w], prediction.log_variance[:, :h, :w], prediction.extras)
+        made = self.decode(self.scene(images, query.needed(len(images))), query)
+        return MedK2NPrediction(made.mean[:, :h, :w], made.log_variance[:, :h, :w], made.fused, made.slope[..., :h, :w])
 
     @torch.no_grad()
-    def decide(self, images: Tensor, query: Query, control: Control | None = None) -> Plan:
-        """A study's plan from some of its slices: images (slices, m, s, h, w), every target on every slice."""
-        needed = torch.zeros(images.shape[:2], dtype=torch.long, device=images.device)
-        needed = needed.index_add(0, query.sample, query.sources.long()) > 0
-        frames = self.encode(images, needed)
-        fused = self.fusion(frames, query, self.embeddings, self.linear_maps, control=control, study=True)
-        return self.fusion.plan(fused, query)
+    def decide(self, scene: Scene, query: Query, control: Control | None = None) -> Plan:
+        """A study's plan from some of its slices, which are the samples of the scene; every target on every slice."""
+        guidance = Guidance(control=control or Control(), study=True)
+        return self.fusion.plan(self.fuse(scene, query, guidance), query)
 
 
-_WIDTHS = ((24, 32, 48, 64), (32, 48, 64, 96), (48, 64, 96, 128))
-COMPONENT = ModelSpec(name="medk2n", params=Params, build=MedK2N, sizes={"widths": _WIDTHS, "joint": SIZES})
+def _context(pyramid: Pyramid, row: Tensor, sample: Tensor, presence: Tensor) -> Pyramid:
+    """What the encoder says of all frames of a pass, each by its presence: stride -> (p, c, h / s, w / s)."""
+    rows = row[sample]  # (p, m)
+    out: Pyramid = {}
+    for s, level in pyramid.items():
+        share = functional.avg_pool2d(presence, s)
+        share = share * (rows >= 0)[:, :, None, None]
+        total = 0.0
+        for i in range(rows.shape[1]):
+            total = total + share[:, i, None] * level[rows[:, i].clamp_min(0)]
+        out[s] = total / share.sum(dim=1, keepdim=True).clamp_min(1.0)
+    return out
+
+
+COMPONENT = ModelSpec(
+    name="medk2n", params=Params, build=MedK2N, sizes={"widths": SIZES}, every_target=True, lesson="medk2n"
+)
+"""Quality-driven selective fusion."""

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medk2n.models._spec import ModelSpec, Prediction, Query, Statistics
-from medk2n.models.parts.passes import Frames, Passes, own
-from medk2n.models.parts.trunk import Double
+from medk2n.models.layers.shared_passes import Passes, SharedFrames, own, padded
+from medk2n.models.layers.unet_trunk import Double
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +71,21 @@ class Decoder(nn.Module):
         return [self.out(x).squeeze(1)]
 
 
+@dataclass(frozen=True, slots=True)
+class MMSynthesisPrediction(Prediction):
+    """Beside the images, while training: the latents apart.
+
+    Attributes:
+        variance: (p,) of the latents of each pass.
+        of: (r,) query of each latent that is not alone.
+        alone: (r, h, w) what it gives without the others.
+    """
+
+    variance: Tensor | None = None
+    of: Tensor | None = None
+    alone: Tensor | None = None
+
+
 class MMSynthesis(nn.Module):
     """An encoder and a decoder a modality around one latent space."""
 
@@ -81,25 +96,26 @@ class MMSynthesis(nn.Module):
         self.encoders = nn.ModuleList(Encoder(params.slices, params.widths, params.latent) for _ in range(m))
         self.decoders = nn.ModuleList(Decoder(params.latent, params.widths[0], mean) for mean in means)
 
-    def forward(self, images: Tensor, query: Query, *, generator: torch.Generator | None = None) -> Prediction:
-        """One image per query; while training, `extras` hold what each latent gives alone, and how they differ."""
+    def forward(
+        self, images: Tensor, query: Query, *, generator: torch.Generator | None = None
+    ) -> "MMSynthesisPrediction":
+        """One image per query; while training, also what each latent gives alone, and how they differ."""
         h, w = images.shape[-2:]
         passes = Passes.of(query)
-        frames = Frames.of(functional.pad(images, (0, -w % 4, 0, -h % 4)), passes)
+        frames = SharedFrames.of(padded(images, 4), passes)
         latents = own(self.encoders, frames.images, frames.modality)[0][..., :h, :w][frames.slots]
         fused = fuse(latents, frames.filled)
         image = own(self.decoders, fused[passes.which], query.target)[0]
-        extras = self._apart(latents, frames.filled, passes.which, query.target) if self.training else {}
-        return Prediction(image, None, extras)
+        if not self.training:
+            return MMSynthesisPrediction(image)
+        return MMSynthesisPrediction(image, None, *self._apart(latents, frames.filled, passes.which, query.target))
 
-    def _apart(self, latents: Tensor, filled: Tensor, which: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """What each of several latents gives without the others: (r, h, w), of which query (r,); and their variance."""
+    def _apart(self, latents: Tensor, filled: Tensor, which: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `MMSynthesisPrediction` names them."""
         several = filled[which] & (filled.sum(dim=1) > 1)[which, None]
         of, slot = several.nonzero().unbind(dim=1)
-        apart = {"variance": variance(latents, filled), "of": of}
-        if len(of):
-            apart["alone"] = own(self.decoders, latents[which[of], slot], target[of])[0]
-        return apart
+        alone = own(self.decoders, latents[which[of], slot], target[of])[0] if len(of) else latents.new_zeros(0)
+        return variance(latents, filled), of, alone
 
 
 def fuse(latents: Tensor, filled: Tensor) -> Tensor:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medk2n.models._spec import ModelSpec, Prediction, Query, Statistics
-from medk2n.models.parts.decoder import OwnLinear
-from medk2n.models.parts.passes import Frames, Passes, own
-from medk2n.models.parts.patches import PatchCritic
-from medk2n.models.parts.windows import DecoderBlock, EncoderBlock, Expand, Merge
+from medk2n.models.layers.own_linear import OwnLinear
+from medk2n.models.layers.patch_critic import PatchCritic
+from medk2n.models.layers.shared_passes import Passes, SharedFrames, own, padded
+from medk2n.models.layers.swin import DecoderBlock, EncoderBlock, Expand, Merge
 
 MULTIPLE = 16
 """Images are padded to multiples of the coarsest stride and cropped back."""
@@ -79,7 +79,7 @@ class MMT(nn.Module):
         self.out = OwnLinear(m, params.pixels, 1)
         self.out.bias.data[:, 0, 0] = statistics.mean.diagonal()
 
-    def encode(self, frames: Frames) -> list[Tensor]:
+    def encode(self, frames: SharedFrames) -> list[Tensor]:
         """Tokens (p, k, h, w, c) at strides 2, 4, 8, 16 of the sources of each pass."""
         x = own(self.stems, frames.images, frames.modality)[0][frames.slots]
         scales = []
@@ -105,7 +105,7 @@ class MMT(nn.Module):
         """One image per query; the sources of a pass are encoded once for all its targets."""
         h, w = images.shape[-2:]
         passes = Passes.of(query)
-        frames = Frames.of(functional.pad(images, (0, -w % MULTIPLE, 0, -h % MULTIPLE)), passes)
+        frames = SharedFrames.of(padded(images, MULTIPLE), passes)
         scales = [tokens[passes.which] for tokens in self.encode(frames)]
         return Prediction(self.decode(scales, frames.filled[passes.which], query.target)[:, :h, :w])
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medk2n.models._spec import ModelSpec, Prediction, Query, Statistics
-from medk2n.models.parts.blocks import ChannelNorm
-from medk2n.models.parts.passes import Passes, stacked
-from medk2n.models.parts.patches import PatchCritic
+from medk2n.models.layers.blocks import ChannelNorm
+from medk2n.models.layers.patch_critic import PatchCritic
+from medk2n.models.layers.shared_passes import Passes, padded, stacked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +74,7 @@ class PGAN(nn.Module):
     def images(self, images: Tensor, sources: Tensor) -> Tensor:
         """images (p, m, s, h, w) of which only `sources` (p, m) are read -> all modalities (p, m, h, w)."""
         h, w = images.shape[-2:]
-        x = functional.pad(stacked(images, sources), (0, -w % 4, 0, -h % 4))
+        x = padded(stacked(images, sources), 4)
         x = self.blocks(self.down(x.contiguous(memory_format=torch.channels_last)))
         for stage in self.up:
             x = stage(functional.interpolate(x, scale_factor=2.0, mode="nearest"))

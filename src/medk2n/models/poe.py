@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medk2n.models._spec import ModelSpec, Prediction, Query, Statistics
-from medk2n.models.parts.passes import Frames, Passes, own
-from medk2n.models.parts.trunk import Double
+from medk2n.models.layers.shared_passes import Passes, SharedFrames, own, padded
+from medk2n.models.layers.unet_trunk import Double
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +128,13 @@ class Head(nn.Module):
         return [self.out(self.body(x)).squeeze(1)]
 
 
+@dataclass(frozen=True, slots=True)
+class PoEPrediction(Prediction):
+    """Beside the images, `latents`: posterior and prior of each level, finest first, by pass."""
+
+    latents: tuple[tuple[Gaussian, Gaussian], ...] = ()
+
+
 class PoE(nn.Module):
     """Encoders apart, latents and the path from coarse to fine together, last layers apart."""
 
@@ -140,11 +147,11 @@ class PoE(nn.Module):
         self.levels = nn.ModuleList(Level(*size) for size in sizes)
         self.heads = nn.ModuleList(Head(params.decoder[0], mean) for mean in statistics.mean.diagonal().tolist())
 
-    def forward(self, images: Tensor, query: Query, *, generator: torch.Generator | None = None) -> Prediction:
-        """One image per query; `extras["latents"]` has posterior and prior of each level, finest first, by pass."""
+    def forward(self, images: Tensor, query: Query, *, generator: torch.Generator | None = None) -> "PoEPrediction":
+        """One image per query."""
         h, w = images.shape[-2:]
         passes = Passes.of(query)
-        frames = Frames.of(functional.pad(images, (0, -w % 16, 0, -h % 16)), passes)
+        frames = SharedFrames.of(padded(images, 16), passes)
         features = own(self.encoders, frames.images, frames.modality)
         x, latents = None, []
         for level, seen in zip(reversed(self.levels), reversed(features), strict=True):
@@ -152,7 +159,7 @@ class PoE(nn.Module):
             x, posterior, prior = level(seen[frames.slots], frames.filled, above, generator)
             latents.insert(0, (posterior, prior))
         image = own(self.heads, x[passes.which], query.target)[0][:, :h, :w]
-        return Prediction(image, None, {"latents": latents})
+        return PoEPrediction(image, None, tuple(latents))
 
 
 COMPONENT = ModelSpec(name="poe", params=Params, build=PoE, every_target=True, objective="poe")

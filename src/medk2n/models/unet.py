@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from medk2n.models._spec import ModelSpec, Prediction, Query, Statistics
-from medk2n.models.parts.passes import Passes, stacked
-from medk2n.models.parts.trunk import SIZES, Trunk
+from medk2n.models.layers.shared_passes import Passes, padded, stacked
+from medk2n.models.layers.unet_trunk import SIZES, Trunk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,18 +22,20 @@ class Params:
 
 
 class UNet(nn.Module):
-    """A trunk on its own."""
+    """A trunk and a 1 x 1 convolution; an image of every modality comes out, and starts at that modality's mean."""
 
     def __init__(self, params: Params, m: int, statistics: Statistics) -> None:
         super().__init__()
         self.params = params
-        self.trunk = Trunk(m * params.slices + m, params.widths, statistics.mean.diagonal())
+        self.trunk = Trunk(m * params.slices + m, params.widths)
+        self.out = nn.Conv2d(params.widths[0], m, 1)
+        nn.init.zeros_(self.out.weight)
+        self.out.bias.data.copy_(statistics.mean.diagonal())
 
     def images(self, images: Tensor, sources: Tensor) -> Tensor:
         """images (b, m, s, h, w) of which only `sources` (b, m) are read -> all modalities (b, m, h, w)."""
         h, w = images.shape[-2:]
-        x = functional.pad(stacked(images, sources), (0, -w % 16, 0, -h % 16))
-        return self.trunk(x)[1][..., :h, :w]
+        return self.out(self.trunk(padded(stacked(images, sources), 16)))[..., :h, :w]
 
     def forward(self, images: Tensor, query: Query, *, generator: torch.Generator | None = None) -> Prediction:
         """One image per query; queries that share sample and sources share one pass."""

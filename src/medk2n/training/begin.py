@@ -8,7 +8,7 @@ from torch import nn
 
 from medk2n.config.params import read_params
 from medk2n.config.schema import ModelChoice
-from medk2n.models.parts.mamba import resolve_backend
+from medk2n.models.medk2n_parts.mamba import resolve_backend
 from medk2n.pretrained import find_trunk, read_trunk
 from medk2n.registry import resolve
 

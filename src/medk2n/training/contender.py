@@ -5,7 +5,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,39 +13,31 @@ import torch
 from torch import Tensor, nn
 
 from medk2n.config.schema import ModelChoice, TrainConfig
-from medk2n.data.batches import Batch
 from medk2n.data.statistics import CohortStatistics
-from medk2n.losses.fusion import added_map_error, added_weight_error, local_gain
-from medk2n.losses.reconstruction import mean_squared_error
-from medk2n.models._spec import ModelSpec, Prediction, Query, Statistics
-from medk2n.models.parts.blocks import spread
+from medk2n.models._spec import ModelSpec, Statistics
 from medk2n.registry import resolve
 from medk2n.training.begin import begin, chosen
 from medk2n.training.feed import Part
 from medk2n.training.groups import optimisers
-from medk2n.training.objectives import objective, proposal_error
-from medk2n.training.queries import as_query, draw_sources, draw_targets, every_target, narrowed, without_one
+from medk2n.training.lesson import Lesson, Pupil
 from medk2n.training.world import World
 
-_COUNTERS = ("steps", "seconds", "waited", "samples", "flops_per_step")
+_COUNTERS = ("steps", "seconds", "waited", "samples", "flops_per_step", "kind", "entered_at")
 
 
 @dataclass
 class Contender:
     """A model that learns; `seconds`, `steps` and `samples` are its cost, `averaged` is what gets saved.
 
-    `waited` counts the seconds spent waiting for batches, which are not in `seconds`.
-
-    `observed` (2, m, m) holds, of the step at hand, the sum and number of gains measured of source i for target j.
+    `waited` counts the seconds spent waiting for batches, which are not in `seconds`. `kind` is that of the steps at
+    hand, which began at step `entered_at`. How the model is taught is its lesson's (`training/lesson.py`).
     """
 
     choice: ModelChoice
     config: TrainConfig
     module: nn.Module
     params: object
-    variance: Tensor
     averaged: nn.Module = field(init=False)
-    observed: Tensor = field(init=False)
     adversary: nn.Module | None = field(init=False, default=None)
     optimisers: list[torch.optim.Optimizer] = field(init=False)
     seconds: float = 0.0
@@ -53,12 +45,17 @@ class Contender:
     steps: int = 0
     samples: int = 0
     flops_per_step: float | None = None
+    kind: str = ""
+    entered_at: int = 0
 
     def __post_init__(self) -> None:
         self.averaged = copy.deepcopy(self.module).requires_grad_(False).eval()
-        self.observed = self.variance.new_zeros(2, len(self.variance), len(self.variance))
+        self.spec: ModelSpec = resolve("models", self.name)
         if self.spec.adversary:
-            self.adversary = self.spec.adversary(self.params, len(self.variance)).to(self.variance.device)
+            self.adversary = self.spec.adversary(self.params, self.m).to(self.device)
+        pupil = Pupil(self.module, self.spec, self.config, self.adversary)
+        self.lesson: Lesson = resolve("training/lessons", self.spec.lesson)(pupil)
+        self.kind = self.lesson.kind(0.0)
         self.optimisers = [o for module in self._learning for o in optimisers(module, self.config.optimiser)]
 
     @classmethod
@@ -72,7 +69,7 @@ class Contender:
         ]
         module = spec.build(params, len(config.modalities), Statistics(*tensors))
         params = begin(module, params, torch.device(device))
-        return cls(choice, config, module.to(device, memory_format=torch.channels_last), params, tensors[3].to(device))
+        return cls(choice, config, module.to(device, memory_format=torch.channels_last), params)
 
     @property
     def name(self) -> str:
@@ -87,28 +84,42 @@ class Contender:
         return min(1.0, spent)
 
     @property
-    def spec(self) -> ModelSpec:
-        """What the model says of itself."""
-        return resolve("models", self.name)
+    def m(self) -> int:
+        """Modalities."""
+        return len(self.config.modalities)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.module.parameters()).device
 
     @property
     def _learning(self) -> list[nn.Module]:
         """The model, and its adversary if it has one."""
         return [self.module] if self.adversary is None else [self.module, self.adversary]
 
+    def turn(self) -> bool:
+        """Begin the kind of steps that is due; returns whether it is another one than before."""
+        due = self.lesson.kind(self.progress)
+        if due == self.kind:
+            return False
+        self.kind, self.entered_at = due, self.steps
+        self.lesson.enter(self.averaged)
+        self.averaged.load_state_dict(self.module.state_dict())
+        return True
+
     def step(self, parts: Sequence[Part], world: World) -> dict[str, float]:
         """One optimiser step on this process's parts of it; what is drawn depends on their seeds alone.
 
-        Returns the parts of the loss, means over the step, and "loss" where the whole model was trained; NaN, and
-        nothing learned, where one of them is not finite.
+        Returns the parts of the loss, means over the step, and "loss"; NaN, and nothing learned, where one of them is
+        not finite.
         """
         started = time.perf_counter()
         for module in self._learning:
             module.zero_grad(set_to_none=True)
-        self.observed.zero_()
         shares, told = self.config.batch.accumulate, defaultdict(float)
         for part in parts:
-            loss, numbers = self._loss(part.batch, part.seed, world)
+            loss, numbers = self.lesson.loss(part.batch, part.seed, self.progress, world)
             (loss / shares).backward()
             for name, value in numbers.items():
                 told[name] += value / shares
@@ -116,9 +127,8 @@ class Contender:
         if not all(map(math.isfinite, numbers.values())):
             return numbers | {"loss": math.nan}
         world.sum_gradients(p for module in self._learning for p in module.parameters())
-        if hasattr(self.module, "fusion"):
-            self.module.fusion.observe(*world.summed(self.observed))
-        for parameters in self._apart():
+        self.lesson.learned(world)
+        for parameters in self.lesson.apart():
             nn.utils.clip_grad_norm_(parameters, self.config.optimiser.clip)
         rate = self.config.optimiser.learning_rate * self._schedule()
         for optimiser in self.optimisers:
@@ -131,67 +141,7 @@ class Contender:
         self.seconds += world.agreed(time.perf_counter() - started)
         return numbers
 
-    def _loss(self, batch: Batch, seed: int, world: World) -> tuple[Tensor, dict[str, float]]:
-        """The loss of one batch, and its parts."""
-        rng = np.random.default_rng(seed)
-        core = np.isin(self.config.modalities, self.config.core)
-        acquired = narrowed(batch.acquired.numpy(), core, rng, share=self.config.core_share)
-        query = self._ask(acquired, rng).to(world.device)
-        batch = replace(batch, acquired=torch.from_numpy(acquired)).to(world.device)
-        fusion = getattr(self.module, "fusion", None)
-        if fusion is not None and self.steps % self.config.fuse_every:
-            with world.autocast():
-                proposals = self.module.propose(batch.images, query)
-            loss = proposal_error(proposals, batch, self.config.losses)
-            return loss, {"proposals": float(loss.detach())}
-        if fusion is not None:
-            fusion.hard_gates = self.progress >= self.config.soft_gates
-        with world.autocast():
-            prediction = self.module(batch.images, query, generator=torch.Generator().manual_seed(seed))
-        own = {"paper": self.spec.objective, "adversary": self.adversary}
-        loss, mse, parts = objective(prediction, batch, query, self.config.losses, self.variance, **own)
-        if fusion is not None and self.steps // self.config.fuse_every % self.config.gain_every == 0:
-            added = self.config.losses.weights * self._measure_gain(prediction, batch, query, mse, seed, world)
-            loss = loss + added
-            parts["gains"] = float(added.detach())
-        return loss, parts | {"loss": float(loss.detach())}
-
-    def _ask(self, acquired: np.ndarray, rng: np.random.Generator) -> Query:
-        """Draw the queries of a batch: Med-K2N decodes what is asked, a U-Net gives everything in one pass."""
-        shape = self.config.batch
-        samples, subsets = draw_sources(acquired, rng, draws=shape.draws, most=shape.most_sources)
-        if self.spec.every_target:
-            return as_query(*every_target(acquired, samples, subsets))
-        return as_query(*draw_targets(acquired, samples, subsets, rng, targets=shape.targets))
-
-    def _measure_gain(
-        self, prediction: Prediction, batch: Batch, query: Query, mse: Tensor, seed: int, world: World
-    ) -> Tensor:
-        """What one random source removed of the error, and where: anchors W and W_eff and feeds the history p_ij."""
-        fused = prediction.extras["fused"]
-        reduced, dropped = without_one(query, fused.steps[0].source, np.random.default_rng(seed + 1), batch.severity)
-        # what a closed gate kept out removes nothing: that is no measurement, and would keep it out for good
-        told = (dropped >= 0) & fused.members.gather(1, dropped.clamp_min(0)[:, None]).squeeze(1)
-        if not told.any():
-            return mse.new_zeros(())
-        rows = told.nonzero().squeeze(1)
-        fewer = Query(query.sample[rows], reduced.sources[rows], query.target[rows])
-        with torch.no_grad(), world.autocast():
-            mean = self.module(batch.images, fewer).mean
-        target, inside = batch.targets[fewer.sample, fewer.target], batch.foreground[fewer.sample]
-        gain = spread(1 - mse[rows] / (mean_squared_error(mean, target, inside) + 1e-6), rows, len(mse))
-        missing = ~query.sources.gather(1, query.target[:, None]).squeeze(1)
-        new = told & missing
-        whole = new & ~((batch.severity > 0)[query.sample] & query.sources).any(dim=1)
-        pair = (dropped[whole], query.target[whole])
-        for table, values in zip(self.observed, (gain[whole].clamp(-1, 1), torch.ones_like(gain[whole])), strict=True):
-            table.index_put_(pair, values, accumulate=True)
-        where, mass = local_gain(prediction.mean[rows].detach(), mean, target, inside)
-        dropped = torch.where(new, dropped, -1)
-        error = added_weight_error(fused, dropped, gain)
-        return error + added_map_error(fused, dropped, *(spread(x, rows, len(mse)) for x in (where, mass)))
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, float | int | None]]:
+    def state(self) -> tuple[dict[str, Tensor], dict[str, float | int | str | None]]:
         """Everything that a step reads and changes: tensors and counters."""
         tensors = {f"module.{name}": tensor for name, tensor in self.module.state_dict().items()}
         tensors |= {f"averaged.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
@@ -221,25 +171,21 @@ class Contender:
             _lay_out_like_parameters(optimiser)
         for name in _COUNTERS:
             setattr(self, name, counters[name])
-
-    def _apart(self) -> list[list[nn.Parameter]]:
-        """Parameters whose gradients have nothing to do with each other: a trunk learns from its own error alone."""
-        if self.adversary is not None:
-            return [list(module.parameters()) for module in self._learning]
-        joint = getattr(self.module, "joint", None)
-        trunk = [] if joint is None else list(joint.trunk.parameters())
-        mine = {id(p) for p in trunk}
-        return [part for part in (trunk, [p for p in self.module.parameters() if id(p) not in mine]) if part]
+        if self.entered_at:
+            self.lesson.resumed()
 
     def _schedule(self) -> float:
-        warm = self.config.optimiser.warm_up
-        if self.progress < warm:
-            return max(self.progress, 1e-3) / warm
-        return 0.5 * (1 + math.cos(math.pi * (self.progress - warm) / (1 - warm))) * 0.98 + 0.02
+        """Warm-up and cosine over the steps of the present kind."""
+        begin, end = self.lesson.span(self.progress)
+        at, warm = (self.progress - begin) / max(end - begin, 1e-9), self.config.optimiser.warm_up
+        if at < warm:
+            return max(at, 1e-3) / warm
+        return 0.5 * (1 + math.cos(math.pi * (at - warm) / (1 - warm))) * 0.98 + 0.02
 
     @torch.no_grad()
     def _average(self) -> None:
-        decay = min(self.config.optimiser.ema, (1 + self.steps) / (10 + self.steps))
+        steps = self.steps - self.entered_at
+        decay = min(self.config.optimiser.ema, (1 + steps) / (10 + steps))
         torch._foreach_lerp_(list(self.averaged.parameters()), list(self.module.parameters()), 1 - decay)
         for mean, new in zip(self.averaged.buffers(), self.module.buffers(), strict=True):
             mean.copy_(new)

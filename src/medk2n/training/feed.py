@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from medk2n.config.schema import TrainConfig
 from medk2n.data.batches import Batch
-from medk2n.training.reading import TrainingData
+from medk2n.training.reading import EVERYONE, TrainingData
 
 _AHEAD = 4
 
@@ -35,12 +35,15 @@ class Feed:
         slices: of a frame.
         parts: which of a step's parts to draw.
         first: number of the first step.
+        kind: of the steps, as the model's lesson names it (`reading.py`).
     """
 
-    def __init__(self, data: TrainingData, config: TrainConfig, slices: int, parts: range, first: int) -> None:
+    def __init__(
+        self, data: TrainingData, config: TrainConfig, slices: int, parts: range, first: int, kind: str = EVERYONE
+    ) -> None:
         workers = config.workers
         loader = DataLoader(
-            _Steps(data, config, slices, parts),
+            _Steps(data, config, slices, parts, kind),
             batch_size=None,
             sampler=itertools.count(first),
             num_workers=workers,
@@ -50,7 +53,7 @@ class Feed:
             generator=torch.Generator(),  # its own: a loader draws a number from the global one otherwise
         )
         self._steps: Iterator[list[Part]] = iter(loader)
-        self.waited_s = 0.0
+        self.kind, self.waited_s = kind, 0.0
 
     def __next__(self) -> list[Part]:
         started = time.perf_counter()
@@ -66,14 +69,13 @@ class Feed:
 class _Steps(Dataset[list[Part]]):
     """Step number -> its parts."""
 
-    def __init__(self, data: TrainingData, config: TrainConfig, slices: int, parts: range) -> None:
-        self.data, self.config, self.slices, self.parts = data, config, slices, parts
+    def __init__(self, data: TrainingData, config: TrainConfig, slices: int, parts: range, kind: str) -> None:
+        self.data, self.config, self.slices, self.parts, self.kind = data, config, slices, parts, kind
 
     def __getitem__(self, step: int) -> list[Part]:
-        whole = step % self.config.fuse_every == 0
         seeds = [seed_of(self.config, step, part) for part in self.parts]
         return [
-            Part(self.data.batch(self.config, np.random.default_rng(seed), self.slices, whole=whole), seed)
+            Part(self.data.batch(self.config, np.random.default_rng(seed), self.slices, self.kind), seed)
             for seed in seeds
         ]
 

@@ -68,7 +68,7 @@ def cost(choice: ModelChoice, m: int, batch: BatchShape, losses: LossWeights) ->
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             prediction = module(image, query, generator=torch.Generator().manual_seed(0))
             own = {"paper": spec.objective, "adversary": adversary}
-            objective(prediction, whole, query, losses, torch.full((m,), 0.05), **own)
+            objective(prediction, whole, query, losses, **own)
     learned = [*module.parameters(), *(adversary.parameters() if adversary else ())]
     weights = {p.untyped_storage().data_ptr() for p in learned}
     held = sum(size for address, size in kept.items() if address not in weights)

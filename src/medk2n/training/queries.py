@@ -1,10 +1,20 @@
 """What a batch is asked for: input subsets and targets drawn among what each sample has."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
-from torch import Tensor
 
+from medk2n.config.schema import TrainConfig
+from medk2n.data.batches import Batch
 from medk2n.models._spec import Query
+
+
+def focused(batch: Batch, config: TrainConfig, rng: np.random.Generator) -> Batch:
+    """The batch as it is asked about: in a share of the crops what is not `core` is taken for absent."""
+    core = np.isin(config.modalities, config.core)
+    acquired = narrowed(batch.acquired.numpy(), core, rng, share=config.core_share)
+    return replace(batch, acquired=torch.from_numpy(acquired))
 
 
 def narrowed(acquired: np.ndarray, core: np.ndarray, rng: np.random.Generator, *, share: float) -> np.ndarray:
@@ -14,17 +24,19 @@ def narrowed(acquired: np.ndarray, core: np.ndarray, rng: np.random.Generator, *
 
 
 def draw_sources(
-    acquired: np.ndarray, rng: np.random.Generator, *, draws: int, most: int
+    acquired: np.ndarray, rng: np.random.Generator, *, draws: int, most: int, least: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw input subsets for every sample: (b draws,) sample index, (b draws, m) bool.
 
-    The size is uniform over 1 .. min(most, acquired - 1), so that something is missing.
+    The size is uniform over least .. min(most, acquired - 1), so that something is missing; fewer where there are
+    no more.
     """
     samples, subsets = [], []
     for b, has in enumerate(acquired):
         here = np.flatnonzero(has)
         for _ in range(draws):
-            size = rng.integers(1, max(2, min(most, len(here) - 1) + 1))
+            largest = max(1, min(most, len(here) - 1))
+            size = rng.integers(min(least, largest), largest + 1)
             subset = np.zeros(len(has), dtype=bool)
             subset[rng.choice(here, size=min(size, len(here)), replace=False)] = True
             samples.append(b)
@@ -66,20 +78,3 @@ def every_target(
 def as_query(samples: np.ndarray, subsets: np.ndarray, targets: np.ndarray) -> Query:
     """numpy -> tensors."""
     return Query(torch.from_numpy(samples), torch.from_numpy(subsets), torch.from_numpy(targets))
-
-
-def without_one(query: Query, key: Tensor, rng: np.random.Generator, severity: Tensor) -> tuple[Query, Tensor]:
-    """Drop one random source that is not the key frame from every query that has more than one.
-
-    Where sources are damaged (severity (b, m) above 0) it is one of those: they are rare, and teach the most.
-
-    Returns the reduced query and the dropped source per query (-1 where none was).
-    """
-    sources, dropped = query.sources.clone(), torch.full_like(query.target, -1)
-    for q in range(len(dropped)):
-        others = [i for i in query.sources[q].nonzero().squeeze(1).tolist() if i != int(key[q])]
-        others = [i for i in others if severity[query.sample[q], i] > 0] or others
-        if others:
-            dropped[q] = others[int(rng.integers(len(others)))]
-            sources[q, dropped[q]] = False
-    return Query(query.sample, sources, query.target), dropped

@@ -28,6 +28,9 @@ Report = Callable[[str, float, dict[str, float]], None]
 
 _VALIDATION_SLICES = 48
 
+EVERYONE, REST, FOLD = "everyone", "rest", "fold"
+"""Who a step learns from: every training subject, all but a fold of them, or the fold alone."""
+
 
 @dataclass(frozen=True)
 class _Study:
@@ -49,6 +52,8 @@ class TrainingData:
 
     Attributes:
         stores, shares: one of each a data folder, with its share of the crops.
+        parts: `REST` and `FOLD` -> the same folders without and with the held out subjects alone; a folder that gives
+            none is left out of the fold. Both are everyone where no folder has enough subjects.
         statistics: of the training subjects.
         validation: fixed slices of the subjects that are watched.
         subjects: data folder -> ids that are learned from.
@@ -56,17 +61,19 @@ class TrainingData:
 
     stores: list[Store]
     shares: list[float]
+    parts: dict[str, tuple[list[Store], list[float]]]
     statistics: CohortStatistics
     validation: list[Batch]
     subjects: dict[str, list[str]]
 
-    def batch(self, config: TrainConfig, rng: np.random.Generator, slices: int, *, whole: bool = True) -> Batch:
-        """Some crops, of frames of so many slices; `whole` says for which kind of step."""
+    def batch(self, config: TrainConfig, rng: np.random.Generator, slices: int, kind: str = EVERYONE) -> Batch:
+        """Some crops, of frames of so many slices, of the subjects that a kind of step learns from."""
         batch = config.batch
-        corrupt = batch.corrupt_whole if whole else batch.corrupt
+        corrupt = config.teaching.corrupt if kind == FOLD else batch.corrupt
+        stores, shares = self.parts.get(kind, (self.stores, self.shares))
         return draw_batch(
-            self.stores,
-            self.shares,
+            stores,
+            shares,
             rng,
             batch_size=batch.size,
             crop=batch.crop,
@@ -85,6 +92,7 @@ def read_data(config: TrainConfig, report: Report) -> TrainingData:
     split = read_split(config.split) if config.split else None
     builder = StatisticsBuilder(config.modalities)
     stores, shares, subjects = [], [], {}
+    parts: dict[str, tuple[list[Store], list[float]]] = {REST: ([], []), FOLD: ([], [])}
     learned: dict[str, str] = {}  # digest of an image -> whose it is
     entries = learned_from(config)
     refuse_unseen(config.modalities, {name for *_, chosen in entries for subject in chosen for name in subject.readers})
@@ -100,6 +108,10 @@ def read_data(config: TrainConfig, report: Report) -> TrainingData:
             )
         stores.append(store)
         shares.append(share)
+        for part, of in zip((REST, FOLD), _parted(studies, config.teaching.held_out), strict=True):
+            if len(some := Store((study.stored for study in of), config.modalities)):
+                parts[part][0].append(some)
+                parts[part][1].append(share)
         subjects[root] = [study.id for study in studies]
     statistics = builder.finish()
     validation: list[Batch] = []
@@ -108,7 +120,16 @@ def read_data(config: TrainConfig, report: Report) -> TrainingData:
     elif split and split.part("validation"):
         roots = [_entry(entry)[0] for entry in config.data]
         validation = _watched(roots, config, report, learned, keep=split.part("validation"))
-    return TrainingData(stores, shares, statistics, validation, subjects)
+    if not parts[FOLD][0]:
+        parts = {part: (stores, shares) for part in parts}
+    return TrainingData(stores, shares, parts, statistics, validation, subjects)
+
+
+def _parted(studies: Sequence[_Study], share: float) -> tuple[list[_Study], list[_Study]]:
+    """Studies without a share of them, and that share, evenly spread; a few are not parted."""
+    n = round(share * len(studies))
+    held = {round((k + 0.5) * len(studies) / n) for k in range(n)} if n else set()
+    return [s for k, s in enumerate(studies) if k not in held], [s for k, s in enumerate(studies) if k in held]
 
 
 def learned_from(config: TrainConfig) -> list[tuple[str, float, list[Subject]]]:

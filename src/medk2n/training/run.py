@@ -30,6 +30,7 @@ from medk2n.errors import (
     out_of_memory,
 )
 from medk2n.io.atomic import check_writable, refuse_existing, write_json
+from medk2n.losses.reconstruction import mean_squared_error
 from medk2n.models._flops import counting
 from medk2n.training import state
 from medk2n.training.begin import chosen
@@ -37,7 +38,6 @@ from medk2n.training.board import Board
 from medk2n.training.contender import Contender
 from medk2n.training.feed import Feed, Part, seed_of
 from medk2n.training.log import METRICS, VALIDATION, Log
-from medk2n.training.objectives import objective
 from medk2n.training.outcome import save_models
 from medk2n.training.plan import Plan, make_plan
 from medk2n.training.planfile import keep_plan
@@ -51,6 +51,7 @@ from medk2n.training.world import World
 _CONFIG, _STATE = "train.json", "state"
 _SAVE_EVERY_S = 300.0
 _VALIDATE_AT = 8
+_COUNTED = 8
 
 
 def train(
@@ -146,8 +147,8 @@ def _train(config: TrainConfig, out: Path, world: World, report: Report, resumed
         else:
             log.restore(resumed.counters["log"])
     board = Board(out, {c.name: c.steps for c in contenders}) if config.tensorboard and world.leads else None
-    run = _Run(config, out, world, data, contenders, log, board, validated)
-    feeds = {c.name: Feed(data, config, c.params.slices, parts, c.steps) for c in contenders}
+    run = _Run(config, out, world, data, contenders, log, board, validated, parts)
+    feeds = {c.name: run.feed(c) for c in contenders}
     try:
         run.learn(feeds, report)
     finally:
@@ -170,8 +171,13 @@ class _Run:
     log: Log
     board: Board | None
     validated: int
+    parts: range
 
-    def learn(self, feeds: Mapping[str, Feed], report: Report) -> None:
+    def feed(self, contender: Contender) -> Feed:
+        """The batches of the steps that come."""
+        return Feed(self.data, self.config, contender.params.slices, self.parts, contender.steps, contender.kind)
+
+    def learn(self, feeds: dict[str, Feed], report: Report) -> None:
         """To the end of the budget."""
         saved_at = time.monotonic()
         with Stop() as stop:
@@ -190,12 +196,13 @@ class _Run:
                 runner = min(self.contenders, key=lambda c: (c.progress, c.steps))
                 if runner.progress == 1:
                     break
+                if runner.turn():
+                    feeds[runner.name].close()
+                    feeds[runner.name] = self.feed(runner)
                 numbers = self._step(runner, feeds[runner.name])
-                if "loss" in numbers:
-                    wanted = self.contenders[0]
-                    rate = wanted.samples / (wanted.seconds + wanted.waited)
-                    numbers = {"steps": float(wanted.steps), "crops/s": rate, "loss": numbers["loss"]}
-                    report("training", share, numbers)
+                wanted = self.contenders[0]
+                rate = wanted.samples / (wanted.seconds + wanted.waited)
+                report("training", share, {"steps": float(wanted.steps), "crops/s": rate, "loss": numbers["loss"]})
         if self.world.leads:
             self._save(finished=True)
             shutil.rmtree(self.out / _STATE, ignore_errors=True)
@@ -263,13 +270,13 @@ class _Run:
 
 
 def _counted(runner: Contender, parts: Sequence[Part], world: World) -> dict[str, float]:
-    """A step; of the first of each kind, after the one with its extra pass, the FLOPs are counted."""
-    if not 0 < runner.steps <= runner.config.fuse_every:
+    """A step; of the first few the FLOPs are counted, since how many passes a step makes is drawn."""
+    if runner.steps >= _COUNTED:
         return runner.step(parts, world)
     with counting() as counter:
         numbers = runner.step(parts, world)
-    counted, before = runner.steps - 1, runner.flops_per_step or 0.0
-    runner.flops_per_step = before + (float(counter.get_total_flops()) * world.size - before) / counted
+    before = runner.flops_per_step or 0.0
+    runner.flops_per_step = before + (float(counter.get_total_flops()) * world.size - before) / max(runner.steps, 1)
     return numbers
 
 
@@ -295,10 +302,9 @@ def validate(contender: Contender, batches: Sequence[Batch], stop: Stop | None =
         rng = np.random.default_rng(k)
         samples, subsets = draw_sources(batch.acquired.numpy(), rng, draws=1, most=contender.config.batch.most_sources)
         query = as_query(*every_target(batch.acquired.numpy(), samples, subsets))
-        missing = ~query.sources.gather(1, query.target[:, None]).squeeze(1)
-        query = type(query)(query.sample[missing], query.sources[missing], query.target[missing])
-        batch, query = batch.to(contender.variance.device), query.to(contender.variance.device)
-        prediction = contender.averaged(batch.images, query)
-        _, mse, _ = objective(prediction, batch, query, contender.config.losses, contender.variance)
-        values.append(-10 * torch.log10(mse + 1e-6))
+        query = query.only(~query.remade).to(contender.device)
+        batch = batch.to(contender.device)
+        image = contender.averaged(batch.images, query).mean
+        error = mean_squared_error(image, batch.targets[query.sample, query.target], batch.foreground[query.sample])
+        values.append(-10 * torch.log10(error + 1e-6))
     return float(torch.cat(values).mean())

@@ -8,16 +8,16 @@ from torch import Tensor, nn
 
 from medk2n.losses._spec import Asked
 from medk2n.losses.reconstruction import absolute_error
-from medk2n.models._spec import Prediction
+from medk2n.models.poe import PoEPrediction
 
 BETA = 1e-3
 """As of a Laplace likelihood of that scale; ours, and not tuned."""
 
 
-def objective(prediction: Prediction, asked: Asked, adversary: nn.Module | None) -> dict[str, Tensor]:
+def objective(prediction: PoEPrediction, asked: Asked, adversary: nn.Module | None) -> dict[str, Tensor]:
     """Parts of the loss."""
     pixels = absolute_error(prediction.mean, asked.target, asked.inside)
-    latents = prediction.extras["latents"]
+    latents = prediction.latents
     voxels = latents[0][0].mean[:, 0].numel()
     moments = [(q.mean, q.log_variance, p.mean, p.log_variance) for q, p in latents]
     nats = sum(divergence(*level).sum() for level in moments) / voxels

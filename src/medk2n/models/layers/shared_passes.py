@@ -1,10 +1,11 @@
-"""What the baselines share: queries that see the same sources of the same sample share one pass."""
+"""Queries that see the same sources of the same sample share one pass."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from medk2n.models._spec import Query
 
@@ -38,8 +39,14 @@ def stacked(images: Tensor, sources: Tensor) -> Tensor:
     return torch.cat([seen, mask], dim=1)
 
 
+def padded(images: Tensor, multiple: int) -> Tensor:
+    """Zeros below and to the right, up to multiples of so many pixels."""
+    h, w = images.shape[-2:]
+    return functional.pad(images, (0, -w % multiple, 0, -h % multiple))
+
+
 @dataclass(frozen=True, slots=True)
-class Frames:
+class SharedFrames:
     """The frames that any pass needs, each once, and where the passes find theirs.
 
     Attributes:
@@ -55,7 +62,7 @@ class Frames:
     filled: Tensor
 
     @classmethod
-    def of(cls, images: Tensor, passes: Passes) -> "Frames":
+    def of(cls, images: Tensor, passes: Passes) -> "SharedFrames":
         """images (b, m, s, h, w); what no pass needs is never read."""
         needed = torch.zeros(images.shape[:2], dtype=torch.long, device=images.device)
         needed = needed.index_add(0, passes.sample, passes.sources.long()) > 0

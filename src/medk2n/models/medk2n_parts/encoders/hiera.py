@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medk2n.errors import ConfigError
-from medk2n.models.parts.blocks import ChannelNorm, Film
-from medk2n.models.parts.encoder import EncoderSpec, Pyramid
+from medk2n.models.layers.blocks import ChannelNorm, Film
+from medk2n.models.layers.unet_trunk import Pyramid
+from medk2n.models.medk2n_parts.frame_encoder import EncoderSpec
 
 if TYPE_CHECKING:
     from transformers import Sam2HieraDetConfig

@@ -1,4 +1,4 @@
-"""MultiScaleNet: a top-down pyramid whose coarse levels are read as sequences (design, section 4).
+"""MultiScaleNet: a top-down pyramid whose coarse levels are read as sequences .
 
 It runs on every frame once, after the encoder, so all targets share what it finds.
 """
@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medk2n.errors import ConfigError
-from medk2n.models.parts.blocks import ChannelNorm, FaintConv2d, scale_for_gelu
-from medk2n.models.parts.encoder import FUSED_STRIDES, Pyramid
-from medk2n.models.parts.mamba import Backend, BothWays, resolve_backend
-from medk2n.models.parts.spiral import order
+from medk2n.models.layers.blocks import ChannelNorm, FaintConv2d, scale_for_gelu
+from medk2n.models.layers.unet_trunk import Pyramid
+from medk2n.models.medk2n_parts.frame_encoder import CONTEXT_STRIDES
+from medk2n.models.medk2n_parts.mamba import Backend, BothWays, resolve_backend
+from medk2n.models.medk2n_parts.spiral import order
 
 SCANNED = (8, 16, 32)
 """Where a scan pays: stride 4 has four times as many voxels as all of these together."""
@@ -62,7 +63,7 @@ class MultiScaleNet(nn.Module):
                 raise ConfigError(f"multiscale: head: {params.head} does not divide {twice}")
         self.before = nn.ModuleDict({str(s): ChannelNorm(channels[s]) for s in scanned})
         self.scan = nn.ModuleDict({str(s): BothWays(channels[s], params.state, params.head) for s in scanned})
-        self.norm = nn.ModuleDict({str(s): ChannelNorm(channels[s]) for s in FUSED_STRIDES})
+        self.norm = nn.ModuleDict({str(s): ChannelNorm(channels[s]) for s in CONTEXT_STRIDES})
         scale_for_gelu(self)
 
     def forward(self, pyramid: Pyramid) -> Pyramid:
@@ -76,7 +77,7 @@ class MultiScaleNet(nn.Module):
             if str(stride) in self.scan:
                 x = x + self._read(x, stride)
             mixed[stride] = x
-        return {s: self.norm[str(s)](mixed[s]) for s in FUSED_STRIDES}
+        return {s: self.norm[str(s)](mixed[s]) for s in CONTEXT_STRIDES}
 
     def _read(self, x: Tensor, stride: int) -> Tensor:
         """What the sequence blocks of a level say, (f, c, h, w)."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medk2n.models.parts.blocks import mlp
+from medk2n.models.layers.blocks import mlp
 
 
 class WindowAttention(nn.Module):

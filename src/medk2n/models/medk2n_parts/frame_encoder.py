@@ -1,4 +1,4 @@
-"""Modality as frame: one encoder turns every 2.5-D frame into a pyramid (design, section 3).
+"""Modality as frame: one encoder turns every 2.5-D frame into a pyramid .
 
 What an encoder promises. They live one a file in `encoders`, and a configuration names one.
 """
@@ -7,13 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 STRIDES = (2, 4, 8, 16)
-FUSED_STRIDES = (4, 8, 16)
-
-Pyramid = dict[int, Tensor]
-"""Stride -> (f, c, h / stride, w / stride)."""
+CONTEXT_STRIDES = (4, 8, 16)
 
 
 @dataclass(frozen=True, slots=True)

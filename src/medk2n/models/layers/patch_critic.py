@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medk2n.models.parts.blocks import ChannelNorm
+from medk2n.models.layers.blocks import ChannelNorm
 
 
 class PatchCritic(nn.Module):

@@ -1,0 +1,1 @@
+"""What Med-K2N and the baselines share."""

@@ -1,0 +1,226 @@
+"""Med-K2N's lesson: first the synthesizer and its heads, then the weighting networks beside them.
+
+The synthesizer learns from random sets of frames, mostly whole, a small share with regions hidden, some damaged. In
+the last part of the budget it stands still, as its moving average, and the networks that weigh frames learn what each
+is really worth: gains are measured on the proposals that the fusion looks at anyway, on subjects that the synthesizer
+never learned from (errors on fitted data flatter), with damage in four inputs of ten. The error's own estimate is
+calibrated there too, and has to differ between sets as the true errors do.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from medk2n.data.batches import Batch
+from medk2n.losses.gains import gain_db, gate_error, map_error, memory_use, set_error, weight_error
+from medk2n.losses.likelihood import gaussian_nll
+from medk2n.losses.reconstruction import edge_error, log_mse
+from medk2n.models._spec import Query
+from medk2n.models.layers.shared_passes import padded
+from medk2n.models.medk2n import MULTIPLE
+from medk2n.models.medk2n_parts.evidence import Looks
+from medk2n.models.medk2n_parts.progressive_fusion import FusionStep, Guidance, Scene
+from medk2n.training.lesson import Pupil
+from medk2n.training.queries import as_query, draw_sources, every_target, focused
+from medk2n.training.reading import FOLD, REST
+from medk2n.training.world import World
+
+
+class MedK2NLesson:
+    """See the module's docstring; `observed` adds up what the buffers are to know of the step at hand."""
+
+    def __init__(self, pupil: Pupil) -> None:
+        self.pupil, self.module = pupil, pupil.module
+        self.teaching = pupil.config.teaching
+        self._observed: list[Tensor] | None = None
+
+    def kind(self, progress: float) -> str:
+        """See `Lesson`."""
+        return REST if progress < 1 - self.teaching.weighing else FOLD
+
+    def span(self, progress: float) -> tuple[float, float]:
+        """See `Lesson`."""
+        begin = 1 - self.teaching.weighing
+        return (0.0, begin) if progress < begin else (begin, 1.0)
+
+    def enter(self, averaged: nn.Module) -> None:
+        """From here on the weighting networks alone learn, and the path to the variance."""
+        self.module.load_state_dict(averaged.state_dict())
+        self.module.fusion.taught.fill_(1)
+        self.resumed()
+
+    def resumed(self) -> None:
+        """Leave gradients to what the second kind of step trains."""
+        learning = {id(p) for part in self._weighing() for p in part.parameters()}
+        for p in self.module.parameters():
+            p.requires_grad_(id(p) in learning)
+
+    def _weighing(self) -> list[nn.Module]:
+        return [self.module.fusion, self.module.heads.doubt, self.module.heads.doubted]
+
+    def loss(self, batch: Batch, seed: int, progress: float, world: World) -> tuple[Tensor, dict[str, float]]:
+        """See `Lesson`."""
+        rng = np.random.default_rng(seed)
+        batch = focused(batch, self.pupil.config, rng)
+        if self.kind(progress) == REST:
+            loss, parts = self._paint(batch, rng, world)
+        else:
+            loss, parts = self._weigh(batch, rng, seed, world)
+        return loss, {name: float(value.detach()) for name, value in parts.items()} | {"loss": float(loss.detach())}
+
+    def _paint(self, batch: Batch, rng: np.random.Generator, world: World) -> tuple[Tensor, dict[str, Tensor]]:
+        """The synthesizer: every image that a crop has, from random sets of frames."""
+        shape = self.pupil.config.batch
+        acquired = batch.acquired.numpy()
+        samples, subsets = draw_sources(acquired, rng, draws=shape.draws, most=shape.most_sources)
+        subsets = without_damaged(subsets, batch.severity.numpy()[samples], rng)
+        presence = hidden(subsets, batch.foreground.shape[-2:], rng, self.teaching.hide).to(world.device)
+        batch, sample = batch.to(world.device), torch.from_numpy(samples).to(world.device)
+        return self.paint(batch, sample, presence, torch.from_numpy(subsets).to(world.device), world)
+
+    def paint(
+        self, batch: Batch, sample: Tensor, presence: Tensor, sources: Tensor, world: World
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of some passes, all on the device of the model.
+
+        Args:
+            sample: (p,).
+            presence: (p, m, h, w).
+            sources: (p, m) bool, frames that are there at least in part.
+        """
+        module, losses = self.module, self.pupil.config.losses
+        h, w = batch.foreground.shape[-2:]
+        everything = torch.arange(module.m, device=sample.device)
+        with world.autocast():
+            images = padded(batch.images, MULTIPLE)
+            encoded = module.encode(images, Query(sample, sources, sample).needed(len(images)))
+            made = module.propose(images, sample, padded(presence, MULTIPLE), everything, encoded)
+        row, target = batch.acquired[sample].nonzero().unbind(dim=1)
+        mean, log_variance = (x[row, target, :h, :w] for x in made)
+        truth, inside = batch.targets[sample[row], target], batch.foreground[sample[row]]
+        share = torch.where(sources[row, target], losses.remade, 1.0)
+        share = share / share.sum()
+        parts = {
+            "log_mse": losses.log_mse * (share * log_mse(mean, truth, inside)).sum(),
+            "edges": losses.edges * (share * edge_error(mean, truth, inside)).sum(),
+            "likelihood": losses.likelihood * (share * gaussian_nll(mean, log_variance, truth, inside)).sum(),
+        }
+        return torch.stack(list(parts.values())).sum(), parts
+
+    def _weigh(
+        self, batch: Batch, rng: np.random.Generator, seed: int, world: World
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighting networks and the variance: what every frame is worth, measured."""
+        shape = self.pupil.config.batch
+        samples, subsets = draw_sources(
+            batch.acquired.numpy(), rng, draws=shape.draws, most=shape.most_sources, least=2
+        )
+        query = as_query(*every_target(batch.acquired.numpy(), samples, subsets)).to(world.device)
+        query = query.only(~query.remade)
+        batch = batch.to(world.device)
+        losses, module = self.pupil.config.losses, self.module
+        if not len(query.target):  # a crop of which nothing is missing teaches nothing here
+            nothing = sum(p.sum() for part in self._weighing() for p in part.parameters()) * 0.0
+            return nothing, {}
+        with world.autocast():
+            scene = module.scene(batch.images, query.needed(len(batch.images)))
+            generator = torch.Generator().manual_seed(seed)
+            fused = module.fuse(scene, query, Guidance(generator=generator))
+        truth = padded(batch.targets[query.sample, query.target], MULTIPLE)
+        inside = padded(batch.foreground[query.sample], MULTIPLE)
+        first = self._first_gains(scene, query, truth, inside)
+        weigh = [weight_error(fused.first[query.sources], first[query.sources])]
+        reads = list(fused.first_attention)
+        gates, maps, sets, likelihood, measured = [], [], [], [], []
+        for step in fused.steps[1:]:
+            told, y, area = query.only(step.rows), truth[step.rows], inside[step.rows]
+            before, after = (scene.proposals.of(at, told.target) for at in (step.before, step.after))
+            gain = gain_db(before[0].detach(), after[0].detach(), y, area)
+            weigh.append(weight_error(step.weight, gain))
+            gates.append(gate_error(step.logit, gain, self.teaching.cost_db))
+            maps.append(map_error(step.map_logit, before[0].detach(), after[0].detach(), y, area))
+            sets.append(set_error(before[1], after[1], gain, area))
+            likelihood.append(gaussian_nll(after[0], after[1], y, area).mean())
+            reads.append((step.attention, told.target))
+            measured.append((step, told, gain))
+        self._observe(scene, batch, query, fused.looks, measured)
+        parts = {
+            "weights": losses.weights * torch.stack(weigh).mean(),
+            "gates": losses.gates * torch.stack(gates).mean(),
+            "maps": losses.maps * torch.stack(maps).mean(),
+            "sets": losses.sets * torch.stack(sets).mean(),
+            "memory": losses.memory * memory_use(torch.cat([a for a, _ in reads]), torch.cat([t for _, t in reads])),
+            "likelihood": losses.likelihood * torch.stack(likelihood).mean(),
+        }
+        return torch.stack(list(parts.values())).sum(), parts
+
+    @torch.no_grad()
+    def _first_gains(self, scene: Scene, query: Query, truth: Tensor, inside: Tensor) -> Tensor:
+        """What each frame alone gains over predicting the target's mean: (q, m) in dB; 0 where it is no source."""
+        gains = truth.new_zeros(query.sources.shape)
+        mean = self.module.linear_maps.mean.diagonal()[query.target][:, None, None].expand_as(truth)
+        row, i = query.sources.nonzero().unbind(dim=1)
+        alone = scene.proposals.rows(query.sample[row], functional.one_hot(i, query.sources.shape[1]).bool())
+        image = scene.proposals.of(alone, query.target[row])[0]
+        return gains.index_put((row, i), gain_db(mean[row], image, truth[row], inside[row]))
+
+    @torch.no_grad()
+    def _observe(
+        self, scene: Scene, batch: Batch, query: Query, looks: Looks, measured: list[tuple[FusionStep, Query, Tensor]]
+    ) -> None:
+        """Add up what whole frames gave and looked like."""
+        m = query.sources.shape[1]
+        whole = (batch.severity == 0) & batch.acquired
+        clean = (whole[query.sample] | ~query.sources).all(dim=1)
+        total, count = torch.zeros(2, m, m, device=batch.severity.device)
+        for step, told, gain in measured:
+            here = clean[step.rows]
+            pair = (step.source[here], told.target[here])
+            total.index_put_(pair, gain[here].clamp(-10, 10), accumulate=True)
+            count.index_put_(pair, torch.ones_like(gain[here]), accumulate=True)
+        seen = whole & query.needed(len(batch.images))
+        sums = [total, count, *self.module.fusion.evidence.sums(looks, seen)]
+        self._observed = sums if self._observed is None else [a + b for a, b in zip(self._observed, sums, strict=True)]
+
+    def learned(self, world: World) -> None:
+        """History and usual evidence: what whole inputs of the training stream gave."""
+        if self._observed is None:
+            return
+        total, count, *sums = (world.summed(x) for x in self._observed)
+        self.module.fusion.observe(total, count)
+        self.module.fusion.evidence.observe(tuple(sums))
+        self._observed = None
+
+    def apart(self) -> list[list[nn.Parameter]]:
+        """The variance reads without a gradient to the rest, and the weighting networks learn by themselves."""
+        doubt = [p for part in self._weighing()[1:] for p in part.parameters()]
+        own = {id(p) for p in (*doubt, *self.module.fusion.parameters())}
+        rest = [p for p in self.module.parameters() if id(p) not in own]
+        return [rest, doubt, list(self.module.fusion.parameters())]
+
+
+def hidden(subsets: np.ndarray, size: tuple[int, int], rng: np.random.Generator, share: float) -> Tensor:
+    """Presence maps (p, m, h, w) of sets (p, m): 1 of a member, but for a share of them, of which a region is hidden.
+
+    A region is where a smooth random field is high, about a third of the image; inside it P is 0, or anything below 1.
+    """
+    presence = torch.from_numpy(subsets).float()[:, :, None, None].repeat(1, 1, *size)
+    several = subsets.sum(axis=1) > 1
+    for p, i in np.argwhere(subsets & (rng.random(subsets.shape) < share) & several[:, None]):
+        coarse = torch.from_numpy(rng.standard_normal((1, 1, 4, 4)).astype(np.float32))
+        field = functional.interpolate(coarse, size=size, mode="bicubic", align_corners=True)[0, 0]
+        outside = torch.sigmoid(8 * (rng.uniform(0.0, 0.8) - field))
+        left = 0.0 if rng.random() < 0.7 else rng.uniform()
+        presence[p, i] = left + (1 - left) * outside
+    return presence
+
+
+def without_damaged(subsets: np.ndarray, severity: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Leave half of the damaged members out where another is left: how a set looks once the fusion has judged it."""
+    drop = subsets & (severity > 0) & (rng.random(subsets.shape) < 0.5)
+    kept = subsets & ~drop
+    return np.where(kept.any(axis=1)[:, None], kept, subsets)
+
+
+COMPONENT = MedK2NLesson
