@@ -13,8 +13,8 @@ from medk2n.models._spec import Query
 def focused(batch: Batch, config: TrainConfig, rng: np.random.Generator) -> Batch:
     """The batch as it is asked about: in a share of the crops what is not `core` is taken for absent."""
     core = np.isin(config.modalities, config.core)
-    acquired = narrowed(batch.acquired.numpy(), core, rng, share=config.core_share)
-    return replace(batch, acquired=torch.from_numpy(acquired))
+    acquired = narrowed(batch.acquired.cpu().numpy(), core, rng, share=config.core_share)
+    return replace(batch, acquired=torch.from_numpy(acquired).to(batch.acquired.device))
 
 
 def narrowed(acquired: np.ndarray, core: np.ndarray, rng: np.random.Generator, *, share: float) -> np.ndarray:

@@ -72,9 +72,9 @@ class MedK2NLesson:
     def _paint(self, batch: Batch, rng: np.random.Generator, world: World) -> tuple[Tensor, dict[str, Tensor]]:
         """The synthesizer: every image that a crop has, from random sets of frames."""
         shape = self.pupil.config.batch
-        acquired = batch.acquired.numpy()
+        acquired = batch.acquired.cpu().numpy()
         samples, subsets = draw_sources(acquired, rng, draws=shape.draws, most=shape.most_sources)
-        subsets = without_damaged(subsets, batch.severity.numpy()[samples], rng)
+        subsets = without_damaged(subsets, batch.severity.cpu().numpy()[samples], rng)
         presence = hidden(subsets, batch.foreground.shape[-2:], rng, self.teaching.hide).to(world.device)
         batch, sample = batch.to(world.device), torch.from_numpy(samples).to(world.device)
         return self.paint(batch, sample, presence, torch.from_numpy(subsets).to(world.device), world)
@@ -114,9 +114,9 @@ class MedK2NLesson:
         """The weighting networks and the variance: what every frame is worth, measured."""
         shape = self.pupil.config.batch
         samples, subsets = draw_sources(
-            batch.acquired.numpy(), rng, draws=shape.draws, most=shape.most_sources, least=2
+            batch.acquired.cpu().numpy(), rng, draws=shape.draws, most=shape.most_sources, least=2
         )
-        query = as_query(*every_target(batch.acquired.numpy(), samples, subsets)).to(world.device)
+        query = as_query(*every_target(batch.acquired.cpu().numpy(), samples, subsets)).to(world.device)
         query = query.only(~query.remade)
         batch = batch.to(world.device)
         losses, module = self.pupil.config.losses, self.module
