@@ -7,6 +7,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from medk2n.cli.main import main
+
 MODALITIES = ("ct", "t1c", "t1n", "t2f", "t2w")
 SHAPE = (22, 26, 18)
 AFFINE = np.array([[2.0, 0.1, 0, -20], [-0.1, 2.0, 0, -24], [0, 0, 2.5, -18], [0, 0, 0, 1]])
@@ -58,3 +60,13 @@ def study(tmp_path) -> Path:
     for seed, name in enumerate(("t1n", "t2w")):
         save(tmp_path / "patient-7" / f"{name}.nii.gz", scan(seed))
     return tmp_path / "patient-7"
+
+
+@pytest.fixture
+def synth(model, tmp_path):
+    """Run the command with the test model into `out`; returns its exit code."""
+
+    def run(*arguments: object, out: Path = tmp_path / "out") -> int:
+        return main(["synth", *map(str, arguments), "-o", str(out), "--model", str(model), "--device", "cpu"])
+
+    return run

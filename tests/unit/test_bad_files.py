@@ -164,7 +164,7 @@ TABLE = [
     (truncated_gzip_header, VolumeReadError, r"cannot be read as NIfTI"),
     (truncated_plain, VolumeReadError, r"promises 840 bytes of voxels, more than the file \(500 bytes\) can hold"),
     (corrupt_gzip, VolumeReadError, r"cannot be read as NIfTI"),
-    (text, VolumeReadError, r"cannot be read as NIfTI"),
+    (text, VolumeReadError, r"is no NIfTI but text; copy or download it again"),
     (gz_that_is_no_gzip, VolumeReadError, r"not gzip-compressed although its name says otherwise"),
     (gzip_without_gz, VolumeReadError, r"gzip-compressed although its name says otherwise; add \.gz"),
     (other_format, VolumeReadError, r"is no \.nii, \.nii\.gz or \.hdr/\.img file; convert it to \.nii\.gz"),

@@ -17,7 +17,7 @@ from medk2n.cli.common import (
     SeedOption,
     SetOption,
 )
-from medk2n.cli.complaints import SOME_FAILED, explain
+from medk2n.cli.complaints import SOME_FAILED, explain, one_line
 
 if TYPE_CHECKING:
     from medk2n.checkpoint import ModelConfig
@@ -242,6 +242,8 @@ def _run(
             "targets": job.targets,
             "elapsed_s": synthesis.record["elapsed_s"],
         }
+        for line in synthesis.record["warnings"]:
+            typer.echo(f"medk2n: warning: {one_line(f'{job.id}: {line}')}", err=True)
         typer.echo(f"{job.id}: {', '.join(synthesis.inputs)} -> {', '.join(job.targets)}; look at {written[-1]} first")
     return failed
 

@@ -104,6 +104,8 @@ def _look_at(subject: Subject, found: Inventory) -> None:
         except Medk2nError as error:
             found.complaints.append(Complaint(subject.id, name, "unreadable", str(error)))
             continue
+        if note := volume.provenance.get("note"):
+            found.complaints.append(Complaint(subject.id, name, "header", note))
         shift = None
         if first is None:
             first = volume

@@ -9,16 +9,17 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.imageglobals import LoggingOutputSuppressor
 
 from medk2n.errors import GeometryError, VolumeReadError
 from medk2n.geometry.grid import Grid
 from medk2n.io.atomic import atomic_write, sha256_array, sha256_file
+from medk2n.io.filekind import ENOUGH, GZIP_MAGIC, nifti_version, other_kind, unpacked
 from medk2n.io.names import IMAGE_SUFFIXES
+from medk2n.io.nifti_header import IMAGE_CLASSES, affine_mm, remarks
 from medk2n.io.volume import Header, LabelMap, Volume
 
 MAX_VOXELS = 1024**3
-_GZIP_MAGIC = b"\x1f\x8b"
+_HEADER = 348  # bytes of the shorter of the two headers
 _INT16 = 32767
 _FARTHEST = 30  # ranges of the values beyond which nothing but a fault is
 _SAMPLE = 1_000_000  # voxels that the range is found on
@@ -31,7 +32,8 @@ def read_volume(path: Path | str, modality: str) -> Volume:
     """Read one 3-D image as float32, slope and intercept applied.
 
     Returns:
-        Volume with provenance: path, sha256, dtype (as stored), and a `note` if the header states no orientation.
+        Volume with provenance: path, sha256, dtype (as stored), and a `note` of what was chosen or taken on trust in
+        the header (no orientation, two at odds, a unit other than mm).
 
     Raises:
         VolumeReadError: missing, not NIfTI, damaged, not 3-D, non-finite or constant.
@@ -186,18 +188,23 @@ def _open(path: Path) -> Any:
         raise VolumeReadError(f"{path}: is a folder; expected one NIfTI file; name the file in it")
     with _reading(str(path)):
         size = path.stat().st_size
-        with path.open("rb") as handle:
-            head = handle.read(2)
+        with _header_file(path).open("rb") as handle:
+            head = handle.read(ENOUGH)
     if size == 0:
         raise VolumeReadError(f"{path}: the file is empty; expected a NIfTI image; copy it again")
     if not path.name.lower().endswith(IMAGE_SUFFIXES):
         raise VolumeReadError(f"{path}: is no .nii, .nii.gz or .hdr/.img file; convert it to .nii.gz")
+    version, in_single_file = nifti_version(unpacked(head)), path.name.lower().endswith((".nii", ".nii.gz"))
+    if not version and (kind := other_kind(unpacked(head))):
+        raise VolumeReadError(f"{path}: is no NIfTI but {kind.found}; {kind.cure}")
     named_gz = path.name.lower().endswith(".gz")
-    if named_gz != (head == _GZIP_MAGIC):
+    if named_gz != head.startswith(GZIP_MAGIC):
         found, cure = ("not gzip-compressed", "drop .gz from") if named_gz else ("gzip-compressed", "add .gz to")
         raise VolumeReadError(f"{path}: {found} although its name says otherwise; {cure} its name, or copy it again")
-    with _reading(str(path)), LoggingOutputSuppressor():
-        image: Any = nib.load(path, mmap=False)
+    if not version and len(unpacked(head)) >= _HEADER:
+        raise VolumeReadError(f"{path}: is no NIfTI: its first bytes say nothing known; copy or convert it again")
+    with _reading(str(path)):
+        image: Any = IMAGE_CLASSES[version or 1, in_single_file].from_filename(path, mmap=False)
     _check_header(image, str(path))
     promised = int(np.prod(image.shape)) * image.header.get_data_dtype().itemsize
     has_image_beside = path.suffix.lower() == ".hdr"
@@ -207,6 +214,12 @@ def _open(path: Path) -> Any:
             "it is cut off or damaged; copy it again"
         )
     return image
+
+
+def _header_file(path: Path) -> Path:
+    """Where the header is: of a pair in the .hdr, whichever of the two was named."""
+    beside = path.with_suffix({".img": ".hdr", ".IMG": ".HDR"}.get(path.suffix, path.suffix))
+    return beside if beside.exists() else path
 
 
 def _check_gzip_sum(path: Path) -> None:
@@ -248,16 +261,15 @@ def _check_header(image: Any, name: str) -> None:
 
 
 def _header_facts(image: Any) -> dict[str, Any]:
-    header = image.header
-    facts: dict[str, Any] = {"dtype": str(header.get_data_dtype())}
-    if not int(header["sform_code"]) and not int(header["qform_code"]):
-        facts["note"] = "header states no orientation (sform and qform code 0); taken from the spacing alone"
+    facts: dict[str, Any] = {"dtype": str(image.header.get_data_dtype())}
+    if told := remarks(image):
+        facts["note"] = "; ".join(told)
     return facts
 
 
 def _grid(image: Any, name: str) -> Grid:
     try:
-        return Grid(image.shape[:3], image.affine)
+        return Grid(image.shape[:3], affine_mm(image))
     except GeometryError as error:
         raise GeometryError(f"{name}: {error}") from error
 
