@@ -164,7 +164,7 @@ def named_inputs(values: list[str]) -> dict[str, Path]:
         UnknownNameError, UsageError: unknown, unrecognisable or doubled.
     """
     from medk2n.errors import UsageError
-    from medk2n.io.names import recognise
+    from medk2n.io.names import read_name
     from medk2n.vocabulary import modality
 
     files: dict[str, Path] = {}
@@ -173,9 +173,10 @@ def named_inputs(values: list[str]) -> dict[str, Path]:
         if separator and "/" not in name and not Path(value).exists():
             short, path = modality(name).name, Path(rest)
         else:
-            short, path = recognise(value), Path(value)
-        if short is None:
-            raise UsageError(f"-i {value}: the file name does not tell the modality; write -i MODALITY={value}")
+            read = read_name(value)
+            if read.modality is None:
+                raise UsageError(f"-i {value}: {read.why}; if it is an image to use, write -i MODALITY={value}")
+            short, path = read.modality, Path(value)
         if not str(path) or str(path) == ".":
             raise UsageError(f"-i {value}: expected MODALITY=FILE")
         if short in files:

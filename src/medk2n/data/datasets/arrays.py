@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from medk2n.data.subject import Subject
-from medk2n.errors import DatasetError, UnknownNameError, VolumeReadError
+from medk2n.errors import DatasetError, VolumeReadError
 from medk2n.geometry.grid import Grid
 from medk2n.io.atomic import sha256_file
 from medk2n.io.volume import Header, LabelMap, Volume
-from medk2n.vocabulary import modality
+from medk2n.vocabulary import short_name
 
 _AXIAL = "_axial"
 _MASKS = {"seg": "lesion", "mask": "head", "brain": "brain"}
@@ -52,7 +52,7 @@ def _subject(path: Path) -> Subject:
         word = key.removesuffix(_AXIAL)
         if word in _MASKS:
             masks[_MASKS[word]] = key
-        elif (name := _modality_of(word)) is not None:
+        elif (name := short_name(word)) is not None:
             if name in images:
                 raise DatasetError(f"{path}: arrays {images[name]} and {key} are both {name}; expected one, rename it")
             images[name] = key
@@ -64,13 +64,6 @@ def _subject(path: Path) -> Subject:
         provenance={name: f"{path}:{key}" for name, key in images.items()},
         files=(path,),
     )
-
-
-def _modality_of(word: str) -> str | None:
-    try:
-        return modality(word).name
-    except UnknownNameError:
-        return None
 
 
 def read_array(path: Path, key: str, name: str) -> Volume:
