@@ -66,6 +66,24 @@ class InternalError(Medk2nError, RuntimeError):
     exit_code = 1
 
 
+def contained(error: Exception) -> Medk2nError:
+    """What ends one subject of many, and not the others: ours as it is, any other under its name.
+
+    Raises:
+        SystemLimitError: it is one, and the others would end the same way.
+    """
+    if isinstance(error, SystemLimitError):
+        raise error
+    if isinstance(error, Medk2nError):
+        return error
+    if out_of_memory(error):
+        return SystemLimitError("out of memory; leave it out, or take a machine with more memory")
+    said = " ".join(str(error).split())[:200]
+    if isinstance(error, OSError):
+        return SystemLimitError(said)
+    return InternalError(f"internal error ({type(error).__name__}: {said})")
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Python's, and torch's without importing it: on the CPU torch raises a plain RuntimeError."""
     names = {cls.__name__ for cls in type(error).__mro__}

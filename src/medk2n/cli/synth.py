@@ -17,7 +17,7 @@ from medk2n.cli.common import (
     SeedOption,
     SetOption,
 )
-from medk2n.cli.complaints import SOME_FAILED, explain, one_line
+from medk2n.cli.complaints import one_line
 
 if TYPE_CHECKING:
     from medk2n.checkpoint import ModelConfig
@@ -74,7 +74,7 @@ def synth(
     --set fusion.t2f.leave_out=\\[t1c], --set fusion.t2f.weights.t2w.at_most=0.3 (or .fixed), and .where=MASK.nii.gz.
     """
     from medk2n.checkpoint import find_model, read_config
-    from medk2n.cli.common import modality_names, resolve_device, run_manifest
+    from medk2n.cli.common import end_with, modality_names, resolve_device, run_manifest
     from medk2n.config.control import load_control
     from medk2n.io.atomic import check_writable, refuse_existing
     from medk2n.report.outputs import planned_outputs
@@ -87,7 +87,8 @@ def synth(
         config = read_config(folder)
         wanted = modality_names(targets, "--target")
         _refuse_unknown(wanted, config, "--target")
-        jobs = _with_rules(_jobs(study, inputs or [], wanted, config, out), control)
+        failed: dict[str, Any] = {}
+        jobs = _with_rules(_jobs(study, inputs or [], wanted, config, out, failed), control)
         refuse_existing([path for job in jobs for path in planned_outputs(job.out, job.id, job.targets)], overwrite)
         check_writable(out)
         run.device = resolve_device(device)
@@ -97,9 +98,8 @@ def synth(
 
         synthesizer = Synthesizer.from_pretrained(folder, device=run.device)
         how = {"reference": reference, "seed": seed}
-        failed = _run(synthesizer, jobs, run, how, out, overwrite=overwrite)
-        if failed:
-            raise typer.Exit(SOME_FAILED)
+        _run(synthesizer, jobs, run, how, out, failed, overwrite=overwrite)
+        end_with(failed)
 
 
 def _refuse_unknown(names: list[str], config: "ModelConfig", option: str) -> None:
@@ -111,7 +111,10 @@ def _refuse_unknown(names: list[str], config: "ModelConfig", option: str) -> Non
         )
 
 
-def _jobs(study: Path | None, inputs: list[str], wanted: list[str], config: "ModelConfig", out: Path) -> list[_Job]:
+def _jobs(
+    study: Path | None, inputs: list[str], wanted: list[str], config: "ModelConfig", out: Path, failed: dict[str, Any]
+) -> list[_Job]:
+    """What is to be done; id -> complaint of the studies that cannot be used goes into `failed`."""
     from medk2n.errors import UsageError
     from medk2n.io.names import study_id
 
@@ -122,8 +125,8 @@ def _jobs(study: Path | None, inputs: list[str], wanted: list[str], config: "Mod
         _refuse_unknown(list(files), config, "--input")
         targets = wanted or _missing(list(files), config)
         return [_Job(study_id(list(files.values())), files, targets, out)]
-    subjects = studies_in(study)
-    several = len(subjects) > 1
+    subjects = studies_in(study, failed)
+    several = len(subjects) + len(failed) > 1
     plans = [(s, wanted or _missing(s.modalities, config, several=several)) for s in subjects]
     jobs = [_Job(s.id, s, targets, out / _folder_name(s.id) if several else out) for s, targets in plans if targets]
     if not jobs:
@@ -185,15 +188,15 @@ def named_inputs(values: list[str]) -> dict[str, Path]:
     return files
 
 
-def studies_in(folder: Path) -> "list[Subject]":
-    """The one study that a folder (or file) is, or all studies in it."""
+def studies_in(folder: Path, faulty: dict[str, Any]) -> "list[Subject]":
+    """The one study that a folder (or file) is, or all studies in it; `faulty` gets what is wrong with the rest."""
     from medk2n.data.datasets.studies import study_files
     from medk2n.data.discover import discover, discover_study
     from medk2n.io.names import recognise
 
     if folder.is_file() or (folder.is_dir() and any(recognise(path) for path in study_files(folder))):
         return [discover_study(folder)]
-    return discover(folder)
+    return discover(folder, faulty=faulty.__setitem__)
 
 
 def _missing(
@@ -215,13 +218,20 @@ def _folder_name(study_id: str) -> str:
 
 
 def _run(
-    synthesizer: "Synthesizer", jobs: list[_Job], run: Manifest, how: dict[str, Any], out: Path, *, overwrite: bool
-) -> dict[str, str]:
-    """Complete every study; returns id -> complaint of those that failed (one study alone fails loudly)."""
-    from medk2n.errors import SystemLimitError
+    synthesizer: "Synthesizer",
+    jobs: list[_Job],
+    run: Manifest,
+    how: dict[str, Any],
+    out: Path,
+    failed: dict[str, Any],
+    *,
+    overwrite: bool,
+) -> None:
+    """Complete every study; those that fail join `failed` (id -> complaint), one that is alone fails loudly."""
+    from medk2n.errors import contained
     from medk2n.report.outputs import write_synthesis
 
-    failed: dict[str, str] = {}
+    alone = len(jobs) + len(failed) == 1
     studies = run.facts["studies"] = {}
     for job in jobs:
         try:
@@ -229,10 +239,9 @@ def _run(
                 synthesis = synthesizer.synth(job.study, job.targets, control=job.control, progress=progress, **how)
             written = write_synthesis(synthesis, job.out, job.id, overwrite=overwrite, dataset=out)
         except Exception as error:
-            if len(jobs) == 1 or isinstance(error, SystemLimitError):
+            if alone:
                 raise
-            failed[job.id], _ = explain(error)
-            typer.echo(f"medk2n: {job.id} failed: {failed[job.id]}", err=True)
+            failed[job.id] = str(contained(error))
             studies[job.id] = {"error": failed[job.id]}
             continue
         run.inputs += [Path(path) for path in synthesis.record["control_masks"]]
@@ -246,7 +255,6 @@ def _run(
         for line in synthesis.record["warnings"]:
             typer.echo(f"medk2n: warning: {one_line(f'{job.id}: {line}')}", err=True)
         typer.echo(f"{job.id}: {', '.join(synthesis.inputs)} -> {', '.join(job.targets)}; look at {written[-1]} first")
-    return failed
 
 
 @contextmanager
