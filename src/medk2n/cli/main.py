@@ -2,6 +2,7 @@
 
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Annotated
@@ -48,7 +49,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def run() -> None:
-    """The `medk2n` program."""
+    """The `medk2n` program. What libraries warn of names no file and no cure; `python -W default` shows it."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
     sys.exit(main(sys.argv[1:]))
 
 
