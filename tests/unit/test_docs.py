@@ -14,6 +14,7 @@ TEXTS = (
     "README.md",
     "CONTRIBUTING.md",
     "docs/baselines.md",
+    "docs/bids.md",
     "docs/data.md",
     "docs/evaluation.md",
     "docs/training.md",

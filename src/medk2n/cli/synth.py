@@ -1,46 +1,26 @@
 """`medk2n synth`: some of a patient's scans in, the missing ones out; a thin layer over `Synthesizer`."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from medk2n.cli.cohort import Job, Settings, complete
 from medk2n.cli.common import (
     DeviceOption,
-    Manifest,
     ManifestOption,
     ModelOption,
     OverwriteOption,
     SeedOption,
     SetOption,
 )
-from medk2n.cli.complaints import one_line
 
 if TYPE_CHECKING:
     from medk2n.checkpoint import ModelConfig
     from medk2n.config.control import FusionRule
     from medk2n.data.subject import Subject
-    from medk2n.inference.predictor import Progress
-    from medk2n.inference.synthesizer import Synthesizer
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One study to complete: where its images are, what is wanted, where it goes."""
-
-    id: str
-    study: "Subject | Mapping[str, Path]"
-    targets: list[str]
-    out: Path
-    control: "Mapping[str, FusionRule]" = field(default_factory=dict)
-
-    @property
-    def given(self) -> list[str]:
-        """Modalities of the study."""
-        return list(self.study if isinstance(self.study, Mapping) else self.study.modalities)
 
 
 def synth(
@@ -76,8 +56,7 @@ def synth(
     from medk2n.checkpoint import find_model, read_config
     from medk2n.cli.common import end_with, modality_names, resolve_device, run_manifest
     from medk2n.config.control import load_control
-    from medk2n.io.atomic import check_writable, refuse_existing
-    from medk2n.report.outputs import planned_outputs
+    from medk2n.io.atomic import check_writable
 
     options = {"study": study, "input": inputs, "target": targets, "reference": reference, "out": out}
     options |= {"model": model, "device": device, "seed": seed, "set": overrides, "overwrite": overwrite}
@@ -89,16 +68,18 @@ def synth(
         _refuse_unknown(wanted, config, "--target")
         failed: dict[str, Any] = {}
         jobs = _with_rules(_jobs(study, inputs or [], wanted, config, out, failed), control)
-        refuse_existing([path for job in jobs for path in planned_outputs(job.out, job.id, job.targets)], overwrite)
         check_writable(out)
         run.device = resolve_device(device)
         run.facts["model"] = {"folder": str(folder), "sha256": config.sha256}
+        several = len(jobs) + len(failed) > 1
+        data = study if several else None
+        settings = Settings(data, folder, config.sha256, run.device, reference, seed, overwrite=overwrite)
+        complete(jobs, settings, run, failed)
+        if several:
+            from medk2n.report.group import write_group
 
-        from medk2n.inference.synthesizer import Synthesizer
-
-        synthesizer = Synthesizer.from_pretrained(folder, device=run.device)
-        how = {"reference": reference, "seed": seed}
-        _run(synthesizer, jobs, run, how, out, failed, overwrite=overwrite)
+            page = write_group(out, sorted(failed))
+            typer.echo(f"Look at {page} first: all studies, the least sure ones on top")
         end_with(failed)
 
 
@@ -113,10 +94,12 @@ def _refuse_unknown(names: list[str], config: "ModelConfig", option: str) -> Non
 
 def _jobs(
     study: Path | None, inputs: list[str], wanted: list[str], config: "ModelConfig", out: Path, failed: dict[str, Any]
-) -> list[_Job]:
+) -> list[Job]:
     """What is to be done; id -> complaint of the studies that cannot be used goes into `failed`."""
     from medk2n.errors import UsageError
     from medk2n.io.names import study_id
+    from medk2n.preparation.study import folder_name
+    from medk2n.report.places import StudyFolder
 
     if (study is None) == (not inputs):
         raise UsageError("give either a STUDY folder or -i [MODALITY=]FILE, one of the two; see 'medk2n synth --help'")
@@ -124,17 +107,18 @@ def _jobs(
         files = named_inputs(inputs)
         _refuse_unknown(list(files), config, "--input")
         targets = wanted or _missing(list(files), config)
-        return [_Job(study_id(list(files.values())), files, targets, out)]
+        return [Job(files, targets, StudyFolder(out, study_id(list(files.values())), out))]
     subjects = studies_in(study, failed)
     several = len(subjects) + len(failed) > 1
     plans = [(s, wanted or _missing(s.modalities, config, several=several)) for s in subjects]
-    jobs = [_Job(s.id, s, targets, out / _folder_name(s.id) if several else out) for s, targets in plans if targets]
+    places = [StudyFolder(out / folder_name(s.id) if several else out, s.id, out) for s in subjects]
+    jobs = [Job(s, targets, place) for (s, targets), place in zip(plans, places, strict=True) if targets]
     if not jobs:
         raise UsageError(f"{study}: all {len(subjects)} studies have everything the model knows; name a target with -t")
     return jobs
 
 
-def _with_rules(jobs: list[_Job], control: "Mapping[str, FusionRule]") -> list[_Job]:
+def _with_rules(jobs: list[Job], control: "Mapping[str, FusionRule]") -> list[Job]:
     """Give every study the rules of its targets; of several studies, one may lack an input that a rule keeps out."""
     from medk2n.errors import UsageError
 
@@ -211,58 +195,3 @@ def _missing(
             f"the study has all that the model knows ({', '.join(config.modalities)}); name one with -t to re-make it"
         )
     return missing
-
-
-def _folder_name(study_id: str) -> str:
-    return "".join(c if c.isalnum() or c in "._-" else "-" for c in study_id).strip(".") or "study"
-
-
-def _run(
-    synthesizer: "Synthesizer",
-    jobs: list[_Job],
-    run: Manifest,
-    how: dict[str, Any],
-    out: Path,
-    failed: dict[str, Any],
-    *,
-    overwrite: bool,
-) -> None:
-    """Complete every study; those that fail join `failed` (id -> complaint), one that is alone fails loudly."""
-    from medk2n.errors import contained
-    from medk2n.report.outputs import write_synthesis
-
-    alone = len(jobs) + len(failed) == 1
-    studies = run.facts["studies"] = {}
-    for job in jobs:
-        try:
-            with _progress(job.id) as progress:
-                synthesis = synthesizer.synth(job.study, job.targets, control=job.control, progress=progress, **how)
-            written = write_synthesis(synthesis, job.out, job.id, overwrite=overwrite, dataset=out)
-        except Exception as error:
-            if alone:
-                raise
-            failed[job.id] = str(contained(error))
-            studies[job.id] = {"error": failed[job.id]}
-            continue
-        run.inputs += [Path(path) for path in synthesis.record["control_masks"]]
-        run.inputs += [Path(v.provenance["path"]) for v in synthesis.inputs.values() if v.provenance.get("path")]
-        run.outputs += written
-        studies[job.id] = {
-            "inputs": list(synthesis.inputs),
-            "targets": job.targets,
-            "elapsed_s": synthesis.record["elapsed_s"],
-        }
-        for line in synthesis.record["warnings"]:
-            typer.echo(f"medk2n: warning: {one_line(f'{job.id}: {line}')}", err=True)
-        typer.echo(f"{job.id}: {', '.join(synthesis.inputs)} -> {', '.join(job.targets)}; look at {written[-1]} first")
-
-
-@contextmanager
-def _progress(study_id: str) -> "Iterator[Progress]":
-    from rich.markup import escape
-
-    from medk2n.cli.common import progress_bar
-
-    with progress_bar() as bar:
-        line = bar.add_task(escape(study_id), total=None)
-        yield lambda done, total: bar.update(line, completed=done, total=total)
