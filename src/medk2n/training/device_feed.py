@@ -22,7 +22,7 @@ _FOREGROUND, _BRAIN = 0, 1  # channels of a study
 
 
 @dataclass(frozen=True, slots=True)
-class _Study:
+class DeviceStudy:
     """What is known on the host of one subject whose slices are on the device.
 
     Attributes:
@@ -75,6 +75,8 @@ class _Tables:
 class DeviceFeed:
     """Studies on a device, in groups that each give a share of the crops.
 
+    `studies` are those that were added, in order.
+
     Args:
         modalities: how many a study is seen as.
         canvas: rows and columns that hold any slice.
@@ -85,7 +87,7 @@ class DeviceFeed:
         self.modalities, self.device = modalities, device
         self._pool = torch.zeros(rows, *canvas, dtype=torch.uint8, device=device)
         self._used = 0
-        self._studies: list[_Study] = []
+        self.studies: list[DeviceStudy] = []
         self._tables: _Tables | None = None
 
     @property
@@ -95,7 +97,7 @@ class DeviceFeed:
 
     def __len__(self) -> int:
         """Number of studies."""
-        return len(self._studies)
+        return len(self.studies)
 
     def add(self, group: int, stored: Stored, slices: Tensor | None = None) -> None:
         """Add a study; it is drawn from once `share_out` has been called.
@@ -118,12 +120,12 @@ class DeviceFeed:
         slices = slices.to(self.device)
         place = self._pool[self._used : self._used + s * c].view(c, s, rows, columns)
         place[:, :, :h, :w] = slices.transpose(0, 1)
-        self._studies.append(_Study(group, self._used, stored, _boxes(slices[:, :2] > 0)))
+        self.studies.append(DeviceStudy(group, self._used, stored, _boxes(slices[:, :2] > 0)))
         self._used += s * c
 
     def share_out(self, shares: Sequence[float]) -> None:
         """Draw from what has been added since: group k gives `shares[k]` of the crops, if it has any."""
-        self._tables = _tables(self._studies, shares, self.modalities, self.device)
+        self._tables = _tables(self.studies, shares, self.modalities, self.device)
 
     def batch(self, chance: Chance, size: int, crop: int, slices: int, augmentation: Augmentation) -> Batch:
         """`size` crops, on the device; as `data.batches.draw_batch` draws them.
@@ -290,7 +292,7 @@ def _boxes(masks: Tensor) -> np.ndarray:
     return torch.stack(ends, dim=-1).cpu().numpy()
 
 
-def _tables(studies: Sequence[_Study], shares: Sequence[float], m: int, device: torch.device) -> _Tables:
+def _tables(studies: Sequence[DeviceStudy], shares: Sequence[float], m: int, device: torch.device) -> _Tables:
     """What drawing needs; small, made on the host."""
     n, deepest = len(studies), max(len(s.stored) for s in studies)
     most = max(1, *(len(c) for s in studies for c in s.stored.channels))
