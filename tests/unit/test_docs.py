@@ -17,6 +17,7 @@ TEXTS = (
     "docs/bids.md",
     "docs/data.md",
     "docs/evaluation.md",
+    "docs/gpu.md",
     "docs/training.md",
     "docs/results/README.md",
     "recipes/default.yaml",
