@@ -36,6 +36,10 @@ class DatasetError(Medk2nError, ValueError):
     """A folder in which no usable subject was found, or subjects that contradict each other."""
 
 
+class DicomError(Medk2nError, ValueError):
+    """DICOM that is damaged, hostile, in doubt, or no single study of one patient."""
+
+
 class OutputExistsError(Medk2nError, FileExistsError):
     """An output that is already there; refused without `--overwrite`."""
 

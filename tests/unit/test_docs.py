@@ -16,6 +16,7 @@ TEXTS = (
     "docs/baselines.md",
     "docs/bids.md",
     "docs/data.md",
+    "docs/dicom.md",
     "docs/evaluation.md",
     "docs/gpu.md",
     "docs/training.md",

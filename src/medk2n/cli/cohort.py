@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from medk2n.data.subject import Subject
     from medk2n.inference.predictor import Progress
     from medk2n.inference.synthesizer import Synthesizer
+    from medk2n.io.volume import Volume
     from medk2n.report.places import Place
 
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 class Job:
     """One study to complete: its images, what is wanted, where it goes."""
 
-    study: "Subject | Mapping[str, Path]"
+    study: "Subject | Mapping[str, Path] | Mapping[str, Volume]"
     targets: list[str]
     place: "Place"
     control: "Mapping[str, FusionRule]" = field(default_factory=dict)

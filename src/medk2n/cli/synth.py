@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 from medk2n.cli.cohort import Job, Settings, complete
 from medk2n.cli.common import (
     DeviceOption,
+    Manifest,
     ManifestOption,
     ModelOption,
     OverwriteOption,
@@ -21,12 +23,26 @@ if TYPE_CHECKING:
     from medk2n.checkpoint import ModelConfig
     from medk2n.config.control import FusionRule
     from medk2n.data.subject import Subject
+    from medk2n.dicom import DicomStudy
+    from medk2n.report.places import Form
+
+
+class Format(StrEnum):
+    """File formats of images."""
+
+    dicom = "dicom"
+    nifti = "nifti"
+    both = "both"
 
 
 def synth(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for images, sidecars and report.html.")],
     study: Annotated[
-        Path | None, typer.Argument(help="A study's folder (modalities told by file names), or a folder of studies.")
+        Path | None,
+        typer.Argument(
+            help="A study's folder (DICOM, or NIfTI with modalities told by file names), a .zip of DICOM, "
+            "or a folder of studies."
+        ),
     ] = None,
     inputs: Annotated[
         list[str] | None,
@@ -39,6 +55,17 @@ def synth(
     reference: Annotated[
         str | None, typer.Option("--reference", metavar="MODALITY", help="Input whose grid is used (the first).")
     ] = None,
+    series: Annotated[
+        list[str] | None,
+        typer.Option("--series", metavar="MODALITY=UID", help="DICOM: which series is a modality. Repeatable."),
+    ] = None,
+    file_format: Annotated[
+        Format | None, typer.Option("--format", help="Of the images. Left out: what came in.", show_default=False)
+    ] = None,
+    burn_in: Annotated[
+        bool | None,
+        typer.Option("--burn-in/--no-burn-in", help="Write SYNTHETIC into the pixels. Left out: in DICOM alone."),
+    ] = None,
     model: ModelOption = "default",
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
@@ -48,7 +75,9 @@ def synth(
 ) -> None:
     """Make the missing scans of a patient from those that are there.
 
-    Example: medk2n synth -i t1n=A.nii.gz -i t2w=B.nii.gz -t t1c -t t2f -o OUT
+    Examples: medk2n synth -i t1n=A.nii.gz -i t2w=B.nii.gz -t t1c -t t2f -o OUT
+
+    medk2n synth DICOM_FOLDER -o OUT
 
     The content decides which input counts how much for a target. To decide yourself: --set fusion.t2f.key=t1n,
     --set fusion.t2f.leave_out=\\[t1c], --set fusion.t2f.weights.t2w.at_most=0.3 (or .fixed), and .where=MASK.nii.gz.
@@ -57,9 +86,11 @@ def synth(
     from medk2n.cli.common import end_with, modality_names, resolve_device, run_manifest
     from medk2n.config.control import load_control
     from medk2n.io.atomic import check_writable
+    from medk2n.report.places import StudyFolder
 
     options = {"study": study, "input": inputs, "target": targets, "reference": reference, "out": out}
     options |= {"model": model, "device": device, "seed": seed, "set": overrides, "overwrite": overwrite}
+    options |= {"series": series, "format": file_format, "burn_in": burn_in}
     with run_manifest(manifest, "synth", options, overwrite=overwrite) as run:
         control = load_control(overrides or [])
         folder = find_model(model)
@@ -67,7 +98,14 @@ def synth(
         wanted = modality_names(targets, "--target")
         _refuse_unknown(wanted, config, "--target")
         failed: dict[str, Any] = {}
-        jobs = _with_rules(_jobs(study, inputs or [], wanted, config, out, failed), control)
+        dicom = _dicom_study(study, inputs or [], series or [], config, run)
+        form = _form(file_format, dicom, burn_in=burn_in)
+        if dicom:
+            targets = wanted or _missing(list(dicom.series), config)
+            jobs = [Job(dicom.volumes, targets, StudyFolder(out, dicom.id, out))]
+        else:
+            jobs = _jobs(study, inputs or [], wanted, config, out, failed)
+        jobs = [replace(job, place=replace(job.place, form=form)) for job in _with_rules(jobs, control)]
         check_writable(out)
         run.device = resolve_device(device)
         run.facts["model"] = {"folder": str(folder), "sha256": config.sha256}
@@ -90,6 +128,69 @@ def _refuse_unknown(names: list[str], config: "ModelConfig", option: str) -> Non
         raise UnknownNameError(
             f"{option} {', '.join(unknown)}: the model does not know it; it knows {', '.join(config.modalities)}"
         )
+
+
+def _dicom_study(
+    study: Path | None, inputs: list[str], series: list[str], config: "ModelConfig", run: Manifest
+) -> "DicomStudy | None":
+    """The study if it is DICOM, after telling what was taken for what; None if it is not."""
+    from medk2n.dicom import holds_dicom, read_study
+    from medk2n.errors import UsageError
+
+    if study is None or inputs or not holds_dicom(study):
+        if series:
+            raise UsageError("--series chooses among the series of a DICOM study; none was given")
+        return None
+    if _holds_nifti(study):
+        raise UsageError(f"{study}: holds DICOM and NIfTI images; expected one of them; name the folder of one")
+    found = read_study(study, series=_named_series(series), known=config.modalities)
+    for name, one in found.series.items():
+        typer.echo(f"{name}: series {one.uid}, {len(one.instances)} slices ({one.evidence})")
+    for row in found.left_out:
+        typer.echo(f"left out: series {row.series}, {row.images} images ({row.reason})")
+    for note in found.notes:
+        typer.echo(f"note: {note}")
+    run.facts["dicom"] = {
+        "study": found.uid,
+        "series": {name: {"uid": one.uid, "evidence": one.evidence} for name, one in found.series.items()},
+        "left_out": [{"series": row.series, "images": row.images, "reason": row.reason} for row in found.left_out],
+        "notes": list(found.notes),
+    }
+    return found
+
+
+def _holds_nifti(folder: Path) -> bool:
+    from medk2n.data.datasets.studies import study_files
+    from medk2n.io.names import recognise
+
+    return folder.is_dir() and any(recognise(path) for path in study_files(folder))
+
+
+def _named_series(values: list[str]) -> dict[str, str]:
+    """`t1n=1.2.3`, modality -> series UID."""
+    from medk2n.errors import UsageError
+    from medk2n.vocabulary import modality
+
+    chosen: dict[str, str] = {}
+    for value in values:
+        name, _, uid = value.partition("=")
+        if not uid:
+            raise UsageError(f"--series {value}: expected MODALITY=SERIES_UID")
+        short = modality(name).name
+        if short in chosen:
+            raise UsageError(f"--series names {short} twice; give each modality once")
+        chosen[short] = uid
+    return chosen
+
+
+def _form(wanted: Format | None, dicom: "DicomStudy | None", *, burn_in: bool | None) -> "Form":
+    from medk2n.errors import UsageError
+    from medk2n.report.places import Form
+
+    if wanted in (Format.dicom, Format.both) and dicom is None:
+        raise UsageError(f"--format {wanted}: a DICOM series joins a DICOM study, and none was given; give its folder")
+    wanted = wanted or (Format.dicom if dicom else Format.nifti)
+    return Form(wanted != Format.dicom, dicom if wanted != Format.nifti else None, burn_in)
 
 
 def _jobs(
@@ -174,11 +275,9 @@ def named_inputs(values: list[str]) -> dict[str, Path]:
 
 def studies_in(folder: Path, faulty: dict[str, Any]) -> "list[Subject]":
     """The one study that a folder (or file) is, or all studies in it; `faulty` gets what is wrong with the rest."""
-    from medk2n.data.datasets.studies import study_files
     from medk2n.data.discover import discover, discover_study
-    from medk2n.io.names import recognise
 
-    if folder.is_file() or (folder.is_dir() and any(recognise(path) for path in study_files(folder))):
+    if folder.is_file() or _holds_nifti(folder):
         return [discover_study(folder)]
     return discover(folder, faulty=faulty.__setitem__)
 

@@ -1,7 +1,8 @@
 """What a synthesis leaves on disk: images, sidecars, error maps and the report; all of them or none."""
 
+import json
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import medk2n
 from medk2n.errors import OutputExistsError
 from medk2n.io.atomic import check_writable, refuse_existing, write_json, write_text
 from medk2n.io.nifti import write_volume
-from medk2n.report.places import Place, deviation_of, planned_outputs, sidecar_of
+from medk2n.report.places import Place, deviation_of, planned_outputs, series_of, sidecar_of
 from medk2n.vocabulary import MODALITIES
 
 if TYPE_CHECKING:
@@ -52,21 +53,52 @@ def write_synthesis(
 
         for target in targets:
             image = place.image(target)
-            write_volume(synthesis.volumes[target], new(image))
+            _write_image(synthesis, target, place, new)
             write_json(new(sidecar_of(image)), image_sidecar(synthesis, target, place))
             if target in synthesis.deviations:
                 deviation = deviation_of(image)
-                description = "predicted standard error of a SYNTHETIC image"
-                write_volume(synthesis.deviations[target], new(deviation), description=description)
+                _write_image(synthesis, target, place, new, error=True)
                 write_json(new(sidecar_of(deviation)), _deviation_sidecar(synthesis, target, place))
         write_text(new(place.report), render_report(synthesis, place.study))
-        write_dataset_description(place)
+        if place.form.nifti:
+            write_dataset_description(place)
         if request is not None:
             write_record(synthesis, place, request, made)
         for path, now in made.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             now.replace(path)
-    return sorted(made, key=lambda path: (path == place.report, "synthstd" in path.name, ".json" in path.name))
+        for path in {path.parent for path in made if path.suffix == ".dcm"}:
+            for stale in set(path.iterdir()) - set(made):  # slices of the series that was there before
+                stale.unlink()
+    return sorted(made, key=lambda path: (path == place.report, "synthstd" in str(path), ".json" in path.name))
+
+
+def _write_image(
+    synthesis: "Synthesis", target: str, place: Place, new: Callable[[Path], Path], *, error: bool = False
+) -> None:
+    """One synthetic image, or its predicted error, in every form asked for; `new` gives a file its place for now."""
+    form, volume = place.form, (synthesis.deviations if error else synthesis.volumes)[target]
+    image = deviation_of(place.image(target)) if error else place.image(target)
+    if form.nifti:
+        from medk2n.dicom.burn import burn_in_volume
+
+        description = "predicted standard error of a SYNTHETIC image" if error else "SYNTHETIC image, not acquired"
+        write_volume(burn_in_volume(volume) if form.burn_in else volume, new(image), description=description)
+    if form.dicom:
+        from medk2n.dicom import Maker, write_series
+
+        record = synthesis.record
+        settings = json.dumps({key: record[key] for key in ("seed", "control")}, sort_keys=True)
+        write_series(
+            volume,
+            form.dicom,
+            lambda name: new(series_of(image) / name),
+            reference=synthesis.reference,
+            sources=_seen(synthesis, target),
+            maker=Maker(record["model"], record["model_sha256"], medk2n.__version__, settings),
+            error=error,
+            burnt=form.burn_in is not False,
+        )
 
 
 def write_dataset_description(place: Place) -> None:
@@ -105,8 +137,7 @@ def generated_by() -> dict[str, str]:
 def image_sidecar(synthesis: "Synthesis", target: str, place: Place) -> dict[str, Any]:
     """Everything that a reader of one synthetic image should be able to find out without this package."""
     explanation = synthesis.explanations[target]
-    steps = {step.source for step in explanation.steps}
-    seen = [name for name in synthesis.inputs if name in steps]
+    seen = _seen(synthesis, target)
     reference = sources(synthesis, [synthesis.reference])[0]["path"]
     return {
         "Description": f"SYNTHETIC {MODALITIES[target].label} image, predicted from "
@@ -136,6 +167,12 @@ def image_sidecar(synthesis: "Synthesis", target: str, place: Place) -> dict[str
         "GeneratedBy": [generated_by()],
         "Run": run_facts(synthesis),
     }
+
+
+def _seen(synthesis: "Synthesis", target: str) -> list[str]:
+    """The inputs that a target was made from, in the order given."""
+    steps = {step.source for step in synthesis.explanations[target].steps}
+    return [name for name in synthesis.inputs if name in steps]
 
 
 def sources(synthesis: "Synthesis", names: Iterable[str] | None = None) -> list[dict[str, Any]]:

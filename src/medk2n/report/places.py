@@ -4,17 +4,35 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from medk2n.io.names import bids_name, synth_name
 from medk2n.vocabulary import modality
+
+if TYPE_CHECKING:
+    from medk2n.dicom import DicomStudy
 
 REPORT = "report.html"
 RECORDS = ".medk2n"
 _LINK = "raw"  # what the data set that a derivative was made from is called in its URIs
 # What BIDS has no name for: pages, CT, MR of unstated contrast, and a diffusion image without a table of gradients.
 _NOT_IN_BIDS = ("*.html", "ct", "*_MR.*", "*_dwi.*")
+
+
+@dataclass(frozen=True)
+class Form:
+    """In which files the images of a study come.
+
+    Attributes:
+        nifti: as .nii.gz.
+        dicom: the study whose derived series they become, a folder each; None writes no DICOM.
+        burn_in: whether the word SYNTHETIC goes into the pixels; None: into those of DICOM alone.
+    """
+
+    nifti: bool = True
+    dicom: "DicomStudy | None" = None
+    burn_in: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -25,11 +43,13 @@ class StudyFolder:
         out: that folder.
         study: what the files are called by.
         dataset: folder of the data set that `out` belongs to; it holds dataset_description.json and the records.
+        form: in which files the images come.
     """
 
     out: Path
     study: str
     dataset: Path
+    form: Form = Form()
 
     @property
     def report(self) -> Path:
@@ -70,12 +90,14 @@ class BidsDerivative:
         dataset: the derivative's folder.
         subject, session: labels without `sub-` and `ses-`.
         raw: the data set that it is made from.
+        form: in which files the images come.
     """
 
     dataset: Path
     subject: str
     session: str | None
     raw: Path
+    form: Form = Form()
 
     @property
     def study(self) -> str:
@@ -122,17 +144,24 @@ Place = StudyFolder | BidsDerivative
 
 
 def planned_outputs(place: Place, targets: Iterable[str]) -> list[Path]:
-    """Every file that a synthesis of these targets leaves for people, known before anything is computed."""
+    """Every file (or folder of a series) that a synthesis leaves for people, known before anything is computed."""
     files = [place.report]
     for target in targets:
-        image, deviation = place.image(target), deviation_of(place.image(target))
-        files += [image, sidecar_of(image), deviation, sidecar_of(deviation)]
+        for image in (place.image(target), deviation_of(place.image(target))):
+            files.append(sidecar_of(image))
+            files += [image] if place.form.nifti else []
+            files += [series_of(image)] if place.form.dicom else []
     return files
 
 
 def deviation_of(image: Path) -> Path:
     """`<study>_desc-synthstd_T2w.nii.gz`: predicted standard error of every voxel, beside its image."""
     return image.with_name(image.name.replace("_desc-synth_", "_desc-synthstd_"))
+
+
+def series_of(image: Path) -> Path:
+    """The folder beside an image that holds the same as a DICOM series."""
+    return image.with_name(image.name.removesuffix(".nii.gz") + "_dicom")
 
 
 def sidecar_of(image: Path) -> Path:
