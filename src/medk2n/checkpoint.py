@@ -1,6 +1,6 @@
 """A saved model: a folder of safetensors + JSON, never pickle.
 
-    config.json         what the model is, knows and learned from (no torch needed to read it)
+    config.json         what the model is, knows and learned from (no torch needed to read it), hashed itself
     model.safetensors   the weights
     README.md           the model card
     reference/unet/     the plain U-Net that was trained interleaved with it
@@ -12,22 +12,31 @@ never shifts an index.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from medk2n.config.overrides import complaint
 from medk2n.config.params import read_params
 from medk2n.errors import CheckpointError, ConfigError, UnknownNameError
-from medk2n.io.atomic import atomic_write, sha256_file, write_json
+from medk2n.io.atomic import atomic_write, sha256_file, write_text
+from medk2n.io.door import door, read_text
 from medk2n.registry import resolve
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
-FORMAT = 1
+FORMAT = 2
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 REFERENCE_UNET = Path("reference") / "unet"
 BUNDLED = Path(__file__).parent / "weights"
+_SEAL = "config_sha256"  # in the file alone
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+_LARGEST_SIZE = 8192
+_LARGEST_WEIGHT = 1e6
+_MOST_WEIGHTS = 8 * 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +52,8 @@ class Statistics:
     affine_maps: Mapping[str, Mapping[str, tuple[float, float, float]]]
     variance: Mapping[str, float]
     typical_scaling: Mapping[str, tuple[float, float]]
+
+    __pydantic_config__: ClassVar = _STRICT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +73,15 @@ class ModelConfig:
 
     model: str
     modalities: tuple[str, ...]
-    spacing_mm: float
+    spacing_mm: Annotated[float, Field(gt=0, le=50)]
     params: Mapping[str, Any]
     statistics: Statistics
     training: Mapping[str, Any] = field(default_factory=dict)
     licence: str = "Apache-2.0"
     sha256: str = ""
     format: int = FORMAT
+
+    __pydantic_config__: ClassVar = _STRICT
 
 
 def bundled() -> list[str]:
@@ -100,27 +113,53 @@ def read_config(folder: Path) -> ModelConfig:
     """Read config.json; imports no torch.
 
     Raises:
-        CheckpointError: missing, not JSON, of another format, or lacking a field.
+        CheckpointError: missing, altered, of another format, or with a field that cannot be.
     """
     path = folder / CONFIG
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing; expected a model folder written by `medk2n train`") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is not JSON ({error}); copy the model folder again") from error
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not of format {FORMAT}; train again or install the medk2n that wrote it")
-    try:
-        return ModelConfig(
-            **{**data, "modalities": tuple(data["modalities"]), "statistics": Statistics(**data["statistics"])}
-        )
-    except (TypeError, KeyError) as error:
-        raise CheckpointError(f"{path}: field missing or unknown ({error}); copy the model folder again") from error
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; expected a model folder written by `medk2n train`")
+    with door(CheckpointError, f"{path} is no model's description", "copy the model folder again"):
+        text = read_text(path)
+        data = json.loads(text)
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{path} is not of format {FORMAT}; train again, install the medk2n that wrote it, or, of format 1, "
+                "bring it up to date (recipes/seal.py)"
+            )
+        if _sealed(text.replace(str(data.pop(_SEAL, None)), "", 1)) != text:
+            raise ValueError("it was altered: its SHA-256 differs")
+        try:
+            config = TypeAdapter(ModelConfig).validate_json(json.dumps(data), strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            known = [field.name for kind in (ModelConfig, Statistics) for field in fields(kind)]
+            raise ValueError(complaint(first["loc"], first["type"], first["msg"], known)) from error
+        _refuse_giants(config.params)
+    return config
+
+
+def write_config(folder: Path, config: ModelConfig) -> None:
+    """Write config.json with a hash of itself, so that no altered bit of it is taken for what was learned."""
+    text = json.dumps(asdict(config) | {_SEAL: ""}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_text(folder / CONFIG, _sealed(text))
+
+
+def _sealed(text: str) -> str:
+    """The text of a description, whose own hash is left empty, with that hash filled in."""
+    before, field, after = text.rpartition(f'"{_SEAL}": "')
+    return f"{before}{field}{hashlib.sha256(text.encode()).hexdigest()}{after}"
+
+
+def _refuse_giants(params: Any) -> None:
+    """Sizes of which a few letters would take the machine."""
+    if isinstance(params, (int, float)) and not abs(params) <= _LARGEST_SIZE:
+        raise ValueError(f"params: {params} is no size of a model")
+    for part in params.values() if isinstance(params, dict) else params if isinstance(params, list) else ():
+        _refuse_giants(part)
 
 
 def save(folder: Path, module: "nn.Module", config: ModelConfig, *, half: bool = False) -> ModelConfig:
-    """Write weights, then config with their hash; each under a temporary name first.
+    """Write weights, then config with their hash and its own; each under a temporary name first.
 
     Args:
         half: store large tensors in 16 bits (what a package ships); they are read back as float32.
@@ -138,8 +177,8 @@ def save(folder: Path, module: "nn.Module", config: ModelConfig, *, half: bool =
         tensors[name] = tensor.detach().to("cpu", tensor.dtype if small or not half else torch.float16).contiguous()
     raw = to_bytes(tensors)
     atomic_write(folder / WEIGHTS, lambda path: path.write_bytes(raw))
-    config = ModelConfig(**{**_fields(config), "sha256": sha256_file(folder / WEIGHTS)})
-    write_json(folder / CONFIG, asdict(config))
+    config = replace(config, sha256=sha256_file(folder / WEIGHTS))
+    write_config(folder, config)
     return config
 
 
@@ -162,7 +201,7 @@ def load(folder: Path, *, device: str = "cpu") -> tuple["nn.Module", ModelConfig
     """The module in evaluation mode with its weights, verified against the hash in its config.
 
     Raises:
-        CheckpointError: weights missing, altered, or not fitting the config.
+        CheckpointError: weights missing, altered, not finite, or not fitting the config.
     """
     from safetensors.torch import load as load_bytes
 
@@ -170,17 +209,24 @@ def load(folder: Path, *, device: str = "cpu") -> tuple["nn.Module", ModelConfig
     path = folder / WEIGHTS
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; copy the model folder again")
-    raw = path.read_bytes()
-    if hashlib.sha256(raw).hexdigest() != config.sha256:
-        raise CheckpointError(f"{path} is not the file that {CONFIG} describes (SHA-256 differs); copy it again")
-    try:
-        module = build(config)
-        module.load_state_dict({name: t.float() for name, t in load_bytes(raw).items()})
-    except (ConfigError, RuntimeError) as error:
-        first = str(error).splitlines()[0]
-        raise CheckpointError(f"{path} does not fit its {CONFIG} ({first}); copy the model folder again") from error
+    with door(CheckpointError, f"{path} does not fit its {CONFIG}", "copy the model folder again"):
+        if path.stat().st_size > _MOST_WEIGHTS:
+            raise ValueError(f"it is larger than {_MOST_WEIGHTS // 2**30} GiB")
+        raw = path.read_bytes()
+        if hashlib.sha256(raw).hexdigest() != config.sha256:
+            raise CheckpointError(f"{path} is not the file that {CONFIG} describes (SHA-256 differs); copy it again")
+        tensors = {name: t.float() for name, t in load_bytes(raw).items()}
+        _refuse_unsound(tensors)
+        try:
+            module = build(config)
+        except (ConfigError, UnknownNameError) as error:
+            raise ValueError(error) from error
+        module.load_state_dict(tensors)
     return module.to(device).eval().requires_grad_(False), config
 
 
-def _fields(config: ModelConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in config.__dataclass_fields__}
+def _refuse_unsound(tensors: Mapping[str, "Tensor"]) -> None:
+    """Weights that would give no number."""
+    for name, tensor in tensors.items():
+        if not (tensor.abs() <= _LARGEST_WEIGHT).all():  # NaN is refused too
+            raise ValueError(f"{name} holds values that are not finite, or above {_LARGEST_WEIGHT:g}")

@@ -36,6 +36,10 @@ class DatasetError(Medk2nError, ValueError):
     """A folder in which no usable subject was found, or subjects that contradict each other."""
 
 
+class DicomError(Medk2nError, ValueError):
+    """DICOM that is damaged, hostile, in doubt, or no single study of one patient."""
+
+
 class OutputExistsError(Medk2nError, FileExistsError):
     """An output that is already there; refused without `--overwrite`."""
 
@@ -64,6 +68,24 @@ class InternalError(Medk2nError, RuntimeError):
     """A broken promise of our own."""
 
     exit_code = 1
+
+
+def contained(error: Exception) -> Medk2nError:
+    """What ends one subject of many, and not the others: ours as it is, any other under its name.
+
+    Raises:
+        SystemLimitError: it is one, and the others would end the same way.
+    """
+    if isinstance(error, SystemLimitError):
+        raise error
+    if isinstance(error, Medk2nError):
+        return error
+    if out_of_memory(error):
+        return SystemLimitError("out of memory; leave it out, or take a machine with more memory")
+    said = " ".join(str(error).split())[:200]
+    if isinstance(error, OSError):
+        return SystemLimitError(said)
+    return InternalError(f"internal error ({type(error).__name__}: {said})")
 
 
 def out_of_memory(error: BaseException) -> bool:

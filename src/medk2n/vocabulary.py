@@ -86,13 +86,18 @@ _BY_ALIAS: dict[str, str] = {row.name: row.name for row in _TABLE} | {
 }
 
 
+def short_name(word: str) -> str | None:
+    """The short name behind a short name or alias, whatever its case; None for any other word."""
+    return _BY_ALIAS.get(word.strip().lower())
+
+
 def modality(name: str) -> Modality:
     """The row for a short name or alias, whatever its case.
 
     Raises:
         UnknownNameError: with the near names and the full list.
     """
-    key = _BY_ALIAS.get(name.strip().lower())
+    key = short_name(name)
     if key is None:
         near = get_close_matches(name.lower(), _BY_ALIAS, n=3)
         hint = f"did you mean {', '.join(near)}? " if near else ""

@@ -15,7 +15,7 @@ LAYERS = (
     ("vocabulary", "registry"),
     ("geometry", "shapley"),
     ("io",),
-    ("config",),
+    ("config", "dicom"),
     ("data", "metrics", "models"),
     ("losses", "phantom", "preparation"),
     ("checkpoint", "pretrained"),

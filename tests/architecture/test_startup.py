@@ -17,6 +17,7 @@ HEAVY = (
     "transformers",
     "peft",
     "huggingface_hub",
+    "pydicom",
 )
 COMMANDS = {
     "import": "import medk2n",

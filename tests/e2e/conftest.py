@@ -1,41 +1,15 @@
-"""A model with random weights and a study of four small scans: enough to walk every path of the command line."""
+"""A study of small scans: with the model of random weights enough to walk every path of the command line."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-MODALITIES = ("ct", "t1c", "t1n", "t2f", "t2w")
+from medk2n.cli.main import main
+
 SHAPE = (22, 26, 18)
 AFFINE = np.array([[2.0, 0.1, 0, -20], [-0.1, 2.0, 0, -24], [0, 0, 2.5, -18], [0, 0, 0, 1]])
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory) -> Path:
-    import torch
-
-    from medk2n import checkpoint
-    from medk2n.models._spec import Statistics
-    from medk2n.registry import resolve
-
-    folder = tmp_path_factory.mktemp("model")
-    spec = resolve("models", "medk2n")
-    params = spec.params(widths=(8, 8, 8, 16), joint=(8, 8, 8, 8, 16), embedding=8, memory_slots=2)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        module = spec.build(params, len(MODALITIES), Statistics.neutral(len(MODALITIES)))
-    statistics = checkpoint.Statistics(
-        affine_maps={target: {source: (1.0, 0.0, 0.05) for source in MODALITIES} for target in MODALITIES},
-        variance=dict.fromkeys(MODALITIES, 0.05),
-        typical_scaling={name: (0.0, 800.0) for name in MODALITIES} | {"ct": (-1000.0, 2000.0)},
-    )
-    config = checkpoint.ModelConfig(
-        model="medk2n", modalities=MODALITIES, spacing_mm=2.0, params=asdict(params), statistics=statistics
-    )
-    checkpoint.save(folder, module, config)
-    return folder
 
 
 def scan(seed: int = 0, shape: tuple[int, int, int] = SHAPE) -> np.ndarray:
@@ -58,3 +32,13 @@ def study(tmp_path) -> Path:
     for seed, name in enumerate(("t1n", "t2w")):
         save(tmp_path / "patient-7" / f"{name}.nii.gz", scan(seed))
     return tmp_path / "patient-7"
+
+
+@pytest.fixture
+def synth(model, tmp_path):
+    """Run the command with the test model into `out`; returns its exit code."""
+
+    def run(*arguments: object, out: Path = tmp_path / "out") -> int:
+        return main(["synth", *map(str, arguments), "-o", str(out), "--model", str(model), "--device", "cpu"])
+
+    return run

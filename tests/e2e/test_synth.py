@@ -14,16 +14,6 @@ from medk2n.cli.main import main
 from .conftest import AFFINE, SHAPE, save, scan
 
 
-@pytest.fixture
-def synth(model, tmp_path):
-    """Run the command with the test model into `out`; returns its exit code."""
-
-    def run(*arguments: object, out: Path = tmp_path / "out") -> int:
-        return main(["synth", *map(str, arguments), "-o", str(out), "--model", str(model), "--device", "cpu"])
-
-    return run
-
-
 def left_behind(folder: Path) -> list[str]:
     return [path.name for path in folder.rglob("*")] if folder.is_dir() else []
 
@@ -140,7 +130,7 @@ def truncated(path: Path) -> Path:
 BAD_FILES = {
     "missing": (lambda path: path, "no such file"),
     "empty": (write(b""), "empty"),
-    "not nifti": (write(b"hello" * 100), "not gzip"),
+    "not nifti": (write(b"hello" * 100), "is no NIfTI but text"),
     "truncated": (truncated, "cannot be read"),
     "4-D": (lambda path: save(path, np.stack([scan(), scan()], axis=-1)), "4-D"),
     "non-finite": (lambda path: save(path, nonfinite()), "NaN or infinite"),

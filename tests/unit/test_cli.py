@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import typer
 
+from medk2n.cli.cohort import Job
 from medk2n.cli.common import modality_names, resolve_device, run_manifest, split_names
 from medk2n.cli.complaints import explain, one_line
 from medk2n.cli.main import VERBS, main
-from medk2n.cli.synth import _Job, _with_rules, named_inputs
+from medk2n.cli.synth import _with_rules, named_inputs
 from medk2n.config.control import FusionRule, WeightRule
 from medk2n.errors import InternalError, OutputExistsError, SystemLimitError, UnknownNameError, UsageError
+from medk2n.report.places import StudyFolder
 
 
 class OutOfMemoryError(RuntimeError):
@@ -75,8 +77,9 @@ def test_named_inputs_keep_their_order_and_may_hold_equal_signs():
     assert list(files.items()) == [("t2w", Path("x/a=b.nii.gz")), ("t1n", Path("run=1/sub-01_T1w.nii.gz"))]
 
 
-def jobs(*given: tuple[str, ...]) -> list[_Job]:
-    return [_Job(str(k), dict.fromkeys(names, Path("x.nii")), ["t2f"], Path("out")) for k, names in enumerate(given)]
+def jobs(*given: tuple[str, ...]) -> list[Job]:
+    place = StudyFolder(Path("out"), "study", Path("out"))
+    return [Job(dict.fromkeys(names, Path("x.nii")), ["t2f"], place) for names in given]
 
 
 def test_each_of_several_studies_gets_the_rules_that_concern_it():

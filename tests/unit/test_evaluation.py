@@ -512,7 +512,7 @@ def test_command_uses_the_reference_unet_where_there_is_one(world):
 def test_command_goes_on_after_a_subject_that_cannot_be_read(world, capsys):
     world.broken = "sub-00"
     assert world.run("--modalities", "t1n,t2w") == 3
-    assert "subject sub-00 failed: sub-00.npz: truncated" in capsys.readouterr().err
+    assert "sub-00 failed: sub-00.npz: truncated" in capsys.readouterr().err
     assert json.loads((world.out / "table.json").read_text())["data"]["failed"] == {"sub-00": "sub-00.npz: truncated"}
 
 

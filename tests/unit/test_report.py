@@ -18,6 +18,7 @@ from medk2n.report.comparison import Pair, save_comparison
 from medk2n.report.figures import View, planes, strip_png
 from medk2n.report.outputs import scaling_facts, write_synthesis
 from medk2n.report.page import flat
+from medk2n.report.places import StudyFolder
 from medk2n.report.synthesis import MOST_BYTES, bars, render_report
 from medk2n.report.words import quality_words
 
@@ -145,7 +146,7 @@ def test_scaling_can_be_undone():
 
 
 def test_every_planned_file_is_written_and_nothing_else(tmp_path):
-    files = write_synthesis(synthesis(), tmp_path / "out", "s")
+    files = write_synthesis(synthesis(), StudyFolder(tmp_path / "out", "s", tmp_path / "out"))
     assert {path.name for path in files} | {"dataset_description.json"} == {
         p.name for p in (tmp_path / "out").iterdir()
     }

@@ -11,6 +11,7 @@ from medk2n.registry import names, resolve
 
 if TYPE_CHECKING:
     from medk2n.data.subject import Subject
+    from medk2n.errors import Medk2nError
     from medk2n.evaluation.benchmark import Collector, NoiseFree, Values
     from medk2n.evaluation.benchmarks._benchmark import Benchmark
     from medk2n.inference.predictor import SlicePredictor
@@ -36,7 +37,7 @@ def benchmark(
     target: PSNR, SSIM and MAE, raw and after the best gain and offset; the run's model is tested against each other.
     """
     from medk2n.checkpoint import find_model
-    from medk2n.cli.common import resolve_device, run_manifest, split_names
+    from medk2n.cli.common import end_with, resolve_device, run_manifest, split_names
     from medk2n.cli.scoring import costs, hardware, measure, new_folder
     from medk2n.data.discover import discover
     from medk2n.evaluation.benchmark import Collector
@@ -50,7 +51,8 @@ def benchmark(
         chosen: Benchmark = resolve(BENCHMARKS, name)
         folder = find_model(model)
         asked = split_names(subjects) or list(chosen.subjects)
-        found = _usable(chosen, discover(data, subjects=asked or None), data)
+        faults: dict[str, Medk2nError] = {}
+        found = _usable(chosen, discover(data, subjects=asked or None, faulty=faults.__setitem__), data)
         refuse_existing([out], overwrite)
         check_writable(out if out.exists() else out.parent)
         run.device = resolve_device(device)
@@ -68,6 +70,7 @@ def benchmark(
             every=every,
             listener=collector,
         )
+        failed |= {subject: str(fault) for subject, fault in faults.items()}
         scored = [subject.id for subject in found if subject.id not in failed]
         facts = {
             "benchmark": {"name": chosen.name, "label": chosen.label, "modalities": chosen.modalities},
@@ -91,8 +94,7 @@ def benchmark(
         run.facts |= facts
         typer.echo("\n".join(said))
         typer.echo(f"Tables and figures: {out}; read table1.md first, then table1.png and grid.png")
-        if failed:
-            raise typer.Exit(3)
+        end_with(failed)
 
 
 def _usable(chosen: "Benchmark", found: "Sequence[Subject]", data: Path) -> "list[Subject]":

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import medk2n
+from medk2n.cli.complaints import SOME_FAILED, explain, one_line
 from medk2n.errors import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
@@ -106,6 +107,18 @@ def modality_names(values: Sequence[str] | None, option: str) -> list[str]:
     return names
 
 
+def end_with(failed: Mapping[str, Any]) -> None:
+    """Name each subject that failed, with its complaint, as the last that is said.
+
+    Raises:
+        typer.Exit: with the exit code of a part of the subjects that failed, if any did.
+    """
+    for subject, complaint in failed.items():
+        typer.echo(f"medk2n: {one_line(f'{subject} failed: {complaint}')}", err=True)
+    if failed:
+        raise typer.Exit(SOME_FAILED)
+
+
 @dataclass
 class Manifest:
     """What a run tells about itself; a verb fills it while it works."""
@@ -127,7 +140,6 @@ def run_manifest(
         UsageError, OutputExistsError: before anything is run, if `path` is no .json file, or is there without
             `overwrite`.
     """
-    from medk2n.cli.complaints import explain
     from medk2n.inference.memory import peak_memory_mb
     from medk2n.io.atomic import check_writable, refuse_existing, write_json
 

@@ -35,13 +35,14 @@ def demo(
     from medk2n.io.atomic import check_writable, refuse_existing
     from medk2n.phantom.cohort import make_cohort
     from medk2n.report.comparison import save_comparison
-    from medk2n.report.outputs import planned_outputs, write_synthesis
+    from medk2n.report.outputs import write_synthesis
+    from medk2n.report.places import StudyFolder, planned_outputs
 
     options = {"out": out, "model": model, "device": device, "seed": seed, "overwrite": overwrite}
     with run_manifest(manifest, "demo", options, overwrite=overwrite) as run:
         folder = find_model(model)
-        cohort, picture = out / "patient", out / "demo.png"
-        refuse_existing([cohort, picture, *planned_outputs(out, _STUDY, TARGETS)], overwrite)
+        cohort, picture, place = out / "patient", out / "demo.png", StudyFolder(out, _STUDY, dataset=out)
+        refuse_existing([cohort, picture, *planned_outputs(place, TARGETS)], overwrite)
         check_writable(out)
         run.device = resolve_device(device)
         typer.echo("1/3 making a digital patient (physics, no person was scanned) ...")
@@ -53,7 +54,7 @@ def demo(
         synthesis = synthesizer.synth({name: truth[name] for name in INPUTS}, targets, seed=seed)
         typer.echo("3/3 comparing with the truth and writing the report ...")
         pairs = _compare(synthesis, truth)
-        run.outputs += write_synthesis(synthesis, out, _STUDY, overwrite=overwrite)
+        run.outputs += write_synthesis(synthesis, place, overwrite=overwrite)
         save_comparison(picture, list(synthesis.inputs.values()), pairs, focus=lesion)
         run.outputs.append(picture)
         run.facts["psnr_db"] = {pair.synthetic.modality: round(pair.psnr_db, 2) for pair in pairs}

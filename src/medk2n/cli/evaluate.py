@@ -12,6 +12,7 @@ from medk2n.cli.common import DATA_HELP, DeviceOption, ManifestOption, ModelOpti
 if TYPE_CHECKING:
     from medk2n.checkpoint import ModelConfig
     from medk2n.data.subject import Subject
+    from medk2n.errors import Medk2nError
     from medk2n.evaluation.evaluate import Record
     from medk2n.evaluation.panel import Panel
     from medk2n.inference._spec import Predictor
@@ -58,7 +59,7 @@ def evaluate(
     measures the same images under published recipes too, before and after the best gain and offset.
     """
     from medk2n.checkpoint import find_model, read_config
-    from medk2n.cli.common import modality_names, resolve_device, run_manifest, split_names
+    from medk2n.cli.common import end_with, modality_names, resolve_device, run_manifest, split_names
     from medk2n.cli.scoring import costs, hardware, measure, new_folder
     from medk2n.data.discover import discover
     from medk2n.evaluation.panel_table import write_panel
@@ -71,7 +72,9 @@ def evaluate(
         panel = _panel(split_names(protocol), every)
         folder = find_model(model)
         config = read_config(folder)
-        found = discover(data, subjects=split_names(subjects) or None, exclude=split_names(exclude))
+        faults: dict[str, Medk2nError] = {}
+        kept = split_names(subjects) or None
+        found = discover(data, subjects=kept, exclude=split_names(exclude), faulty=faults.__setitem__)
         if split:
             found = _test_part(found, split, data, config)
         tested = _modalities_under_test(modality_names(modalities, "--modalities"), config.modalities, found, data)
@@ -82,6 +85,7 @@ def evaluate(
         predictors, methods = _predictors(folder, config, run.device, every)
         task = _Task(predictors, methods, usable, tested, config.spacing_mm, every, panel)
         records, failed = measure(predictors, usable, modalities=tested, config=config, every=every, listener=panel)
+        failed |= {subject: str(fault) for subject, fault in faults.items()}
         facts = {
             "model": {"folder": str(folder), "sha256": config.sha256, "modalities": list(config.modalities)},
             "data": {"folder": str(data), "modalities": tested, "subjects": [s.id for s in usable], "failed": failed},
@@ -100,8 +104,7 @@ def evaluate(
         typer.echo(table)
         also = "; protocols.md and protocols.png show the same images as others measure" if panel else ""
         typer.echo(f"Tables and figures: {out}; read table.md first, then psnr.png and picture.png{also}")
-        if failed:
-            raise typer.Exit(3)
+        end_with(failed)
 
 
 def _panel(wanted: Sequence[str], every: int) -> "Panel | None":

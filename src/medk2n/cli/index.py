@@ -11,6 +11,7 @@ from medk2n.cli.complaints import SOME_FAILED
 if TYPE_CHECKING:
     from medk2n.data.inventory import Inventory
     from medk2n.data.subject import Subject
+    from medk2n.errors import Medk2nError
 
 _MOST_LINES = 20
 
@@ -48,10 +49,12 @@ def index(
     options |= {"split": split, "seed": seed}
     with run_manifest(manifest, "index", options, overwrite=overwrite) as run:
         shares = _shares(split) if split else None
-        found = discover(data, subjects=split_names(subjects) or None, exclude=split_names(exclude))
+        faults: dict[str, Medk2nError] = {}
+        kept = split_names(subjects) or None
+        found = discover(data, subjects=kept, exclude=split_names(exclude), faulty=faults.__setitem__)
         refuse_existing([out / name for name in (*FILES, *([FILE] if shares else []))], overwrite)
         check_writable(out)
-        inventory = _read(found)
+        inventory = _read(found, faults)
         drawn = draw_split(found, inventory, validation=shares[0], test=shares[1], seed=seed) if shares else None
         run.outputs += write_inventory(inventory, str(data), out)
         run.facts["images"] = len(inventory.images)
@@ -75,13 +78,15 @@ def _shares(text: str) -> tuple[float, float]:
     return validation, test
 
 
-def _read(subjects: "list[Subject]") -> "Inventory":
+def _read(subjects: "list[Subject]", faults: "dict[str, Medk2nError]") -> "Inventory":
     from medk2n.cli.common import progress_bar
     from medk2n.data.inventory import take_inventory
 
     with progress_bar() as bar:
         line = bar.add_task("reading", total=len(subjects))
-        return take_inventory(subjects, lambda done, total: bar.update(line, completed=done, total=total))
+        return take_inventory(
+            subjects, lambda done, total: bar.update(line, completed=done, total=total), faulty=faults
+        )
 
 
 def _tell(inventory: "Inventory", out: Path) -> None:
@@ -90,7 +95,8 @@ def _tell(inventory: "Inventory", out: Path) -> None:
     for names, having in patterns.items():
         typer.echo(f"  {len(having):5d}  {' '.join(names)}")
     for complaint in inventory.complaints[:_MOST_LINES]:
-        typer.echo(f"{complaint.kind}: {complaint.subject} {complaint.modality}: {complaint.what}")
+        whose = f"{complaint.subject} {complaint.modality}".strip()
+        typer.echo(f"{complaint.kind}: {whose}: {complaint.what}")
     if len(inventory.complaints) > _MOST_LINES:
         typer.echo(f"and {len(inventory.complaints) - _MOST_LINES} more")
     typer.echo(f"Tables and figure: {out}; look at index.png first, then index.md")

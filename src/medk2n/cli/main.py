@@ -2,6 +2,7 @@
 
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Annotated
@@ -13,7 +14,20 @@ from medk2n.cli.complaints import EXIT_CODES, INTERRUPTED, explain
 
 # In the order in which a newcomer meets them. `medk2n/cli/<verb>.py` holds a function of the same name
 # that imports anything heavy inside, so that --help stays quick.
-VERBS = ("synth", "index", "prepare", "plan", "train", "report", "evaluate", "benchmark", "phantom", "demo", "info")
+VERBS = (
+    "synth",
+    "bids",
+    "index",
+    "prepare",
+    "plan",
+    "train",
+    "report",
+    "evaluate",
+    "benchmark",
+    "phantom",
+    "demo",
+    "info",
+)
 
 
 def build_app() -> typer.Typer:
@@ -27,7 +41,8 @@ def build_app() -> typer.Typer:
     )
     app.callback(invoke_without_command=True)(_globals)
     for verb in VERBS:
-        app.command(verb, epilog=EXIT_CODES)(getattr(import_module(f"medk2n.cli.{verb}"), verb))
+        module = import_module(f"medk2n.cli.{verb}")
+        app.command(verb, cls=getattr(module, "Command", None), epilog=EXIT_CODES)(getattr(module, verb))
     return app
 
 
@@ -48,7 +63,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def run() -> None:
-    """The `medk2n` program."""
+    """The `medk2n` program. What libraries warn of names no file and no cure; `python -W default` shows it."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
     sys.exit(main(sys.argv[1:]))
 
 

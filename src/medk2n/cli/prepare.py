@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medk2n.cli.common import ManifestOption, OverwriteOption
-from medk2n.cli.complaints import SOME_FAILED, one_line
+from medk2n.cli.complaints import one_line
 
 if TYPE_CHECKING:
+    from medk2n.errors import Medk2nError
     from medk2n.preparation.run import Result
 
 
@@ -53,7 +54,7 @@ def prepare(
     was done, a picture to check it by, and the slices that training maps into memory. Registration, N4 and skull
     stripping are done if asked for. Stopped, it goes on where it was; what is prepared from the same files stays.
     """
-    from medk2n.cli.common import modality_names, run_manifest, split_names
+    from medk2n.cli.common import end_with, modality_names, run_manifest, split_names
     from medk2n.data.discover import discover
     from medk2n.errors import UsageError
     from medk2n.preparation.ants import require_ants
@@ -81,14 +82,16 @@ def prepare(
             strip=strip,
             strip_command=words_of(strip_command) if strip_command else None,
         )
-        found = discover(data, subjects=split_names(subjects) or None, exclude=split_names(exclude))
+        faults: dict[str, Medk2nError] = {}
+        kept = split_names(subjects) or None
+        found = discover(data, subjects=kept, exclude=split_names(exclude), faulty=faults.__setitem__)
         result = _prepare(found, data, out, plan, jobs or _cores(), overwrite=overwrite)
+        result.failed |= {subject: str(fault) for subject, fault in faults.items()}
         run.inputs += [file for subject in found for file in subject.files]
         run.outputs += sorted(out.glob("*/study.json"))
         run.facts |= {"prepared": result.prepared, "there_before": result.there, "failed": result.failed}
         _tell(result, out)
-        if result.failed:
-            raise typer.Exit(SOME_FAILED)
+        end_with(result.failed)
 
 
 def _cores() -> int:
@@ -117,8 +120,6 @@ def _tell(result: "Result", out: Path) -> None:
     for subject, lines in result.warnings.items():
         for line in lines:
             typer.echo(f"medk2n: warning: {one_line(f'{subject}: {line}')}", err=True)
-    for subject, line in result.failed.items():
-        typer.echo(f"medk2n: {one_line(f'{subject} failed: {line}')}", err=True)
     before = f", {len(result.there)} were there before" if result.there else ""
     failed = f", {len(result.failed)} failed" if result.failed else ""
     typer.echo(f"{len(result.prepared)} subjects prepared{before}{failed}: {out}; look at a preview.png first")

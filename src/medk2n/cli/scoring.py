@@ -5,8 +5,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 if TYPE_CHECKING:
     from medk2n.checkpoint import ModelConfig
     from medk2n.data.subject import Subject
@@ -34,14 +32,14 @@ def measure(
     every: int,
     listener: "Listener | None" = None,
 ) -> "tuple[list[Record], dict[str, str]]":
-    """Records, and the complaint of each subject that could not be read (the others go on).
+    """Records, and the complaint of each subject that could not be read (the others go on; tell of it at the end).
 
     Raises:
         DatasetError: none could be read.
     """
     from medk2n.cli.common import progress_bar
     from medk2n.data.working import load_working
-    from medk2n.errors import DatasetError, Medk2nError
+    from medk2n.errors import DatasetError, contained
     from medk2n.evaluation.evaluate import evaluate
 
     failed: dict[str, str] = {}
@@ -49,10 +47,11 @@ def measure(
     def studies() -> "Iterator[WorkingStudy]":
         for subject in subjects:
             try:
-                yield load_working(subject, config.spacing_mm)
-            except Medk2nError as error:
-                failed[subject.id] = str(error)
-                typer.echo(f"medk2n: subject {subject.id} failed: {error}", err=True)
+                study = load_working(subject, config.spacing_mm)
+            except Exception as error:
+                failed[subject.id] = str(contained(error))
+            else:
+                yield study
 
     position = {subject.id: index for index, subject in enumerate(subjects)}
     with progress_bar() as bar:

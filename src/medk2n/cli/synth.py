@@ -1,13 +1,14 @@
 """`medk2n synth`: some of a patient's scans in, the missing ones out; a thin layer over `Synthesizer`."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from medk2n.cli.cohort import Job, Settings, complete
 from medk2n.cli.common import (
     DeviceOption,
     Manifest,
@@ -17,36 +18,31 @@ from medk2n.cli.common import (
     SeedOption,
     SetOption,
 )
-from medk2n.cli.complaints import SOME_FAILED, explain
 
 if TYPE_CHECKING:
     from medk2n.checkpoint import ModelConfig
     from medk2n.config.control import FusionRule
     from medk2n.data.subject import Subject
-    from medk2n.inference.predictor import Progress
-    from medk2n.inference.synthesizer import Synthesizer
+    from medk2n.dicom import DicomStudy
+    from medk2n.report.places import Form
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One study to complete: where its images are, what is wanted, where it goes."""
+class Format(StrEnum):
+    """File formats of images."""
 
-    id: str
-    study: "Subject | Mapping[str, Path]"
-    targets: list[str]
-    out: Path
-    control: "Mapping[str, FusionRule]" = field(default_factory=dict)
-
-    @property
-    def given(self) -> list[str]:
-        """Modalities of the study."""
-        return list(self.study if isinstance(self.study, Mapping) else self.study.modalities)
+    dicom = "dicom"
+    nifti = "nifti"
+    both = "both"
 
 
 def synth(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for images, sidecars and report.html.")],
     study: Annotated[
-        Path | None, typer.Argument(help="A study's folder (modalities told by file names), or a folder of studies.")
+        Path | None,
+        typer.Argument(
+            help="A study's folder (DICOM, or NIfTI with modalities told by file names), a .zip of DICOM, "
+            "or a folder of studies."
+        ),
     ] = None,
     inputs: Annotated[
         list[str] | None,
@@ -59,6 +55,17 @@ def synth(
     reference: Annotated[
         str | None, typer.Option("--reference", metavar="MODALITY", help="Input whose grid is used (the first).")
     ] = None,
+    series: Annotated[
+        list[str] | None,
+        typer.Option("--series", metavar="MODALITY=UID", help="DICOM: which series is a modality. Repeatable."),
+    ] = None,
+    file_format: Annotated[
+        Format | None, typer.Option("--format", help="Of the images. Left out: what came in.", show_default=False)
+    ] = None,
+    burn_in: Annotated[
+        bool | None,
+        typer.Option("--burn-in/--no-burn-in", help="Write SYNTHETIC into the pixels. Left out: in DICOM alone."),
+    ] = None,
     model: ModelOption = "default",
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
@@ -68,38 +75,50 @@ def synth(
 ) -> None:
     """Make the missing scans of a patient from those that are there.
 
-    Example: medk2n synth -i t1n=A.nii.gz -i t2w=B.nii.gz -t t1c -t t2f -o OUT
+    Examples: medk2n synth -i t1n=A.nii.gz -i t2w=B.nii.gz -t t1c -t t2f -o OUT
+
+    medk2n synth DICOM_FOLDER -o OUT
 
     The content decides which input counts how much for a target. To decide yourself: --set fusion.t2f.key=t1n,
     --set fusion.t2f.leave_out=\\[t1c], --set fusion.t2f.weights.t2w.at_most=0.3 (or .fixed), and .where=MASK.nii.gz.
     """
     from medk2n.checkpoint import find_model, read_config
-    from medk2n.cli.common import modality_names, resolve_device, run_manifest
+    from medk2n.cli.common import end_with, modality_names, resolve_device, run_manifest
     from medk2n.config.control import load_control
-    from medk2n.io.atomic import check_writable, refuse_existing
-    from medk2n.report.outputs import planned_outputs
+    from medk2n.io.atomic import check_writable
+    from medk2n.report.places import StudyFolder
 
     options = {"study": study, "input": inputs, "target": targets, "reference": reference, "out": out}
     options |= {"model": model, "device": device, "seed": seed, "set": overrides, "overwrite": overwrite}
+    options |= {"series": series, "format": file_format, "burn_in": burn_in}
     with run_manifest(manifest, "synth", options, overwrite=overwrite) as run:
         control = load_control(overrides or [])
         folder = find_model(model)
         config = read_config(folder)
         wanted = modality_names(targets, "--target")
         _refuse_unknown(wanted, config, "--target")
-        jobs = _with_rules(_jobs(study, inputs or [], wanted, config, out), control)
-        refuse_existing([path for job in jobs for path in planned_outputs(job.out, job.id, job.targets)], overwrite)
+        failed: dict[str, Any] = {}
+        dicom = _dicom_study(study, inputs or [], series or [], config, run)
+        form = _form(file_format, dicom, burn_in=burn_in)
+        if dicom:
+            targets = wanted or _missing(list(dicom.series), config)
+            jobs = [Job(dicom.volumes, targets, StudyFolder(out, dicom.id, out))]
+        else:
+            jobs = _jobs(study, inputs or [], wanted, config, out, failed)
+        jobs = [replace(job, place=replace(job.place, form=form)) for job in _with_rules(jobs, control)]
         check_writable(out)
         run.device = resolve_device(device)
         run.facts["model"] = {"folder": str(folder), "sha256": config.sha256}
+        several = len(jobs) + len(failed) > 1
+        data = study if several else None
+        settings = Settings(data, folder, config.sha256, run.device, reference, seed, overwrite=overwrite)
+        complete(jobs, settings, run, failed)
+        if several:
+            from medk2n.report.group import write_group
 
-        from medk2n.inference.synthesizer import Synthesizer
-
-        synthesizer = Synthesizer.from_pretrained(folder, device=run.device)
-        how = {"reference": reference, "seed": seed}
-        failed = _run(synthesizer, jobs, run, how, out, overwrite=overwrite)
-        if failed:
-            raise typer.Exit(SOME_FAILED)
+            page = write_group(out, sorted(failed))
+            typer.echo(f"Look at {page} first: all studies, the least sure ones on top")
+        end_with(failed)
 
 
 def _refuse_unknown(names: list[str], config: "ModelConfig", option: str) -> None:
@@ -111,9 +130,77 @@ def _refuse_unknown(names: list[str], config: "ModelConfig", option: str) -> Non
         )
 
 
-def _jobs(study: Path | None, inputs: list[str], wanted: list[str], config: "ModelConfig", out: Path) -> list[_Job]:
+def _dicom_study(
+    study: Path | None, inputs: list[str], series: list[str], config: "ModelConfig", run: Manifest
+) -> "DicomStudy | None":
+    """The study if it is DICOM, after telling what was taken for what; None if it is not."""
+    from medk2n.dicom import holds_dicom, read_study
+    from medk2n.errors import UsageError
+
+    if study is None or inputs or not holds_dicom(study):
+        if series:
+            raise UsageError("--series chooses among the series of a DICOM study; none was given")
+        return None
+    if _holds_nifti(study):
+        raise UsageError(f"{study}: holds DICOM and NIfTI images; expected one of them; name the folder of one")
+    found = read_study(study, series=_named_series(series), known=config.modalities)
+    for name, one in found.series.items():
+        typer.echo(f"{name}: series {one.uid}, {len(one.instances)} slices ({one.evidence})")
+    for row in found.left_out:
+        typer.echo(f"left out: series {row.series}, {row.images} images ({row.reason})")
+    for note in found.notes:
+        typer.echo(f"note: {note}")
+    run.facts["dicom"] = {
+        "study": found.uid,
+        "series": {name: {"uid": one.uid, "evidence": one.evidence} for name, one in found.series.items()},
+        "left_out": [{"series": row.series, "images": row.images, "reason": row.reason} for row in found.left_out],
+        "notes": list(found.notes),
+    }
+    return found
+
+
+def _holds_nifti(folder: Path) -> bool:
+    from medk2n.data.datasets.studies import study_files
+    from medk2n.io.names import recognise
+
+    return folder.is_dir() and any(recognise(path) for path in study_files(folder))
+
+
+def _named_series(values: list[str]) -> dict[str, str]:
+    """`t1n=1.2.3`, modality -> series UID."""
+    from medk2n.errors import UsageError
+    from medk2n.vocabulary import modality
+
+    chosen: dict[str, str] = {}
+    for value in values:
+        name, _, uid = value.partition("=")
+        if not uid:
+            raise UsageError(f"--series {value}: expected MODALITY=SERIES_UID")
+        short = modality(name).name
+        if short in chosen:
+            raise UsageError(f"--series names {short} twice; give each modality once")
+        chosen[short] = uid
+    return chosen
+
+
+def _form(wanted: Format | None, dicom: "DicomStudy | None", *, burn_in: bool | None) -> "Form":
+    from medk2n.errors import UsageError
+    from medk2n.report.places import Form
+
+    if wanted in (Format.dicom, Format.both) and dicom is None:
+        raise UsageError(f"--format {wanted}: a DICOM series joins a DICOM study, and none was given; give its folder")
+    wanted = wanted or (Format.dicom if dicom else Format.nifti)
+    return Form(wanted != Format.dicom, dicom if wanted != Format.nifti else None, burn_in)
+
+
+def _jobs(
+    study: Path | None, inputs: list[str], wanted: list[str], config: "ModelConfig", out: Path, failed: dict[str, Any]
+) -> list[Job]:
+    """What is to be done; id -> complaint of the studies that cannot be used goes into `failed`."""
     from medk2n.errors import UsageError
     from medk2n.io.names import study_id
+    from medk2n.preparation.study import folder_name
+    from medk2n.report.places import StudyFolder
 
     if (study is None) == (not inputs):
         raise UsageError("give either a STUDY folder or -i [MODALITY=]FILE, one of the two; see 'medk2n synth --help'")
@@ -121,17 +208,18 @@ def _jobs(study: Path | None, inputs: list[str], wanted: list[str], config: "Mod
         files = named_inputs(inputs)
         _refuse_unknown(list(files), config, "--input")
         targets = wanted or _missing(list(files), config)
-        return [_Job(study_id(list(files.values())), files, targets, out)]
-    subjects = studies_in(study)
-    several = len(subjects) > 1
+        return [Job(files, targets, StudyFolder(out, study_id(list(files.values())), out))]
+    subjects = studies_in(study, failed)
+    several = len(subjects) + len(failed) > 1
     plans = [(s, wanted or _missing(s.modalities, config, several=several)) for s in subjects]
-    jobs = [_Job(s.id, s, targets, out / _folder_name(s.id) if several else out) for s, targets in plans if targets]
+    places = [StudyFolder(out / folder_name(s.id) if several else out, s.id, out) for s in subjects]
+    jobs = [Job(s, targets, place) for (s, targets), place in zip(plans, places, strict=True) if targets]
     if not jobs:
         raise UsageError(f"{study}: all {len(subjects)} studies have everything the model knows; name a target with -t")
     return jobs
 
 
-def _with_rules(jobs: list[_Job], control: "Mapping[str, FusionRule]") -> list[_Job]:
+def _with_rules(jobs: list[Job], control: "Mapping[str, FusionRule]") -> list[Job]:
     """Give every study the rules of its targets; of several studies, one may lack an input that a rule keeps out."""
     from medk2n.errors import UsageError
 
@@ -164,7 +252,7 @@ def named_inputs(values: list[str]) -> dict[str, Path]:
         UnknownNameError, UsageError: unknown, unrecognisable or doubled.
     """
     from medk2n.errors import UsageError
-    from medk2n.io.names import recognise
+    from medk2n.io.names import read_name
     from medk2n.vocabulary import modality
 
     files: dict[str, Path] = {}
@@ -173,9 +261,10 @@ def named_inputs(values: list[str]) -> dict[str, Path]:
         if separator and "/" not in name and not Path(value).exists():
             short, path = modality(name).name, Path(rest)
         else:
-            short, path = recognise(value), Path(value)
-        if short is None:
-            raise UsageError(f"-i {value}: the file name does not tell the modality; write -i MODALITY={value}")
+            read = read_name(value)
+            if read.modality is None:
+                raise UsageError(f"-i {value}: {read.why}; if it is an image to use, write -i MODALITY={value}")
+            short, path = read.modality, Path(value)
         if not str(path) or str(path) == ".":
             raise UsageError(f"-i {value}: expected MODALITY=FILE")
         if short in files:
@@ -184,15 +273,13 @@ def named_inputs(values: list[str]) -> dict[str, Path]:
     return files
 
 
-def studies_in(folder: Path) -> "list[Subject]":
-    """The one study that a folder (or file) is, or all studies in it."""
-    from medk2n.data.datasets.studies import study_files
+def studies_in(folder: Path, faulty: dict[str, Any]) -> "list[Subject]":
+    """The one study that a folder (or file) is, or all studies in it; `faulty` gets what is wrong with the rest."""
     from medk2n.data.discover import discover, discover_study
-    from medk2n.io.names import recognise
 
-    if folder.is_file() or (folder.is_dir() and any(recognise(path) for path in study_files(folder))):
+    if folder.is_file() or _holds_nifti(folder):
         return [discover_study(folder)]
-    return discover(folder)
+    return discover(folder, faulty=faulty.__setitem__)
 
 
 def _missing(
@@ -207,51 +294,3 @@ def _missing(
             f"the study has all that the model knows ({', '.join(config.modalities)}); name one with -t to re-make it"
         )
     return missing
-
-
-def _folder_name(study_id: str) -> str:
-    return "".join(c if c.isalnum() or c in "._-" else "-" for c in study_id).strip(".") or "study"
-
-
-def _run(
-    synthesizer: "Synthesizer", jobs: list[_Job], run: Manifest, how: dict[str, Any], out: Path, *, overwrite: bool
-) -> dict[str, str]:
-    """Complete every study; returns id -> complaint of those that failed (one study alone fails loudly)."""
-    from medk2n.errors import SystemLimitError
-    from medk2n.report.outputs import write_synthesis
-
-    failed: dict[str, str] = {}
-    studies = run.facts["studies"] = {}
-    for job in jobs:
-        try:
-            with _progress(job.id) as progress:
-                synthesis = synthesizer.synth(job.study, job.targets, control=job.control, progress=progress, **how)
-            written = write_synthesis(synthesis, job.out, job.id, overwrite=overwrite, dataset=out)
-        except Exception as error:
-            if len(jobs) == 1 or isinstance(error, SystemLimitError):
-                raise
-            failed[job.id], _ = explain(error)
-            typer.echo(f"medk2n: {job.id} failed: {failed[job.id]}", err=True)
-            studies[job.id] = {"error": failed[job.id]}
-            continue
-        run.inputs += [Path(path) for path in synthesis.record["control_masks"]]
-        run.inputs += [Path(v.provenance["path"]) for v in synthesis.inputs.values() if v.provenance.get("path")]
-        run.outputs += written
-        studies[job.id] = {
-            "inputs": list(synthesis.inputs),
-            "targets": job.targets,
-            "elapsed_s": synthesis.record["elapsed_s"],
-        }
-        typer.echo(f"{job.id}: {', '.join(synthesis.inputs)} -> {', '.join(job.targets)}; look at {written[-1]} first")
-    return failed
-
-
-@contextmanager
-def _progress(study_id: str) -> "Iterator[Progress]":
-    from rich.markup import escape
-
-    from medk2n.cli.common import progress_bar
-
-    with progress_bar() as bar:
-        line = bar.add_task(escape(study_id), total=None)
-        yield lambda done, total: bar.update(line, completed=done, total=total)

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-_FARTHEST_PX = 24
-_GHOST_PX = 12
+FARTHEST_PX = 24
+"""How far off a misplaced input may be."""
+GHOST_PX, GHOST_LINES = 12, 8
+"""How far the patient may move, and how many lines of k-space are read between two moves."""
 
 
 def _noise(rng: np.random.Generator, image: Tensor, severity: float) -> Tensor:
@@ -29,9 +31,9 @@ def _blank(rng: np.random.Generator, image: Tensor, severity: float) -> Tensor:
 def _motion(rng: np.random.Generator, image: Tensor, severity: float) -> Tensor:
     """Moved along the first axis while some lines of k-space were read: ghosts and blur."""
     lines = image.shape[1]
-    moved = rng.uniform(-1, 1, max(2, lines // 8)).repeat(8)[:lines]
+    moved = rng.uniform(-1, 1, max(2, lines // GHOST_LINES)).repeat(GHOST_LINES)[:lines]
     shift = np.zeros(lines)
-    shift[: len(moved)] = moved * severity * _GHOST_PX
+    shift[: len(moved)] = moved * severity * GHOST_PX
     phase = torch.from_numpy(np.exp(-2j * np.pi * np.fft.fftfreq(lines) * shift).astype(np.complex64))
     return torch.fft.ifft(torch.fft.fft(image, dim=1) * phase[:, None], dim=1).abs().clamp(0, 1)
 
@@ -45,7 +47,7 @@ def _bias(rng: np.random.Generator, image: Tensor, severity: float) -> Tensor:
 
 def _misplaced(rng: np.random.Generator, image: Tensor, severity: float) -> Tensor:
     """Shifted within the plane: registered wrongly."""
-    angle, far = rng.uniform(0, 2 * np.pi), severity * _FARTHEST_PX
+    angle, far = rng.uniform(0, 2 * np.pi), severity * FARTHEST_PX
     shift = round(far * np.cos(angle)), round(far * np.sin(angle))
     return torch.roll(image, shift, dims=(1, 2))
 

@@ -1,6 +1,6 @@
 """Discovery: which subjects are in a folder, whatever its layout. Reads names, never voxels."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Protocol
@@ -12,7 +12,7 @@ from medk2n.data.datasets.pattern import is_pattern
 from medk2n.data.datasets.studies import study_files
 from medk2n.data.prepared import STUDY, is_prepared, prepared_subject
 from medk2n.data.subject import Subject
-from medk2n.errors import DatasetError, UnknownNameError
+from medk2n.errors import DatasetError, Medk2nError, UnknownNameError
 from medk2n.io import names
 from medk2n.vocabulary import modality
 
@@ -31,16 +31,22 @@ class DatasetReader(Protocol):
 
 
 def discover(
-    root: Path | str, *, subjects: Collection[str] | None = None, exclude: Collection[str] = ()
+    root: Path | str,
+    *,
+    subjects: Collection[str] | None = None,
+    exclude: Collection[str] = (),
+    faulty: Callable[[str, Medk2nError], object] | None = None,
 ) -> list[Subject]:
     """Subjects of a data set, sorted by id.
 
     Args:
         subjects: ids to keep; None keeps all.
         exclude: ids to leave out.
+        faulty: called with the id and the fault of each subject that cannot be used; they are left out of the result.
+            None refuses the data set for the first.
 
     Raises:
-        DatasetError: no folder, no known layout, two layouts at once, or nothing left.
+        DatasetError: no folder, no known layout, two layouts at once, nothing left, or a faulty subject.
         UnknownNameError: an id in `subjects` or `exclude` that is not there.
     """
     root = _existing_folder(root)
@@ -53,7 +59,14 @@ def discover(
     kept = [found[i] for i in sorted(found) if (subjects is None or i in subjects) and i not in exclude]
     if not kept:
         raise DatasetError(f"{root}: no subject is left of {len(found)}; check which are chosen and excluded")
-    return kept
+    for subject in kept:
+        if subject.fault and faulty is None:
+            raise subject.fault
+        if subject.fault:
+            faulty(subject.id, subject.fault)
+    if all(subject.fault for subject in kept):
+        raise DatasetError(f"{root}: all {len(kept)} subjects are faulty; the first: {kept[0].fault}")
+    return [subject for subject in kept if not subject.fault]
 
 
 def discover_study(source: Path | str | Sequence[Path | str] | Mapping[str, Path | str]) -> Subject:

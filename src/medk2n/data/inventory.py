@@ -1,7 +1,7 @@
 """What is in a data set, and what looks wrong with it: every image is read once, nothing is changed."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import nibabel as nib
@@ -12,7 +12,7 @@ from skimage.registration import phase_cross_correlation
 
 from medk2n.data.foreground import is_stripped
 from medk2n.data.subject import Subject
-from medk2n.errors import GeometryError, Medk2nError
+from medk2n.errors import GeometryError, Medk2nError, contained
 from medk2n.geometry.orient import to_canonical
 from medk2n.geometry.resample import check_overlap, resample
 from medk2n.io.atomic import sha256_array
@@ -81,13 +81,19 @@ class Inventory:
         return dict(sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])))
 
 
-def take_inventory(subjects: Sequence[Subject], progress: Callable[[int, int], None] | None = None) -> Inventory:
+def take_inventory(
+    subjects: Sequence[Subject],
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    faulty: Mapping[str, Medk2nError] | None = None,
+) -> Inventory:
     """Read every image of every subject; one that cannot be read is a complaint, not an end.
 
     Args:
         progress: called with (subjects done, subjects in all).
+        faulty: subjects that cannot be used at all, as `discover` tells them.
     """
-    found = Inventory()
+    found = Inventory(complaints=[Complaint(i, "", "unreadable", str(fault)) for i, fault in (faulty or {}).items()])
     for done, subject in enumerate(subjects):
         _look_at(subject, found)
         if progress:
@@ -101,22 +107,29 @@ def _look_at(subject: Subject, found: Inventory) -> None:
     for name in subject.modalities:
         try:
             volume = subject.readers[name]()
-        except Medk2nError as error:
-            found.complaints.append(Complaint(subject.id, name, "unreadable", str(error)))
+            image, complaints = _look(subject, name, volume, first)
+        except Exception as error:
+            found.complaints.append(Complaint(subject.id, name, "unreadable", str(contained(error))))
             continue
-        shift = None
-        if first is None:
-            first = volume
-        else:
-            try:
-                shift = displacement(first, volume)
-            except GeometryError as error:
-                found.complaints.append(Complaint(subject.id, name, "apart", str(error)))
-        if shift is not None and max(map(abs, shift)) > MISALIGNED_BY:
-            steps = ", ".join(f"{step:+.0f}" for step in shift)
-            what = f"seems displaced against {first.modality} by {steps} voxels (right, anterior, superior)"
-            found.complaints.append(Complaint(subject.id, name, "misaligned", what))
-        found.images.append(_facts(subject, name, volume, shift))
+        first = first or volume
+        found.images.append(image)
+        found.complaints.extend(complaints)
+
+
+def _look(subject: Subject, name: str, volume: Volume, first: Volume | None) -> tuple[Image, list[Complaint]]:
+    """One image, held against the subject's first."""
+    shift, complaints = None, []
+    if note := volume.provenance.get("note"):
+        complaints.append(Complaint(subject.id, name, "header", note))
+    try:
+        shift = displacement(first, volume) if first else None
+    except GeometryError as error:
+        complaints.append(Complaint(subject.id, name, "apart", str(error)))
+    if first and shift is not None and max(map(abs, shift)) > MISALIGNED_BY:
+        steps = ", ".join(f"{step:+.0f}" for step in shift)
+        what = f"seems displaced against {first.modality} by {steps} voxels (right, anterior, superior)"
+        complaints.append(Complaint(subject.id, name, "misaligned", what))
+    return _facts(subject, name, volume, shift), complaints
 
 
 def _facts(subject: Subject, name: str, volume: Volume, shift: tuple[float, float, float] | None) -> Image:

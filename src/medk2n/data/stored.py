@@ -137,7 +137,7 @@ class Stored:
             "styles": [style is not None for style in self.styles],
         }
         packed = to_safetensors(tables, metadata={"study": json.dumps(study)})
-        atomic_write(folder / SLICES, lambda temporary: np.save(temporary, self._array()))
+        atomic_write(folder / SLICES, lambda temporary: np.save(temporary, self.array()))
         atomic_write(folder / TABLES, lambda temporary: temporary.write_bytes(packed))
 
     def __len__(self) -> int:
@@ -165,7 +165,7 @@ class Stored:
             strip: show the brain alone.
             tables: (256,) per modality, that move its grey levels.
         """
-        array = self._array()
+        array = self.array()
         around = neighbours(z, len(self), slices)
         if strip and self.brain_share is not None:  # a neighbour without a mask would be shown empty
             around = np.where(self.brain_share[around] > 0, around, z)
@@ -186,8 +186,8 @@ class Stored:
                 images[m], targets[m] = image, target
         return Crop(images, targets, np.array(inside), np.array([len(c) > 0 for c in self.channels]))
 
-    def _array(self) -> np.ndarray:
-        """A file is mapped for as long as one crop takes: a thousand studies would use up the open files."""
+    def array(self) -> np.ndarray:
+        """The slices; a file is mapped for as long as one crop takes: a thousand would use up the open files."""
         return np.load(self.slices, mmap_mode="r").view(np.ndarray) if isinstance(self.slices, Path) else self.slices
 
 

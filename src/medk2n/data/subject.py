@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from medk2n.errors import Medk2nError
 from medk2n.io.volume import Header, LabelMap, Volume
 
 Reader = Callable[[], Volume]
@@ -24,6 +25,8 @@ class Subject:
         site: where it was acquired, as far as the data set states it.
         files: every file that is read for it.
         prepared: folder with its slices as training draws them, if `medk2n prepare` made the data set.
+        fault: why it cannot be used, where that shows before anything is read; `discover` hands such a subject out by
+            its id alone.
     """
 
     id: str
@@ -35,6 +38,7 @@ class Subject:
     site: str = ""
     files: tuple[Path, ...] = ()
     prepared: Path | None = None
+    fault: Medk2nError | None = None
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -44,3 +48,11 @@ class Subject:
     def header(self, modality: str) -> Header:
         """Where the voxels of one image are."""
         return self.headers[modality]() if modality in self.headers else self.readers[modality]().header
+
+
+def or_faulty(subject_id: str, make: Callable[[], Subject]) -> Subject:
+    """What `make` makes, or the faulty subject that it refuses to make: one of many must not end the others."""
+    try:
+        return make()
+    except Medk2nError as error:
+        return Subject(subject_id, {}, fault=error)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from medk2n.errors import GeometryError
+from medk2n.geometry.limits import EDGES_MM, FARTHEST_MM
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,8 +27,20 @@ class Grid:
             raise GeometryError(f"affine is not a finite 4 x 4 matrix: {self.affine!r}") from error
         if affine.shape != (4, 4) or not np.isfinite(affine).all():
             raise GeometryError(f"affine is not a finite 4 x 4 matrix: {affine.tolist()}")
-        if abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        with np.errstate(over="ignore", invalid="ignore"):
+            volume, edges = abs(np.linalg.det(affine[:3, :3])), np.linalg.norm(affine[:3, :3], axis=0)
+        if volume < 1e-9:
             raise GeometryError("affine is singular (a voxel has no volume); mend the header before synthesis")
+        if edges.min() < EDGES_MM[0] or edges.max() > EDGES_MM[1]:
+            told = " x ".join(f"{edge:.4g}" for edge in edges)
+            raise GeometryError(
+                f"voxels of {told} mm; expected edges from {EDGES_MM[0]:g} to {EDGES_MM[1]:g} mm; mend the header"
+            )
+        if np.abs(affine[:3, 3]).max() > FARTHEST_MM:
+            raise GeometryError(
+                f"its first voxel is {np.abs(affine[:3, 3]).max():.4g} mm from the scanner's centre; expected at most "
+                f"{FARTHEST_MM:g}; mend the header"
+            )
         affine.flags.writeable = False
         object.__setattr__(self, "affine", affine)
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))

@@ -7,6 +7,7 @@ from scipy import ndimage
 
 from medk2n.errors import GeometryError
 from medk2n.geometry.grid import Grid
+from medk2n.geometry.limits import check_growth
 from medk2n.geometry.orient import canonical_grid
 
 AXIAL = 2
@@ -66,6 +67,7 @@ def resample(array: np.ndarray, grid: Grid, onto: Grid, *, order: int = 1, fill:
 
 def _blurred(array: np.ndarray, source_voxels_per_step: np.ndarray) -> np.ndarray:
     for axis, step in enumerate(source_voxels_per_step):
+        step = min(step, 4 * array.shape[axis])  # no blur is wider than the image, or it would take for ever
         if step > 1.0 + _SAME_SPACING and array.shape[axis] > 1:
             sigma = _FWHM_TO_SIGMA * np.sqrt(step**2 - 1.0)
             array = ndimage.gaussian_filter1d(array, sigma, axis=axis, mode="nearest", truncate=3.0)
@@ -123,6 +125,9 @@ def working_grid(grid: Grid, spacing_mm: float | None, slice_axis: int | None = 
         spacing_mm: in-plane spacing wanted; None keeps the grid's own. Field of view and its centre stay
             (rounded up to whole voxels).
         slice_axis: of the RAS axes, where it is known: a grid that was resampled before no longer tells.
+
+    Raises:
+        GeometryError: a spacing of 0 or less, or one at which the grid would be too large (`geometry/limits.py`).
     """
     canonical = canonical_grid(grid)
     spacing = canonical.spacing_mm
@@ -136,7 +141,10 @@ def working_grid(grid: Grid, spacing_mm: float | None, slice_axis: int | None = 
     step[slice_axis] = 1.0
     step[np.abs(step - 1.0) < _SAME_SPACING] = 1.0
     old = np.asarray(canonical.shape)
-    new = np.maximum(1, np.ceil(old / step - 1e-3)).astype(int)
+    with np.errstate(divide="ignore", over="ignore"):
+        wanted = np.maximum(1, np.ceil(old / step - 1e-3))
+    check_growth(old.tolist(), wanted.tolist(), spacing_mm)
+    new = wanted.astype(int)
     index_map = np.diag([*step, 1.0])
     index_map[:3, 3] = (old - 1) / 2 - step * (new - 1) / 2
     return WorkingGrid(Grid(tuple(new), canonical.affine @ index_map), slice_axis)

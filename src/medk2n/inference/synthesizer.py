@@ -200,6 +200,7 @@ class Synthesizer:
             "working_spacing_mm": self.config.spacing_mm,
             "skull_stripped": stripped,
             "ignored_inputs": ignored,
+            "warnings": [f"{name}: {v.provenance['note']}" for name, v in inputs.items() if v.provenance.get("note")],
             "sources": {name: dict(volume.provenance) for name, volume in inputs.items()},
         }
         volumes, deviations = {}, {}

@@ -5,24 +5,34 @@ Understands BraTS 2018 to 2025, BIDS, ISLES, IXI and plain names such as `t1n.ni
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from medk2n.errors import UnknownNameError
-from medk2n.vocabulary import modality
+from medk2n.io.words import (
+    ANATOMY,
+    LESIONS,
+    MASKS,
+    MENDED,
+    NO_IMAGE,
+    TELLING,
+    in_set,
+    modality_of,
+    own_words,
+    words,
+)
+from medk2n.vocabulary import modality, short_name
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".img", ".hdr")
 # fmt: off
-_MASK_WORDS = frozenset({
-    "seg", "mask", "lesion", "lesions", "label", "labels", "dseg", "probseg", "segmentation", "msk", "roi", "aseg",
-    "tumor", "tumour",
-})
-_CONTRAST_WORDS = frozenset({"ce", "gd", "gad", "gadolinium", "post", "contrast", "postcontrast", "km"})
-_ABSENT_WORDS = frozenset({
-    "pre", "non", "no", "not", "none", "without", "wo", "native", "nativ", "plain", "unenhanced", "precontrast",
-    "noncontrast",
-})  # beside a contrast word: none was given
-_FLAIR_WORDS = frozenset({"flair", "t2flair", "fla"})
+_ENTITIES = frozenset({
+    "sub", "ses", "sample", "task", "tracksys", "acq", "nuc", "voi", "ce", "trc", "stain", "rec", "dir", "run", "mod",
+    "echo", "flip", "inv", "mt", "part", "proc", "hemi", "space", "split", "recording", "chunk", "seg", "res", "den",
+    "label", "desc", "from", "to", "mode",
+})  # the keys of BIDS
 # fmt: on
+_WITH_WORDS = ("ce", "acq", "rec", "desc")  # entities whose labels may speak of contrast medium
+_COVERED = {"lesion": ("lesion", "tumor", "tumour", "stroke", "infarct", "wmh"), "brain": ("brain",), "head": ("head",)}
+_PARTS = {"phase": "the phase", "real": "the real part", "imag": "the imaginary part"}
 
 
 def stem(path: Path | str) -> str:
@@ -46,15 +56,39 @@ def entities(path: Path | str) -> dict[str, str]:
     return {key: value for key, value in pairs}
 
 
+def _is_bids(path: Path | str) -> bool:
+    return stem(path).startswith("sub-") and "_" in stem(path)
+
+
 def _words(path: Path | str) -> list[str]:
-    """Lower-case words of a name; the labels of subject and session are people's choice and left out."""
-    parts = [p for p in stem(path).lower().split("_") if not p.startswith(("sub-", "ses-"))]
-    return [word for part in parts for word in re.split(r"[-.\s+]+", part) if word]
+    """Words of a name; of a BIDS name only those that stand alone, since the labels of entities are people's choice."""
+    text = stem(path)
+    if _is_bids(path):
+        text = "_".join(part for part in text.split("_") if part.split("-", 1)[0] not in _ENTITIES or "-" not in part)
+    return words(text)
 
 
 def is_mask(filename: Path | str) -> bool:
     """Whether the name speaks of a mask or segmentation rather than an image."""
-    return any(word in _MASK_WORDS or word.endswith(("mask", "seg")) for word in _words(filename))
+    return _masks_by(_words(filename)) is True
+
+
+def _masks_by(of: Sequence[str]) -> bool | None:
+    """Whether words speak of a mask; None where "lesion" or "tumour" may be what is shown or what is marked.
+
+    `T1_lesion` is a mask, `T1_lesion_filled` an image, `Brain-Tumor-Progression_PGBM-001_T1` an image of a data set
+    with such a name, `lesion_T1` unclear.
+    """
+    if any(in_set(word, MASKS) or _ends_as_mask(word) for word in of):
+        return True
+    told = [k for k, word in enumerate(of) if short_name(word)]
+    for k, word in enumerate(of):
+        if word in LESIONS and not (set(of[k + 1 : k + 2]) & MENDED):
+            if not told or k > told[-1]:
+                return True
+            if k + 1 in told:
+                return None
+    return False
 
 
 def is_synthetic(filename: Path | str) -> bool:
@@ -62,52 +96,66 @@ def is_synthetic(filename: Path | str) -> bool:
     return "desc-synth" in stem(filename).lower()
 
 
+def _ends_as_mask(word: str) -> bool:
+    return word.endswith(("mask", "seg")) and not in_set(word, NO_IMAGE)
+
+
 def mask_kind(filename: Path | str) -> str:
-    """What a mask covers: its BIDS `desc` (or `label`), else "brain" or "head" if the name says so, else "lesion"."""
+    """What a mask covers: "lesion", "brain" or "head" where a word tells (the last that does), else its BIDS `desc` or
+    `label`; a segmentation that says nothing more is one of a lesion, a mask that says nothing more is of kind "mask".
+    """
     named = entities(filename)
-    if label := named.get("desc") or named.get("label"):
-        return label.lower()
-    words = _words(filename)
-    for kind in ("brain", "head"):
-        if any(word.startswith(kind) for word in words):
-            return kind
-    return "lesion"
+    label = (named.get("desc") or named.get("label") or "").lower()
+    of = [label] if label else _words(filename)
+    told = [kind for word in of if (kind := _covered(word))]
+    if told or label:
+        return told[-1] if told else label
+    if other := next((word for word in of if word in ANATOMY), None):
+        return other
+    return "mask" if all(word.endswith("mask") for word in of if _masks_by([word])) else "lesion"
+
+
+def _covered(word: str) -> str | None:
+    return next((kind for kind, parts in _COVERED.items() if any(part in word for part in parts)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a file name tells: the short name of a modality, or None and why."""
+
+    modality: str | None
+    why: str = ""
+
+
+def read_name(filename: Path | str) -> Reading:
+    """Which modality a file name tells, or why it tells none that can be used; nothing is guessed.
+
+    "T1w" beside a word for contrast medium (`ce-gadolinium`, `+C`, `post`) is t1c unless another says that none was
+    given (`pre_contrast`); "T2" beside "FLAIR" or "dark-fluid" is t2f; what lies in the space of another
+    (`T1_to_FLAIR`) is the first; "mr" counts only if nothing finer is said. Maps, phases and the like are none, and two
+    modalities side by side are unclear.
+    """
+    if is_synthetic(filename):
+        return Reading(None, "it is synthetic")
+    of = _words(filename)
+    masks = _masks_by(of)
+    if masks:
+        return Reading(None, "it is a mask")
+    if masks is None:
+        return Reading(None, "its name may mean an image or a mask of it; unclear which")
+    named = entities(filename) if _is_bids(filename) else {}
+    if part := _PARTS.get(named.get("part", "").lower()):
+        return Reading(None, f"it is {part} of a complex image")
+    own = own_words(of)
+    if own is None:
+        return Reading(None, "its name tells the space it lies in, but not what it is")
+    labels = [word for key in _WITH_WORDS if key in named for word in words(f"{key}-{named[key]}")]
+    return Reading(*modality_of(own, labels))
 
 
 def recognise(filename: Path | str) -> str | None:
-    """Short modality name that a file name speaks of; None for masks, synthetic images and the unknown.
-
-    The last word that is a modality counts; "T1w" beside a contrast word (`ce-gadolinium`) is t1c
-    unless another says that none was given (`pre_contrast`), "T2" beside "FLAIR" is t2f; "mr" counts only if nothing
-    finer is said.
-    """
-    if is_mask(filename) or is_synthetic(filename):
-        return None
-    words = _words(filename)
-    found = [name for name in map(_short_name, words) if name]
-    if not found:
-        return None
-    finer = [name for name in found if name != "mr"]
-    last = (finer or found)[-1]
-    if last == "t2w" and _FLAIR_WORDS & set(words):
-        return "t2f"
-    if last == "t1n" and _CONTRAST_WORDS & set(words) and not _says_no(words):
-        return "t1c"
-    if last == "dwi" and {"b0", "b00"} & set(words):
-        return None  # without diffusion weighting it is a T2-weighted image of its own kind
-    return last
-
-
-def _says_no(words: Sequence[str]) -> bool:
-    """Whether a name denies what it speaks of: "pre contrast", "ce-none", "w/o" (as w-o, w_o or wo)."""
-    return bool(_ABSENT_WORDS & set(words)) or any(pair == ("w", "o") for pair in zip(words, words[1:], strict=False))
-
-
-def _short_name(word: str) -> str | None:
-    try:
-        return modality(word).name
-    except UnknownNameError:
-        return None
+    """Short modality name that a file name tells; None for masks, synthetic images, the unclear and the unknown."""
+    return read_name(filename).modality
 
 
 def bids_name(
@@ -152,9 +200,17 @@ def _shared_start(texts: Sequence[str]) -> str:
 
 
 def without_modality(name: str) -> str:
-    """A stem without the words at its end that tell the modality: `IXI002-Guys-0828-T1` -> `IXI002-Guys-0828`."""
+    """A stem without the words at its end that tell the modality: `IXI002-Guys-0828-T1` -> `IXI002-Guys-0828`.
+
+    Of a BIDS name subject and session are left.
+    """
+    if _is_bids(name):
+        return "_".join(part for part in name.split("_") if part.startswith(("sub-", "ses-")))
     parts = re.split(r"([_\-.\s]+)", name)
-    told = _CONTRAST_WORDS | _ABSENT_WORDS
-    while parts and (not parts[-1].strip("_-. ") or _short_name(parts[-1]) or parts[-1].lower() in told):
+    while parts and (not parts[-1].strip("_-. ") or all(map(_tells_modality, words(parts[-1])))):
         parts.pop()
     return "".join(parts)
+
+
+def _tells_modality(word: str) -> bool:
+    return bool(short_name(word)) or word in TELLING

@@ -1,70 +1,76 @@
 """NIfTI in and out. What is no readable, finite 3-D image is refused in one line."""
 
-import gzip
-import zlib
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.imageglobals import LoggingOutputSuppressor
 
 from medk2n.errors import GeometryError, VolumeReadError
 from medk2n.geometry.grid import Grid
-from medk2n.io.atomic import atomic_write, sha256_array, sha256_file
+from medk2n.geometry.limits import check_packed, check_size
+from medk2n.io.atomic import atomic_write, sha256_array
+from medk2n.io.door import door
+from medk2n.io.filekind import ENOUGH, GZIP_MAGIC, nifti_version, other_kind, unpacked
 from medk2n.io.names import IMAGE_SUFFIXES
-from medk2n.io.volume import Header, LabelMap, Volume
+from medk2n.io.nifti_header import IMAGE_CLASSES, affine_mm, remarks
+from medk2n.io.source import TAIL, Source
+from medk2n.io.volume import Header, LabelMap, Volume, as_labels
 
-MAX_VOXELS = 1024**3
-_GZIP_MAGIC = b"\x1f\x8b"
+_HEADERS = {1: 348, 2: 540}  # version -> bytes
+_EXTENSIONS = 64 * 2**20  # bytes between header and voxels beyond which nothing but a fault is
 _INT16 = 32767
 _FARTHEST = 30  # ranges of the values beyond which nothing but a fault is
 _SAMPLE = 1_000_000  # voxels that the range is found on
-_GZIP_MOST = 1032  # deflate cannot shrink further than this
-_READ_ERRORS = (OSError, EOFError, zlib.error, ValueError, TypeError, MemoryError, nib.spatialimages.HeaderDataError,
-                nib.filebasedimages.ImageFileError)  # fmt: skip
 
 
 def read_volume(path: Path | str, modality: str) -> Volume:
     """Read one 3-D image as float32, slope and intercept applied.
 
     Returns:
-        Volume with provenance: path, sha256, dtype (as stored), and a `note` if the header states no orientation.
+        Volume with provenance: path, sha256 of the bytes that were read (of a pair the header's, then the image's),
+        dtype (as stored), and a `note` of what was chosen or taken on trust in the header (no orientation, two at odds,
+        a unit other than mm).
 
     Raises:
         VolumeReadError: missing, not NIfTI, damaged, not 3-D, non-finite or constant.
-        GeometryError: the affine is singular or not finite.
+        GeometryError: an affine that is singular, not finite or of voxels that cannot be, or an image that is too large
+            (`geometry/limits.py`).
     """
     path = Path(path)
-    image = _open(path)
-    grid = _grid(image, str(path))
-    array = _voxels(image, str(path))
-    _check_gzip_sum(path)
-    provenance = {"path": str(path), "sha256": sha256_file(path)} | _header_facts(image)
+    with _opened(path) as (image, source, digest):
+        grid, facts = _grid(image, str(path)), _header_facts(image)
+        if source.packed:
+            check_packed(_promised(image), source.size, str(path))
+        array = _values(image, source)
+    provenance = {"path": str(path), "sha256": digest.hexdigest()} | facts
     return Volume(_checked(array, str(path)), grid, modality, provenance)
 
 
 def read_header(path: Path | str) -> Header:
     """Where the voxels of an image are, without reading them; raises as `read_volume` but for what they hold."""
-    return Header(_grid(_open(Path(path)), str(path)))
+    with _opened(Path(path)) as (image, _, _):
+        return Header(_grid(image, str(path)))
 
 
 def read_labels(path: Path | str) -> LabelMap:
     """Read a mask or segmentation as int32 (rounded); raises as `read_volume`, but may be constant."""
     path = Path(path)
-    image = _open(path)
-    grid = _grid(image, str(path))
-    array = _finite(_voxels(image, str(path)), str(path))
-    _check_gzip_sum(path)
-    return LabelMap(np.rint(array).astype(np.int32), grid)
+    with _opened(path) as (image, source, _):
+        grid, array = _grid(image, str(path)), _values(image, source)
+    return LabelMap(as_labels(array, str(path)), grid)
 
 
 def from_nibabel(image: Any, modality: str) -> Volume:
     """A Volume from a nibabel image in memory; the same checks as `read_volume`. Its sha256 is that of the voxels."""
     name = image.get_filename() or "image in memory"
     _check_header(image, name)
+    check_size(image.shape, name, itemsize=image.get_data_dtype().itemsize)
     array = _checked(_voxels(image, name), name)
     provenance = {"path": image.get_filename(), "sha256": sha256_array(array)} | _header_facts(image)
     return Volume(array, _grid(image, name), modality, provenance)
@@ -178,53 +184,113 @@ def _fits(array: np.ndarray, dtype: type) -> bool:
     return bool(array.min() >= limits.min and array.max() <= limits.max)
 
 
-def _open(path: Path) -> Any:
-    """Header only. All that can be known to be wrong before the voxels are read is refused here."""
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Source, Any]]:
+    """Header (as a nibabel image without voxels), bytes of the voxels, and their digest.
+
+    All that can be known to be wrong before the voxels are read is refused here; whatever goes wrong inside the block
+    is a refusal of the file.
+    """
+    with door(VolumeReadError, f"{path}: cannot be read as NIfTI", "convert or copy it again"):
+        _check_file(path)
+        digest = hashlib.sha256()
+        with _header_file(path).open("rb") as first:
+            version = _version(path, first.read(ENOUGH))
+            first.seek(0)
+            source = Source(first, digest, packed=path.name.lower().endswith(".gz"))
+            image = _without_voxels(source.read(_HEADERS[version]), version, single=_in_one_file(path))
+            _check_header(image, str(path))
+            if _in_one_file(path):
+                _check_promise(image, source, path)
+                yield image, source, digest
+                return
+            source.finish()
+        with _image_file(path).open("rb") as second:
+            source = Source(second, digest, packed=False)
+            _check_promise(image, source, path)
+            yield image, source, digest
+
+
+def _check_file(path: Path) -> None:
     if not path.exists():
         raise VolumeReadError(f"{path}: no such file; expected a NIfTI image (.nii or .nii.gz); check the path")
     if path.is_dir():
         raise VolumeReadError(f"{path}: is a folder; expected one NIfTI file; name the file in it")
-    with _reading(str(path)):
-        size = path.stat().st_size
-        with path.open("rb") as handle:
-            head = handle.read(2)
-    if size == 0:
+    for part in {path} if _in_one_file(path) else {path, _header_file(path), _image_file(path)}:
+        if part.exists() and not part.is_file():
+            raise VolumeReadError(f"{part}: is no regular file (a pipe or device); save it to a file first")
+        if not part.exists():
+            raise VolumeReadError(f"{path}: lies alone; expected {part.name} beside it; copy both")
+    if path.stat().st_size == 0:
         raise VolumeReadError(f"{path}: the file is empty; expected a NIfTI image; copy it again")
     if not path.name.lower().endswith(IMAGE_SUFFIXES):
         raise VolumeReadError(f"{path}: is no .nii, .nii.gz or .hdr/.img file; convert it to .nii.gz")
+
+
+def _version(path: Path, head: bytes) -> int:
+    """1 or 2, by the beginning of the file; what is neither is called what it is."""
+    version = nifti_version(unpacked(head))
+    if not version and (kind := other_kind(unpacked(head))):
+        raise VolumeReadError(f"{path}: is no NIfTI but {kind.found}; {kind.cure}")
     named_gz = path.name.lower().endswith(".gz")
-    if named_gz != (head == _GZIP_MAGIC):
+    if named_gz != head.startswith(GZIP_MAGIC):
         found, cure = ("not gzip-compressed", "drop .gz from") if named_gz else ("gzip-compressed", "add .gz to")
         raise VolumeReadError(f"{path}: {found} although its name says otherwise; {cure} its name, or copy it again")
-    with _reading(str(path)), LoggingOutputSuppressor():
-        image: Any = nib.load(path, mmap=False)
-    _check_header(image, str(path))
-    promised = int(np.prod(image.shape)) * image.header.get_data_dtype().itemsize
-    has_image_beside = path.suffix.lower() == ".hdr"
-    if not has_image_beside and promised > size * (_GZIP_MOST if named_gz else 1):
+    if not version and len(unpacked(head)) >= _HEADERS[1]:
+        raise VolumeReadError(f"{path}: is no NIfTI: its first bytes say nothing known; copy or convert it again")
+    return version or 1
+
+
+def _without_voxels(block: bytes, version: int, *, single: bool) -> Any:
+    """A nibabel image of a header alone; extensions, which may be of any size, are not read."""
+    files = {"header": BytesIO(block + bytes(4)), "image": BytesIO(block + bytes(4))}
+    kind = IMAGE_CLASSES[version, single]
+    return kind.from_file_map(kind.make_file_map(files))
+
+
+def _in_one_file(path: Path) -> bool:
+    return path.suffix.lower() not in (".hdr", ".img")
+
+
+def _header_file(path: Path) -> Path:
+    """Where the header is: of a pair in the .hdr, whichever of the two was named."""
+    return path.with_suffix({".img": ".hdr", ".IMG": ".HDR"}.get(path.suffix, path.suffix))
+
+
+def _image_file(path: Path) -> Path:
+    """Where the voxels of a pair are."""
+    return path.with_suffix({".hdr": ".img", ".HDR": ".IMG"}.get(path.suffix, path.suffix))
+
+
+def _promised(image: Any) -> int:
+    """Bytes of voxels that a header states."""
+    return prod(map(int, image.shape)) * int(image.get_data_dtype().itemsize)
+
+
+def _check_promise(image: Any, source: Source, path: Path) -> None:
+    start, promised = image.dataobj.offset, _promised(image)
+    if not 0 <= start <= _EXTENSIONS:
+        raise VolumeReadError(f"{path}: its header says that the voxels begin at byte {start}; it is damaged")
+    if source.most < start + promised:
         raise VolumeReadError(
-            f"{path}: its header promises {promised} bytes of voxels, more than the file ({size} bytes) can hold; "
-            "it is cut off or damaged; copy it again"
+            f"{path}: its header promises {promised} bytes of voxels, more than the file ({source.size} bytes) can "
+            "hold; it is cut off or damaged; copy it again"
         )
-    return image
+    if source.least > start + promised + TAIL:
+        raise VolumeReadError(
+            f"{path}: its header promises {promised} bytes of voxels, the file ({source.size} bytes) is far longer; "
+            "its header is damaged, or of another file"
+        )
+    check_size(image.shape, str(path), itemsize=image.dataobj.dtype.itemsize)
 
 
-def _check_gzip_sum(path: Path) -> None:
-    """Read a .gz to its end, where its checksum is: nibabel stops before, and altered voxels would pass."""
-    if path.name.lower().endswith(".gz"):
-        with _reading(str(path)), gzip.open(path) as stream:
-            while stream.read(1 << 22):
-                pass
-
-
-@contextmanager
-def _reading(name: str) -> Iterator[None]:
-    """Whatever a damaged file makes nibabel, gzip or numpy raise becomes one line."""
-    try:
-        yield
-    except _READ_ERRORS as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise VolumeReadError(f"{name}: cannot be read as NIfTI ({reason}); convert or copy it again") from error
+def _values(image: Any, source: Source) -> np.ndarray:
+    """(x, y, z) float32; to be called inside `_opened`."""
+    stored = image.dataobj  # keeps offset, slope and intercept, which the header of an image forgets
+    source.skip_to(stored.offset)
+    array = source.values(image.shape[:3], stored.dtype, stored.slope, stored.inter)
+    source.finish()
+    return array
 
 
 def _check_header(image: Any, name: str) -> None:
@@ -238,32 +304,28 @@ def _check_header(image: Any, name: str) -> None:
             f"{name}: has shape {shape} ({len(shape)}-D), expected one 3-D volume; "
             "split the series or extract the volume wanted"
         )
-    if int(np.prod(shape, dtype=object)) > MAX_VOXELS:
-        raise VolumeReadError(
-            f"{name}: its header states {shape}, more than {MAX_VOXELS} voxels; the header is damaged, or crop it"
-        )
     dtype = image.get_data_dtype()
     if dtype.kind not in "iuf":
         raise VolumeReadError(f"{name}: voxels are {dtype} (colour or complex), expected one real number a voxel")
 
 
 def _header_facts(image: Any) -> dict[str, Any]:
-    header = image.header
-    facts: dict[str, Any] = {"dtype": str(header.get_data_dtype())}
-    if not int(header["sform_code"]) and not int(header["qform_code"]):
-        facts["note"] = "header states no orientation (sform and qform code 0); taken from the spacing alone"
+    facts: dict[str, Any] = {"dtype": str(image.header.get_data_dtype())}
+    if told := remarks(image):
+        facts["note"] = "; ".join(told)
     return facts
 
 
 def _grid(image: Any, name: str) -> Grid:
     try:
-        return Grid(image.shape[:3], image.affine)
+        return Grid(image.shape[:3], affine_mm(image))
     except GeometryError as error:
         raise GeometryError(f"{name}: {error}") from error
 
 
 def _voxels(image: Any, name: str) -> np.ndarray:
-    with _reading(name), np.errstate(over="ignore", invalid="ignore"):
+    refused = door(VolumeReadError, f"{name}: cannot be read as NIfTI", "convert or save it again")
+    with refused, np.errstate(over="ignore", invalid="ignore"):
         return np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged")).reshape(image.shape[:3])
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medk2n.errors import GeometryError
+from medk2n.errors import GeometryError, VolumeReadError
 from medk2n.geometry.grid import Grid
 from medk2n.vocabulary import MODALITIES
 
@@ -87,3 +87,17 @@ class LabelMap:
 
     array: np.ndarray
     grid: Grid
+
+
+def as_labels(array: np.ndarray, what: str) -> np.ndarray:
+    """Whole 32-bit numbers of a mask or segmentation, rounded.
+
+    Raises:
+        VolumeReadError: values that are none; `what` names the mask.
+    """
+    limits = np.iinfo(np.int32)
+    with np.errstate(invalid="ignore"):
+        sound = array.size and array.min() >= limits.min and array.max() <= limits.max  # NaN is neither
+    if not sound:
+        raise VolumeReadError(f"{what}: values that are no labels (NaN, infinite or beyond 32 bits); expected a mask")
+    return np.rint(array).astype(np.int32)

@@ -10,7 +10,7 @@ from medk2n.phantom.fields import smooth_field
 from medk2n.phantom.signal import Protocol, apparent_diffusion, mr_signal
 from medk2n.phantom.tissues import Tissue
 
-_FWHM = 2.3548  # full width at half maximum of a Gaussian, in deviations
+FWHM = 2.3548  # full width at half maximum of a Gaussian, in deviations
 AIR_HU = -1000.0
 
 
@@ -26,7 +26,7 @@ def ideal_image(body: Body, tissues: dict[str, Tissue], protocol: Protocol) -> n
     texture = body.texture.reshape(3, -1)
     for name, (index, share) in body.fractions.items():
         pure, slopes = (
-            _ct_and_slopes(tissues[name]) if protocol.sequence == "ct" else _mr_and_slopes(tissues[name], protocol)
+            ct_and_slopes(tissues[name]) if protocol.sequence == "ct" else mr_and_slopes(tissues[name], protocol)
         )
         varied = np.full(len(index), pure, np.float32)
         for field, slope in zip(texture, slopes, strict=True):
@@ -36,12 +36,12 @@ def ideal_image(body: Body, tissues: dict[str, Tissue], protocol: Protocol) -> n
     return out.reshape(body.grid.shape)
 
 
-def _ct_and_slopes(row: Tissue) -> tuple[float, tuple[float, float, float]]:
+def ct_and_slopes(row: Tissue) -> tuple[float, tuple[float, float, float]]:
     """HU above air and what a relative change adds: density alone matters to CT."""
     return row.hu - AIR_HU, (40.0 if row.hu < 200 else row.hu, 0.0, 0.0)
 
 
-def _mr_and_slopes(row: Tissue, protocol: Protocol) -> tuple[float, tuple[float, float, float]]:
+def mr_and_slopes(row: Tissue, protocol: Protocol) -> tuple[float, tuple[float, float, float]]:
     """Signal of one tissue and its change with the three texture fields, to first order.
 
     Water content lengthens T1 and T2 and raises PD together (first field), T2 and uptake vary
@@ -67,9 +67,9 @@ def voxel_blur(image: np.ndarray, spacing_mm: float, psf_mm: float, slice_mm: fl
     """Blur to the acquired voxel: isotropic `psf_mm`, and `slice_mm` along z where slices are thicker."""
     out = image
     if psf_mm > spacing_mm:
-        out = gaussian_filter(out, np.sqrt(psf_mm**2 - spacing_mm**2) / _FWHM / spacing_mm, truncate=3)
+        out = gaussian_filter(out, np.sqrt(psf_mm**2 - spacing_mm**2) / FWHM / spacing_mm, truncate=3)
     if slice_mm and slice_mm > spacing_mm:
-        out = gaussian_filter1d(out, np.sqrt(slice_mm**2 - spacing_mm**2) / _FWHM / spacing_mm, axis=2, truncate=3)
+        out = gaussian_filter1d(out, np.sqrt(slice_mm**2 - spacing_mm**2) / FWHM / spacing_mm, axis=2, truncate=3)
     return out
 
 

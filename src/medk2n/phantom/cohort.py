@@ -29,7 +29,7 @@ from medk2n.vocabulary import modality
 Progress = Callable[[int, int], None]
 
 # Strength of what shades one scan alone; diffusion is read out of an array coil and stored without a correction.
-_OWN_SHADING, _OWN_SHADING_DWI = 0.10, 0.22
+OWN_SHADING, OWN_SHADING_DWI = 0.10, 0.22
 _MADE_BY = "medk2n phantom"
 _OURS = ("README", ".bidsignore", "dataset_description.json", "derivatives", "participants.tsv")
 
@@ -208,7 +208,7 @@ def _scan(plan, rng, body, tissues, kind: str, protocol: Protocol, shading) -> t
     if kind == "adc":
         noisy, clean = scan_adc(rng, body, tissues, protocol, plan.slice_mm)
     else:
-        strength = _OWN_SHADING_DWI if kind == "dwi" else _OWN_SHADING
+        strength = OWN_SHADING_DWI if kind == "dwi" else OWN_SHADING
         own = coil_shading(rng, body, strength) if kind != "ct" else 1.0
         noisy, clean = scan(rng, body, tissues, protocol, shading * own, plan.slice_mm)
     if plan.stripped:

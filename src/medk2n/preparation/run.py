@@ -12,7 +12,7 @@ from typing import Any
 
 from medk2n.data.prepared import FORMAT, SETTINGS, STUDY, is_prepared
 from medk2n.data.subject import Subject
-from medk2n.errors import DatasetError, Medk2nError, OutputExistsError, SystemLimitError
+from medk2n.errors import DatasetError, Medk2nError, OutputExistsError, SystemLimitError, contained
 from medk2n.io.atomic import check_writable, write_json
 from medk2n.preparation.study import Plan, folder_name, is_there, prepare_study, versions
 
@@ -127,10 +127,8 @@ def _one(task: _Task) -> _Outcome:
         if is_there(subject, place, root):
             return None
         return prepare_study(subject, plan, place, root).warnings
-    except SystemLimitError:
-        raise
-    except Medk2nError as error:
-        return error
+    except Exception as error:
+        return contained(error)
 
 
 def _each(tasks: Sequence[_Task], jobs: int) -> Iterator[tuple[str, _Outcome]]:

@@ -18,6 +18,7 @@ from medk2n.vocabulary import MODALITIES
 PLANES = ("axial", "coronal", "sagittal")
 _EDGES = {"axial": ("R", "L", "A", "P"), "coronal": ("R", "L", "S", "I"), "sagittal": ("A", "P", "S", "I")}
 _PANEL_INCHES = 2.2
+_THUMBNAIL_INCHES = 1.2
 _MARGIN = 0.03  # of the image edge, shown around the patient
 _INK = "#e8eef2"
 _WARNING = "#ffb454"
@@ -125,17 +126,28 @@ def stage_png(image: np.ndarray, limits: tuple[float, float]) -> str:
     Args:
         limits: values shown black and white.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     rows, columns = np.nonzero(image > 0)
     if rows.size:
         image = image[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-    shown = image[::-1, ::-1].T
-    figure = Figure(figsize=(_PANEL_INCHES * shown.shape[1] / shown.shape[0], _PANEL_INCHES), facecolor="black")
+    return _one_panel(image[::-1, ::-1].T, 1.0, limits, _PANEL_INCHES)
+
+
+def thumbnail_png(volume: Volume, view: View, limits: tuple[float, float]) -> str:
+    """The axial plane of a synthetic volume, small, as a `data:image/png;base64,` address."""
+    image, aspect = planes(volume, view)["axial"]
+    return _one_panel(image, aspect, limits, _THUMBNAIL_INCHES)
+
+
+def _one_panel(shown: np.ndarray, aspect: float, limits: tuple[float, float], height_inches: float) -> str:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    width_inches = height_inches * shown.shape[1] / (shown.shape[0] * aspect)
+    figure = Figure(figsize=(width_inches, height_inches), facecolor="black")
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.imshow(shown, cmap="gray", vmin=limits[0], vmax=max(limits[1], limits[0] + 1e-6), interpolation="bilinear")
+    axes.imshow(shown, cmap="gray", vmin=limits[0], vmax=max(limits[1], limits[0] + 1e-6), aspect=aspect,
+                interpolation="bilinear")  # fmt: skip
     axes.axis("off")
     _stamp(axes)
     return _encoded(figure, 80)

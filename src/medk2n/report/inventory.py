@@ -2,6 +2,7 @@
 
 import csv
 import io
+import warnings
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -93,11 +94,13 @@ def _figure(inventory: Inventory, name: str, path: Path) -> None:
     bars.barh(rows, [len(having) for _, having in patterns], color="#0072b2", height=0.6)
     dots.set_xticks(range(len(modalities)), modalities, rotation=45, ha="right")
     dots.set_yticks([])
-    dots.set_ylim(len(patterns) - 0.5, -0.5)
+    dots.set_ylim(max(1, len(patterns)) - 0.5, -0.5)
     bars.set_xlabel("subjects")
     bars.spines[["top", "right"]].set_visible(False)
     dots.spines[:].set_visible(False)
     kinds = sorted({c.kind for c in inventory.complaints})
     told = ", ".join(f"{sum(c.kind == kind for c in inventory.complaints)} {kind}" for kind in kinds)
     figure.suptitle(f"{Path(name).name}: what is there together\nto look at: {told or 'nothing'}", fontsize=9)
-    figure.savefig(path, dpi=120, format="png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a name in letters that the font has not
+        figure.savefig(path, dpi=120, format="png")

@@ -1,115 +1,155 @@
 """What a synthesis leaves on disk: images, sidecars, error maps and the report; all of them or none."""
 
-import shutil
+import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import medk2n
+from medk2n.errors import OutputExistsError
 from medk2n.io.atomic import check_writable, refuse_existing, write_json, write_text
-from medk2n.io.names import synth_name
 from medk2n.io.nifti import write_volume
+from medk2n.report.places import Place, deviation_of, planned_outputs, series_of, sidecar_of
 from medk2n.vocabulary import MODALITIES
 
 if TYPE_CHECKING:
     from medk2n.inference.synthesizer import Synthesis
 
-REPORT = "report.html"
 DATASET = "dataset_description.json"
 
 
-def planned_outputs(out: Path, study_id: str, targets: Iterable[str]) -> list[Path]:
-    """Every file that `write_synthesis` will make for these targets, known before anything is computed."""
-    names = [REPORT]
-    for target in targets:
-        image, deviation = image_name(study_id, target), deviation_name(study_id, target)
-        names += [image, _sidecar(image), deviation, _sidecar(deviation)]
-    return [out / name for name in names]
-
-
-def image_name(study_id: str, target: str) -> str:
-    """`<study>_desc-synth_T2w.nii.gz`."""
-    return synth_name(study_id, target)
-
-
-def deviation_name(study_id: str, target: str) -> str:
-    """`<study>_desc-synthstd_T2w.nii.gz`: predicted standard error of every voxel."""
-    return synth_name(study_id, target).replace("_desc-synth_", "_desc-synthstd_")
-
-
 def write_synthesis(
-    synthesis: "Synthesis", out: Path, study_id: str, *, overwrite: bool = False, dataset: Path | None = None
+    synthesis: "Synthesis", place: Place, *, request: Mapping[str, Any] | None = None, overwrite: bool = False
 ) -> list[Path]:
-    """Write everything of one study to `out`; returns the files, images first, the report last.
+    """Write everything of one study; returns the files, images first, the report last.
 
-    The files are made in a temporary folder inside `out` and moved when all of them are there.
+    The files are made in a temporary folder inside the data set and moved when all of them are there.
 
     Args:
-        dataset: where `dataset_description.json` belongs if `out` is one study's folder of several.
+        request: what decides about the result; with it a record is kept, so that a cohort can go on.
 
     Raises:
         OutputExistsError, OutputPermissionError, SystemLimitError.
     """
+    from medk2n.report.record import is_complete, write_record
     from medk2n.report.synthesis import render_report
 
     targets = list(synthesis.volumes)
-    refuse_existing(planned_outputs(out, study_id, targets), overwrite)
-    check_writable(out)
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=out) as folder:
-        made = Path(folder)
+    if request is None:
+        refuse_existing(planned_outputs(place, targets), overwrite)
+    elif not overwrite:
+        is_complete(place, lambda: request, targets)  # looked at again: hours may have passed
+    check_writable(place.report.parent)
+    place.dataset.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=place.dataset) as folder:
+        made: dict[Path, Path] = {}
+
+        def new(path: Path) -> Path:
+            made[path] = Path(folder) / path.relative_to(place.dataset)
+            made[path].parent.mkdir(parents=True, exist_ok=True)
+            return made[path]
+
         for target in targets:
-            image, deviation = image_name(study_id, target), deviation_name(study_id, target)
-            write_volume(synthesis.volumes[target], made / image)
-            write_json(made / _sidecar(image), image_sidecar(synthesis, target))
+            image = place.image(target)
+            _write_image(synthesis, target, place, new)
+            write_json(new(sidecar_of(image)), image_sidecar(synthesis, target, place))
             if target in synthesis.deviations:
-                description = "predicted standard error of a SYNTHETIC image"
-                write_volume(synthesis.deviations[target], made / deviation, description=description)
-                write_json(made / _sidecar(deviation), _deviation_sidecar(synthesis, target, image))
-        write_text(made / REPORT, render_report(synthesis, study_id))
-        write_dataset_description(dataset or out)
-        names = [path.name for path in planned_outputs(made, study_id, targets) if path.exists()]
-        for name in names:
-            shutil.move(made / name, out / name)
-    return [
-        out / name for name in sorted(names, key=lambda name: (name == REPORT, "synthstd" in name, ".json" in name))
-    ]
+                deviation = deviation_of(image)
+                _write_image(synthesis, target, place, new, error=True)
+                write_json(new(sidecar_of(deviation)), _deviation_sidecar(synthesis, target, place))
+        write_text(new(place.report), render_report(synthesis, place.study))
+        if place.form.nifti:
+            write_dataset_description(place)
+        if request is not None:
+            write_record(synthesis, place, request, made)
+        for path, now in made.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            now.replace(path)
+        for path in {path.parent for path in made if path.suffix == ".dcm"}:
+            for stale in set(path.iterdir()) - set(made):  # slices of the series that was there before
+                stale.unlink()
+    return sorted(made, key=lambda path: (path == place.report, "synthstd" in str(path), ".json" in path.name))
 
 
-def write_dataset_description(folder: Path) -> None:
-    """What makes a folder of outputs a BIDS derivative; written anew each time, since it is always the same."""
-    check_writable(folder)
-    write_json(
-        folder / DATASET,
-        {
-            "Name": "Synthetic images made by medk2n",
-            "BIDSVersion": "1.11.0",
-            "DatasetType": "derivative",
-            "GeneratedBy": [generated_by()],
-        },
-    )
+def _write_image(
+    synthesis: "Synthesis", target: str, place: Place, new: Callable[[Path], Path], *, error: bool = False
+) -> None:
+    """One synthetic image, or its predicted error, in every form asked for; `new` gives a file its place for now."""
+    form, volume = place.form, (synthesis.deviations if error else synthesis.volumes)[target]
+    image = deviation_of(place.image(target)) if error else place.image(target)
+    if form.nifti:
+        from medk2n.dicom.burn import burn_in_volume
+
+        description = "predicted standard error of a SYNTHETIC image" if error else "SYNTHETIC image, not acquired"
+        write_volume(burn_in_volume(volume) if form.burn_in else volume, new(image), description=description)
+    if form.dicom:
+        from medk2n.dicom import Maker, write_series
+
+        record = synthesis.record
+        settings = json.dumps({key: record[key] for key in ("seed", "control")}, sort_keys=True)
+        write_series(
+            volume,
+            form.dicom,
+            lambda name: new(series_of(image) / name),
+            reference=synthesis.reference,
+            sources=_seen(synthesis, target),
+            maker=Maker(record["model"], record["model_sha256"], medk2n.__version__, settings),
+            error=error,
+            burnt=form.burn_in is not False,
+        )
+
+
+def write_dataset_description(place: Place) -> None:
+    """What makes a folder of outputs a BIDS derivative; written anew each time, since it is always the same.
+
+    Raises:
+        OutputExistsError: the folder is another data set.
+    """
+    refuse_foreign(place.dataset)
+    check_writable(place.dataset)
+    description = {
+        "Name": "Synthetic images made by medk2n",
+        "BIDSVersion": "1.11.0",
+        "DatasetType": "derivative",
+        "GeneratedBy": [generated_by()],
+    }
+    write_json(place.dataset / DATASET, description | place.described())
+    if ignored := place.ignored():
+        write_text(place.dataset / ".bidsignore", "\n".join(ignored) + "\n")
+
+
+def refuse_foreign(dataset: Path) -> None:
+    """Raise OutputExistsError if a folder is a data set of somebody else: results never go among scans."""
+    try:
+        said = (dataset / DATASET).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return
+    if f'"Name": "{generated_by()["Name"]}"' not in said:
+        raise OutputExistsError(f"{dataset} is another data set ({DATASET}); expected another --out")
 
 
 def generated_by() -> dict[str, str]:
     return {"Name": "medk2n", "Version": medk2n.__version__, "Description": "SYNTHETIC images; research use only"}
 
 
-def image_sidecar(synthesis: "Synthesis", target: str) -> dict[str, Any]:
+def image_sidecar(synthesis: "Synthesis", target: str, place: Place) -> dict[str, Any]:
     """Everything that a reader of one synthetic image should be able to find out without this package."""
     explanation = synthesis.explanations[target]
-    steps = {step.source for step in explanation.steps}
-    seen = [name for name in synthesis.inputs if name in steps]
+    seen = _seen(synthesis, target)
+    reference = sources(synthesis, [synthesis.reference])[0]["path"]
     return {
         "Description": f"SYNTHETIC {MODALITIES[target].label} image, predicted from "
         f"{', '.join(seen)} by medk2n; not acquired; research use only",
         "Synthetic": True,
         "Modality": target,
-        "Sources": [str(source["path"] or f"{source['modality']} in memory") for source in sources(synthesis, seen)],
-        "SourceDetails": sources(synthesis, seen),
+        "Sources": [place.source(source["path"], source["modality"]) for source in sources(synthesis, seen)],
+        "SourceDetails": [
+            row | {"path": row["path"] and place.source(row["path"], "")} for row in sources(synthesis, seen)
+        ],
         "SkullStripped": synthesis.record["skull_stripped"],
-        "SpatialReference": sources(synthesis, [synthesis.reference])[0]["path"] or "orig",
+        "SpatialReference": place.source(reference, "") if reference else "orig",
         "Units": MODALITIES[target].unit,
         "Scaling": scaling_facts(synthesis, target),
         "KeyFrame": explanation.key,
@@ -127,6 +167,12 @@ def image_sidecar(synthesis: "Synthesis", target: str) -> dict[str, Any]:
         "GeneratedBy": [generated_by()],
         "Run": run_facts(synthesis),
     }
+
+
+def _seen(synthesis: "Synthesis", target: str) -> list[str]:
+    """The inputs that a target was made from, in the order given."""
+    steps = {step.source for step in synthesis.explanations[target].steps}
+    return [name for name in synthesis.inputs if name in steps]
 
 
 def sources(synthesis: "Synthesis", names: Iterable[str] | None = None) -> list[dict[str, Any]]:
@@ -157,17 +203,14 @@ def run_facts(synthesis: "Synthesis") -> dict[str, Any]:
     return {key: value for key, value in synthesis.record.items() if key != "sources"}
 
 
-def _deviation_sidecar(synthesis: "Synthesis", target: str, image: str) -> dict[str, Any]:
+def _deviation_sidecar(synthesis: "Synthesis", target: str, place: Place) -> dict[str, Any]:
+    image = place.image(target)
     return {
-        "Description": f"Predicted standard error of every voxel of {image}, in the unit of that image",
+        "Description": f"Predicted standard error of every voxel of {image.name}, in the unit of that image",
         "Synthetic": True,
         "Modality": target,
-        "Sources": [image],
+        "Sources": [place.own(image)],
         "SkullStripped": synthesis.record["skull_stripped"],
         "Units": MODALITIES[target].unit,
         "GeneratedBy": [generated_by()],
     }
-
-
-def _sidecar(name: str) -> str:
-    return name.removesuffix(".nii.gz") + ".json"

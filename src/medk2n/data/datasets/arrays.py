@@ -5,20 +5,18 @@ Two layouts. Stacks: `t1n`, `t2f`, ... are (slice, row, column), first row anter
 if known. Single slices: `mr_axial`, `ct_axial` are (x, y), y growing towards anterior; `mask_axial` is the head.
 """
 
-import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from medk2n.data.subject import Subject
-from medk2n.errors import DatasetError, UnknownNameError, VolumeReadError
+from medk2n.data.subject import Subject, or_faulty
+from medk2n.errors import DatasetError, GeometryError, VolumeReadError
 from medk2n.geometry.grid import Grid
-from medk2n.io.atomic import sha256_file
-from medk2n.io.volume import Header, LabelMap, Volume
-from medk2n.vocabulary import modality
+from medk2n.io.atomic import sha256_array
+from medk2n.io.npy import Npz, opened_npz
+from medk2n.io.volume import Header, LabelMap, Volume, as_labels
+from medk2n.vocabulary import short_name
 
 _AXIAL = "_axial"
 _MASKS = {"seg": "lesion", "mask": "head", "brain": "brain"}
@@ -35,8 +33,9 @@ class Arrays:
         return bool(_files(root))
 
     def index(self, root: Path) -> list[Subject]:
-        """One subject a file; reads the names of the arrays only."""
-        return [subject for subject in map(_subject, _files(root)) if subject.readers]
+        """One subject a file, a faulty one if it cannot be opened; reads the names of the arrays only."""
+        subjects = [or_faulty(path.stem, partial(_subject, path)) for path in _files(root)]
+        return [subject for subject in subjects if subject.readers or subject.fault]
 
 
 def _files(root: Path) -> list[Path]:
@@ -44,15 +43,15 @@ def _files(root: Path) -> list[Path]:
 
 
 def _subject(path: Path) -> Subject:
-    with _opened(path) as data:
-        keys = data.files
+    with opened_npz(path) as data:
+        keys = data.keys
     images: dict[str, str] = {}
     masks: dict[str, str] = {}
     for key in keys:
         word = key.removesuffix(_AXIAL)
         if word in _MASKS:
             masks[_MASKS[word]] = key
-        elif (name := _modality_of(word)) is not None:
+        elif (name := short_name(word)) is not None:
             if name in images:
                 raise DatasetError(f"{path}: arrays {images[name]} and {key} are both {name}; expected one, rename it")
             images[name] = key
@@ -66,73 +65,66 @@ def _subject(path: Path) -> Subject:
     )
 
 
-def _modality_of(word: str) -> str | None:
-    try:
-        return modality(word).name
-    except UnknownNameError:
-        return None
-
-
 def read_array(path: Path, key: str, name: str) -> Volume:
     """One array of an .npz as a Volume in (x, y, z) order, RAS, float32.
 
     Where the file states no spacing the grid has unit spacing and the provenance says `"spacing": "unknown"`:
-    millimetres mean nothing then, and the array is to be used as it is.
+    millimetres mean nothing then, and the array is to be used as it is. Its sha256 is that of the voxels.
 
     Raises:
         VolumeReadError: damaged file, wrong dimensions, non-finite or constant values.
+        GeometryError: too large, or a spacing that cannot be.
     """
-    array, spacing = _load(path, key)
-    array = array.astype(np.float32)
+    array, spacing = _load(path, key, noisy=True)
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32)
     if not np.isfinite(array).all():
-        raise VolumeReadError(f"{path}: array {key} has NaN or infinite values; expected finite ones; set them to 0")
+        raise VolumeReadError(
+            f"{path}: array {key} has NaN or infinite values; expected finite 32-bit ones; set them to 0"
+        )
     if array.min() == array.max():
         raise VolumeReadError(f"{path}: every value of array {key} is {array.flat[0]:g}; leave a constant one out")
     provenance = {
         "path": f"{path}:{key}",
-        "sha256": sha256_file(path),
+        "sha256": sha256_array(array),
         "spacing": "unknown" if spacing is None else "stated",
     }
-    return Volume(array, _grid(array.shape, spacing), name, provenance)
+    return Volume(array, _grid(path, array.shape, spacing), name, provenance)
 
 
 def read_array_header(path: Path, key: str) -> Header:
-    """Where the voxels of `read_array` are, without unpacking them.
-
-    Raises:
-        VolumeReadError: damaged file, or a shape that is none of the two layouts.
-    """
-    with _opened(path) as data, data.zip.open(f"{key}.npy") as member:
-        is_first = np.lib.format.read_magic(member) == (1, 0)
-        read = np.lib.format.read_array_header_1_0 if is_first else np.lib.format.read_array_header_2_0
-        shape = read(member)[0]
-        slices = int(np.count_nonzero(data["valid"])) if "valid" in data.files else shape[0]
-        spacing = np.asarray(data["spacing"], dtype=float) if "spacing" in data.files else None
+    """Where the voxels of `read_array` are, without unpacking them; raises as that does."""
+    with opened_npz(path) as data:
+        shape, spacing, valid = data.shape(key), _spacing(data), _valid(data)
     if key.endswith(_AXIAL):
-        return Header(_grid((*shape[-2:], 1), spacing), spacing is not None)
+        return Header(_grid(path, (*shape[-2:], 1), spacing), spacing is not None)
     if len(shape) != 3:
         raise VolumeReadError(f"{path}: array {key} has shape {shape}, expected (slice, row, column)")
-    return Header(_grid((shape[2], shape[1], slices), spacing), spacing is not None)
+    slices = shape[0] if valid is None else int(np.count_nonzero(valid))
+    return Header(_grid(path, (shape[2], shape[1], slices), spacing), spacing is not None)
 
 
 def read_array_labels(path: Path, key: str) -> LabelMap:
-    """One mask of an .npz, placed as `read_array` places images."""
+    """One mask of an .npz, placed as `read_array` places images; raises as that does."""
     array, spacing = _load(path, key)
-    return LabelMap(array.astype(np.int32), _grid(array.shape, spacing))
+    return LabelMap(as_labels(array, f"{path}: array {key}"), _grid(path, array.shape, spacing))
 
 
-def _grid(shape: tuple[int, ...], spacing: np.ndarray | None) -> Grid:
-    return Grid(shape, np.diag([*(np.ones(3) if spacing is None else spacing), 1.0]))  # type: ignore[arg-type]
+def _grid(path: Path, shape: tuple[int, ...], spacing: np.ndarray | None) -> Grid:
+    try:
+        return Grid(shape, np.diag([*(np.ones(3) if spacing is None else spacing), 1.0]))  # type: ignore[arg-type]
+    except GeometryError as error:
+        raise GeometryError(f"{path}: {error}") from error
 
 
-def _load(path: Path, key: str) -> tuple[np.ndarray, np.ndarray | None]:
+def _load(path: Path, key: str, *, noisy: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
     """The array in (x, y, z) order, valid slices only, and the spacing if stated."""
-    with _opened(path) as data:
-        array = data[key]
-        valid = data["valid"] if "valid" in data.files else None
-        spacing = np.asarray(data["spacing"], dtype=float) if "spacing" in data.files else None
+    with opened_npz(path) as data:
+        array, spacing, valid = data.read(key, noisy=noisy), _spacing(data), _valid(data)
     if array.dtype.kind not in "biuf":
         raise VolumeReadError(f"{path}: array {key} is {array.dtype}, expected real numbers")
+    if not array.size:
+        raise VolumeReadError(f"{path}: array {key} is empty (shape {array.shape}), expected voxels")
     if key.endswith(_AXIAL):
         array = array[0] if array.ndim == 3 and len(array) == 1 else array
         if array.ndim != 2:
@@ -147,17 +139,18 @@ def _load(path: Path, key: str) -> tuple[np.ndarray, np.ndarray | None]:
     return np.ascontiguousarray(array.transpose(2, 1, 0)[:, ::-1]), spacing
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
-    try:
-        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as data:
-            yield data
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, VolumeReadError):
-            raise
-        raise VolumeReadError(
-            f"{path}: cannot be read as .npz ({error}); expected plain arrays; copy it again"
-        ) from error
+def _spacing(data: Npz) -> np.ndarray | None:
+    """(3,) x, y, z in mm; None where none is stated."""
+    if "spacing" not in data.keys:
+        return None
+    spacing = np.asarray(data.read("spacing"), dtype=float)
+    if spacing.shape != (3,) or not (spacing > 0).all():
+        raise VolumeReadError(f"{data.path}: `spacing` is {spacing.tolist()}; expected x, y and z in mm")
+    return spacing
+
+
+def _valid(data: Npz) -> np.ndarray | None:
+    return data.read("valid") if "valid" in data.keys else None
 
 
 COMPONENT = Arrays()

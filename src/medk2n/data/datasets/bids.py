@@ -22,7 +22,9 @@ class Bids:
 
     def matches(self, root: Path) -> bool:
         """At least one `sub-*` folder holds a datatype folder."""
-        return any(_datatype_folders(session) for subject in _subjects(root) for session in _sessions(subject))
+        return any(
+            _datatype_folders(session) for subject in subject_folders(root) for session in session_folders(subject)
+        )
 
     def index(self, root: Path) -> list[Subject]:
         """Subjects with at least one recognised image; reads no voxels."""
@@ -30,12 +32,12 @@ class Bids:
         pipelines = sorted(derivatives.glob("*/"), key=lambda p: (p.name != _TRUTH, p.name))
         sites = _sites(root / "participants.tsv")
         found = []
-        for folder in _subjects(root):
-            for session in _sessions(folder):
+        for folder in subject_folders(root):
+            for session in session_folders(folder):
                 place = session.relative_to(root)
-                masks = [f for pipeline in pipelines for f in _files(pipeline / place)]
+                masks = [f for pipeline in pipelines for f in session_files(pipeline / place)]
                 masks += image_files(derivatives / place) if (derivatives / place).is_dir() else []
-                subject = subject_of("_".join(place.parts), _files(session), masks)
+                subject = subject_of("_".join(place.parts), session_files(session), masks)
                 found.append(replace(subject, site=sites.get(folder.name, "")))
         return [subject for subject in found if subject.readers or subject.inputs_only]
 
@@ -49,11 +51,13 @@ def _sites(table: Path) -> dict[str, str]:
     return {row.get("participant_id") or "": row.get("site") or "" for row in rows}
 
 
-def _subjects(root: Path) -> list[Path]:
+def subject_folders(root: Path) -> list[Path]:
+    """`sub-*` of a data set, sorted."""
     return sorted(p for p in root.glob("sub-*") if p.is_dir())
 
 
-def _sessions(subject: Path) -> list[Path]:
+def session_folders(subject: Path) -> list[Path]:
+    """`ses-*` of a subject, sorted; the subject's own folder where it has none."""
     return sorted(p for p in subject.glob("ses-*") if p.is_dir()) or [subject]
 
 
@@ -61,7 +65,8 @@ def _datatype_folders(session: Path) -> list[Path]:
     return [session / name for name in DATATYPES if (session / name).is_dir()]
 
 
-def _files(session: Path) -> list[Path]:
+def session_files(session: Path) -> list[Path]:
+    """Images and masks in the datatype folders of a session."""
     return [file for folder in _datatype_folders(session) for file in image_files(folder)]
 
 

@@ -1,9 +1,10 @@
 """What `medk2n prepare` wrote: one folder a subject on one grid, and a sidecar that says how it got there."""
 
+from functools import partial
 from pathlib import Path
 
 from medk2n.data.prepared import SETTINGS, STUDY, is_prepared, prepared_subject
-from medk2n.data.subject import Subject
+from medk2n.data.subject import Subject, or_faulty
 
 
 class Prepared:
@@ -17,9 +18,9 @@ class Prepared:
         return is_prepared(root)
 
     def index(self, root: Path) -> list[Subject]:
-        """Every whole subject; reads sidecars, no voxels."""
+        """Every whole subject, faulty ones whose sidecar is damaged; reads sidecars, no voxels."""
         return [
-            prepared_subject(place.parent)
+            or_faulty(place.parent.name, partial(prepared_subject, place.parent))
             for place in sorted(root.glob(f"*/{STUDY}"))
             if not place.parent.name.startswith(".")
         ]

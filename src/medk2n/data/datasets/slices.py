@@ -10,20 +10,26 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from io import StringIO
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
 
-from medk2n.data.subject import Subject
-from medk2n.errors import DatasetError, UnknownNameError, VolumeReadError
+from medk2n.data.subject import Subject, or_faulty
+from medk2n.errors import DatasetError, GeometryError, UnknownNameError, VolumeReadError
 from medk2n.geometry.grid import Grid
+from medk2n.geometry.limits import check_packed, check_size
 from medk2n.io.atomic import sha256_array
-from medk2n.io.volume import Header, LabelMap, Volume
+from medk2n.io.door import door, read_text
+from medk2n.io.npy import read_npy
+from medk2n.io.volume import Header, LabelMap, Volume, as_labels
 from medk2n.vocabulary import modality
 
 TABLE = "slices.csv"
 _NEEDED = ("subject", "modality", "file")
 _MASKS = ("lesion", "brain", "head")
+_MOST_PNG = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,25 +54,22 @@ class Slices:
         """One subject a name in the table; reads the table only.
 
         Raises:
-            DatasetError: a column, a value or a file is missing, a slice is there twice, a modality is unknown, or the
-                images of a subject do not hold the same slices.
+            DatasetError: a column or a value is missing, or a modality is unknown. A subject is faulty if a file is
+                missing, a slice is there twice, or its images do not hold the same slices.
         """
         rows: dict[str, dict[str, list[dict[str, str]]]] = defaultdict(lambda: defaultdict(list))
         for row in _rows(root / TABLE):
             rows[row["subject"]][_what(row, root)].append(row)
-        subjects = [_subject(name, images, root) for name, images in rows.items()]
-        return [subject for subject in subjects if subject.readers]
+        subjects = [or_faulty(name, partial(_subject, name, images, root)) for name, images in rows.items()]
+        return [subject for subject in subjects if subject.readers or subject.fault]
 
 
 def _rows(table: Path) -> list[dict[str, str]]:
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            rows = [
-                {key.strip(): (value or "").strip() for key, value in row.items() if key}
-                for row in csv.DictReader(file)
-            ]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DatasetError(f"{table}: cannot be read ({error}); expected comma-separated text") from error
+    with door(DatasetError, f"{table}: cannot be read", "expected comma-separated text in UTF-8"):
+        text = StringIO(read_text(table, encoding="utf-8-sig"), newline="")
+        rows = [
+            {key.strip(): (value or "").strip() for key, value in row.items() if key} for row in csv.DictReader(text)
+        ]
     for number, row in enumerate(rows, 2):
         if missing := [name for name in _NEEDED if not row.get(name)]:
             raise DatasetError(f"{table}, line {number}: no {' and no '.join(missing)}; expected one in every line")
@@ -113,9 +116,11 @@ def _levels(name: str, what: str, rows: Sequence[Mapping[str, str]], root: Path)
     """Slice number -> file."""
     found: dict[float, Path] = {}
     for row in rows:
-        path = root / row["file"]
+        path = _within(root, row["file"])
         try:
             level = float(row.get("slice") or 0)
+            if not isfinite(level):
+                raise ValueError
         except ValueError:
             raise DatasetError(f"{root / TABLE}, {row['file']}: slice {row['slice']!r}; expected a number") from None
         if level in found:
@@ -123,10 +128,18 @@ def _levels(name: str, what: str, rows: Sequence[Mapping[str, str]], root: Path)
                 f"{root / TABLE}: {name} has {found[level].name} and {path.name} as {what} at slice {level:g}; "
                 "expected one; number them in a column called slice"
             )
-        if not path.is_file():
-            raise DatasetError(f"{root / TABLE}: {path}: no such file; expected paths relative to the table")
         found[level] = path
     return found
+
+
+def _within(root: Path, name: str) -> Path:
+    """A file that the table names; one beside or below the table, since a table may come from anywhere."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise DatasetError(f"{root / TABLE}: {name} is outside the data set; expected paths below the table's folder")
+    with door(DatasetError, f"{root / TABLE}: {name} cannot be looked for", "expected paths relative to the table"):
+        if not (root / name).is_file():
+            raise DatasetError(f"{root / TABLE}: {root / name}: no such file; expected paths relative to the table")
+    return root / name
 
 
 def _spacing(text: str, name: str, root: Path) -> tuple[float, float, float]:
@@ -146,10 +159,12 @@ def read_stack(stack: Stack, name: str) -> Volume:
 
     Raises:
         VolumeReadError: a damaged, coloured or non-finite image, sizes that differ, or one value throughout.
+        GeometryError: too large, or a spacing that cannot be.
     """
-    array = _load(stack).astype(np.float32)
+    with np.errstate(over="ignore"):
+        array = _load(stack).astype(np.float32)
     if not np.isfinite(array).all():
-        raise VolumeReadError(f"{_name(stack)}: NaN or infinite values; expected finite ones; set them to 0")
+        raise VolumeReadError(f"{_name(stack)}: NaN or infinite values; expected finite 32-bit ones; set them to 0")
     if array.min() == array.max():
         raise VolumeReadError(f"{_name(stack)}: every value is {array.flat[0]:g}; leave a constant one out")
     known = "unknown" if stack.spacing_mm is None else "stated"
@@ -166,7 +181,7 @@ def read_stack_header(stack: Stack) -> Header:
 def read_stack_labels(stack: Stack) -> LabelMap:
     """A mask, placed as `read_stack` places images."""
     array = _load(stack)
-    return LabelMap(array.astype(np.int32), _grid(stack, array.shape))
+    return LabelMap(as_labels(array, _name(stack)), _grid(stack, array.shape))
 
 
 def _name(stack: Stack) -> str:
@@ -175,42 +190,49 @@ def _name(stack: Stack) -> str:
 
 
 def _grid(stack: Stack, shape: tuple[int, ...]) -> Grid:
-    return Grid(shape, np.diag([*(stack.spacing_mm or (1.0, 1.0, 1.0)), 1.0]))  # type: ignore[arg-type]
+    try:
+        return Grid(shape, np.diag([*(stack.spacing_mm or (1.0, 1.0, 1.0)), 1.0]))  # type: ignore[arg-type]
+    except GeometryError as error:
+        raise GeometryError(f"{_name(stack)}: {error}") from error
 
 
 def _load(stack: Stack) -> np.ndarray:
     """(x, y, z), RAS."""
-    planes = [_plane(path) for path in stack.files]
-    for path, plane in zip(stack.files, planes, strict=True):
-        if plane.shape != planes[0].shape:
+    planes: list[np.ndarray] = []
+    for path in stack.files:
+        planes.append(_plane(path))
+        if planes[-1].shape != planes[0].shape:
             raise VolumeReadError(
-                f"{path}: {plane.shape[1]} x {plane.shape[0]} pixels, {stack.files[0].name} has "
+                f"{path}: {planes[-1].shape[1]} x {planes[-1].shape[0]} pixels, {stack.files[0].name} has "
                 f"{planes[0].shape[1]} x {planes[0].shape[0]}; expected one size; crop or pad it"
             )
+        check_size((*planes[0].shape, len(stack.files)), _name(stack), itemsize=planes[0].itemsize)
     return np.ascontiguousarray(np.stack(planes).transpose(2, 1, 0)[:, ::-1])
 
 
 def _plane(path: Path) -> np.ndarray:
     """One image, (row, column)."""
-    from PIL import Image
-
-    try:
-        if path.suffix.lower() == ".npy":
-            with path.open("rb") as file:
-                plane = np.load(file, allow_pickle=False)
-        else:
-            with Image.open(path) as picture:
-                plane = np.asarray(picture.convert("L") if picture.mode in ("1", "P", "LA") else picture)
-    except (OSError, ValueError, EOFError, SyntaxError, Image.DecompressionBombError) as error:
-        raise VolumeReadError(
-            f"{path}: cannot be read ({error}); expected a PNG or .npy image; copy it again"
-        ) from error
-    if plane.ndim == 3 and (plane[..., :3] == plane[..., :1]).all():
+    plane = read_npy(path) if path.suffix.lower() == ".npy" else _picture(path)
+    if plane.ndim == 3 and plane.shape[2] in (3, 4) and (plane[..., :3] == plane[..., :1]).all():
         plane = plane[..., 0]  # grey, saved as a colour image; with or without opacity
-    if plane.ndim != 2 or plane.dtype.kind not in "biuf":
+    if plane.ndim != 2 or plane.dtype.kind not in "biuf" or not plane.size:
         what = "coloured" if plane.ndim == 3 else f"an array of {plane.dtype}, shape {plane.shape}"
         raise VolumeReadError(f"{path}: is {what}; expected one grey slice; convert it")
     return plane
+
+
+def _picture(path: Path) -> np.ndarray:
+    """What a PNG holds; no other format is decoded, whatever the name says (some start programs)."""
+    from PIL import Image
+
+    with door(VolumeReadError, f"{path}: cannot be read", "expected a PNG or .npy image; copy it again"):
+        if path.stat().st_size > _MOST_PNG:
+            raise ValueError(f"it is larger than {_MOST_PNG // 2**20} MiB")
+        with Image.open(path, formats=("PNG",)) as picture:
+            unpacked = picture.width * picture.height * len(picture.getbands())
+            check_size((picture.width, picture.height), str(path))
+            check_packed(unpacked, path.stat().st_size, str(path))
+            return np.asarray(picture.convert("L") if picture.mode in ("1", "P", "LA") else picture)
 
 
 COMPONENT = Slices()

@@ -1,0 +1,498 @@
+"""Train networks by turns on one card for some minutes, from packed scans and digital bodies.
+
+    python recipes/gpu/train.py OUT --pack PACK --bodies BODIES --minutes 8 [--total 20] [--resume STATE]
+
+Med-K2N's trunk and the reference U-Net see the same batches and take as many steps. All data live on the device
+(`medk2n.training.device_feed`). OUT gets state-K.safetensors (weights, and their averages, in files of at most 15 MB),
+state.json and log.csv, anew after each validation; `--resume` goes on from such a folder, so short runs add up to
+`--total` minutes of one schedule. Momenta are not kept: a resumed run warms up again.
+"""
+
+import argparse
+import copy
+import json
+import math
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parent))
+import digital
+import pack
+
+from medk2n.cli.common import resolve_device
+from medk2n.config.schema import LossWeights, Optimiser
+from medk2n.data.batches import Augmentation, Batch, whole_slices
+from medk2n.data.stored import ENOUGH, Stored
+from medk2n.errors import ConfigError, InternalError, Medk2nError
+from medk2n.losses.likelihood import gaussian_nll
+from medk2n.losses.reconstruction import edge_error, log_mse, mean_squared_error
+from medk2n.models.parts.passes import stacked
+from medk2n.models.parts.trunk import Trunk
+from medk2n.training.device_damage import Chance
+from medk2n.training.device_feed import DeviceFeed, draw_sources, narrowed
+from medk2n.training.groups import optimisers
+
+CANVAS = 144, 176
+SLICES = 3
+MOST_BYTES = 15_000_000
+CORE = "t1c", "t1n", "t2f", "t2w"
+SHARES = {"lgg128": 0.3, "lgg128-incomplete": 0.04, "brains128": 0.4, "four128": 0.06, "digital": 0.2}
+FREE_SHARES = {"brains128": 0.3, "four128": 0.04, "digital": 0.66}
+_TOLD_EVERY = 50
+_BUSY = 0.1  # share of the time that new bodies may take
+_WARM_AGAIN = 150
+
+Images = tuple[Tensor, Tensor | None]
+"""Mean image and log variance (or None) of every modality, (b, m, h, w) each."""
+
+
+class TrunkImages(nn.Module):
+    """A trunk's images alone: x (b, m slices + m, h, w) -> mean of every modality, no log variance."""
+
+    def __init__(self, m: int, widths: Sequence[int], mean: Tensor) -> None:
+        super().__init__()
+        self.trunk = Trunk(m * SLICES + m, tuple(widths), mean)
+
+    def forward(self, x: Tensor) -> Images:
+        return self.trunk(x)[1], None
+
+
+NETWORKS: dict[str, Callable[[int, Sequence[int], Tensor], nn.Module]] = {"trunk": TrunkImages, "unet": TrunkImages}
+
+
+def loss_of(images: Images, batch: Batch, sources: Tensor, weights: LossWeights) -> Tensor:
+    """Every acquired image of a crop is judged as an answer; one that is also an input counts little."""
+    mean, log_variance = images
+    there = batch.acquired[..., None, None]
+    target = torch.where(there, batch.targets, 0.0).flatten(0, 1)
+    inside = batch.foreground[:, None].expand_as(batch.targets).flatten(0, 1)
+    share = (torch.where(sources, weights.remade, 1.0) * batch.acquired).flatten()
+    image = mean.float().flatten(0, 1)
+    error = weights.log_mse * log_mse(image, target, inside) + weights.edges * edge_error(image, target, inside)
+    if log_variance is not None:
+        likelihood = gaussian_nll(image, log_variance.float().flatten(0, 1), target, inside)
+        error = error + weights.likelihood * likelihood
+    return (share * error).sum() / share.sum()
+
+
+@dataclass
+class Learner:
+    """A network, its averaged twin and its optimisers."""
+
+    name: str
+    module: nn.Module
+    settings: Optimiser
+    averaged: nn.Module = field(init=False)
+    optimisers: list[torch.optim.Optimizer] = field(init=False)
+    run: Callable[[Tensor], Images] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.averaged = copy.deepcopy(self.module).requires_grad_(False).eval()
+        self.optimisers = optimisers(self.module, self.settings)
+        self.run = self.module
+
+    def loss(self, batch: Batch, sources: Tensor, weights: LossWeights, *, bf16: bool) -> Tensor:
+        """Of one batch; the forward pass in bfloat16 where asked for, the loss never."""
+        x = stacked(batch.images, sources).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+            images = self.run(x)
+        return loss_of(images, batch, sources, weights)
+
+    def step(self, loss: Tensor, rate: float, steps: int) -> None:
+        """One optimiser step, the number `steps`."""
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.clip)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate * group["scale"]
+            optimiser.step()
+        self.module.zero_grad(set_to_none=True)
+        decay = min(self.settings.ema, (1 + steps) / (10 + steps))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.averaged.parameters()), list(self.module.parameters()), 1 - decay)
+
+    def compile(self, seconds: int, mode: str, loss: Callable[[], Tensor]) -> bool:
+        """Compile within so many seconds, or stay as it is; `loss` gives one of this learner's."""
+        self.run = torch.compile(self.module, mode=mode)
+        try:
+            with _alarm(seconds):
+                loss().backward()
+            return True
+        except _Late:
+            torch._dynamo.reset()
+            self.run = self.module
+            return False
+        finally:
+            self.module.zero_grad(set_to_none=True)
+
+
+class _Late(BaseException):
+    """The time limit of a compilation has passed; no `Exception`, which a compiler might catch."""
+
+
+@contextmanager
+def _alarm(seconds: int) -> Iterator[None]:
+    def ring(*_: object) -> None:
+        raise _Late
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def as_seen(packed: pack.Packed, modalities: Sequence[str]) -> Stored:
+    """A packed study as a model of these modalities sees it."""
+    stored = packed.stored
+    at = [packed.modalities.index(name) if name in packed.modalities else None for name in modalities]
+    styles = [None if s is None else tuple(None if k is None else s[k] for k in at) for s in stored.styles]
+    return replace(
+        stored,
+        channels=tuple(() if k is None else stored.channels[k] for k in at),
+        stretch=tuple(() if k is None else stored.stretch[k] for k in at),
+        styles=(styles[0], styles[1]),
+    )
+
+
+@dataclass
+class Data:
+    """The feed, what is watched, and the folder that more bodies may come into."""
+
+    feed: DeviceFeed
+    watched: dict[str, list[Batch]]
+    modalities: Sequence[str]
+    shares: dict[str, float]
+    bodies: Path | None
+    most_bodies: int
+    seed: int
+    taken: set[str] = field(default_factory=set)
+    look_at: float = 0.0
+
+    def take_bodies(self, chance: Chance, *, at_once: int) -> int:
+        """Scan bodies that have come since, and draw from them too; how many."""
+        started = time.monotonic()
+        if self.bodies is None or started < self.look_at:
+            return 0
+        fresh = sorted(p for p in self.bodies.glob("body-*.npz") if p.name not in self.taken)
+        fresh = fresh[: min(at_once, self.most_bodies - len(self.taken))]
+        group, device = list(self.shares).index("digital"), self.feed.device
+        for path in fresh:
+            rng = np.random.default_rng([self.seed, int(path.stem.removeprefix("body-"))])
+            stored, slices = digital.visit(digital.Subject.load(path, device), self.modalities, chance, rng)
+            if slices.shape[0] * slices.shape[1] > self.feed.room:
+                self.bodies = None
+                break
+            self.feed.add(group, stored, _fitting(slices))
+            self.taken.add(path.name)
+        if fresh:
+            self.feed.share_out(list(self.shares.values()))
+        self.look_at = time.monotonic() + max(1.0, (time.monotonic() - started) / _BUSY)
+        return len(fresh)
+
+
+def _fitting(slices: Tensor) -> Tensor:
+    """The middle of slices that are larger than the canvas."""
+    (h, w), (rows, columns) = slices.shape[2:], CANVAS
+    top, left = max(0, (h - rows) // 2), max(0, (w - columns) // 2)
+    return slices[:, :, top : top + rows, left : left + columns]
+
+
+def read_data(asked: argparse.Namespace, device: torch.device) -> Data:
+    """Everything onto the device."""
+    modalities = asked.modalities.split(",")
+    found = pack.read(asked.pack) if asked.pack else []
+    learned = [p for p in found if p.part == "train" and (p.free or not asked.free)]
+    shares = _shares(asked, {p.set for p in learned} | ({"digital"} if asked.bodies else set()))
+    learned = [p for p in learned if p.set in shares]
+    rows = sum(p.stored.slices.shape[0] * p.stored.slices.shape[1] for p in learned)
+    feed = DeviceFeed(len(modalities), CANVAS, rows + asked.room * 1_000_000 // math.prod(CANVAS), device)
+    for packed in learned:
+        feed.add(list(shares).index(packed.set), as_seen(packed, modalities))
+    watched: dict[str, list[Batch]] = {}
+    for packed in (p for p in found if p.part == "val"):
+        stored = as_seen(packed, modalities)
+        inside = np.flatnonzero(stored.foreground_share > ENOUGH)
+        at = inside[np.linspace(0, len(inside) - 1, min(asked.watched, len(inside))).round().astype(int)]
+        watched.setdefault(packed.set, []).append(whole_slices(stored, at.tolist(), SLICES).to(device))
+    data = Data(feed, watched, modalities, shares, asked.bodies, asked.most_bodies, asked.seed)
+    if learned:
+        feed.share_out(list(shares.values()))
+    return data
+
+
+def _shares(asked: argparse.Namespace, there: set[str]) -> dict[str, float]:
+    """Set -> share of the crops, of the sets that are there."""
+    told = dict(pair.split("=") for pair in asked.shares.split(",")) if asked.shares else None
+    shares = {k: float(v) for k, v in told.items()} if told else dict(FREE_SHARES if asked.free else SHARES)
+    if told and (unknown := sorted(set(told) - there)):
+        raise ConfigError(f"--shares: no {', '.join(unknown)} here; expected some of {', '.join(sorted(there))}")
+    shares = {name: share for name, share in shares.items() if name in there and share > 0}
+    if not shares:
+        raise ConfigError("nothing to learn from: give --pack DIR of recipes/gpu/pack.py, --bodies DIR, or both")
+    return shares
+
+
+@torch.no_grad()
+def validate(network: nn.Module, watched: Mapping[str, Sequence[Batch]], most: int) -> dict[str, float]:
+    """Mean PSNR in dB within the foreground over missing targets of fixed slices and subsets, by set and in all."""
+    values: dict[str, list[Tensor]] = {}
+    for name, batches in watched.items():
+        for k, batch in enumerate(batches):
+            chance = Chance(torch.Generator().manual_seed(k))
+            sources = draw_sources(batch.acquired.cpu(), chance, most=most).to(batch.images.device)
+            h, w = batch.images.shape[-2:]
+            x = nn.functional.pad(stacked(batch.images, sources), (0, -w % 16, 0, -h % 16))
+            mean = network(x.contiguous(memory_format=torch.channels_last))[0][..., :h, :w].float()
+            row, target = (batch.acquired & ~sources).nonzero().unbind(dim=1)
+            mse = mean_squared_error(mean[row, target], batch.targets[row, target], batch.foreground[row])
+            values.setdefault(name, []).append(-10 * torch.log10(mse + 1e-6))
+    means = {name: float(torch.cat(v).mean()) for name, v in values.items()}
+    return means | ({"all": float(torch.cat([x for v in values.values() for x in v]).mean())} if values else {})
+
+
+def rate_at(progress: float, settings: Optimiser, steps: int) -> float:
+    """Warm-up (of a resumed run too) and cosine, as in `medk2n train`."""
+    warm = min(1.0, progress / settings.warm_up, (steps + 1) / _WARM_AGAIN) if settings.warm_up else 1.0
+    fall = max(0.0, (progress - settings.warm_up) / (1 - settings.warm_up))
+    return settings.learning_rate * max(warm, 1e-3) * (0.5 * (1 + math.cos(math.pi * fall)) * 0.98 + 0.02)
+
+
+def save_state(out: Path, learners: Sequence[Learner], facts: dict[str, Any]) -> None:
+    """Write the state beside the old one, then in its place; files of at most 15 MB.
+
+    32-bit weights where all fit into 60 MB, else 16-bit ones.
+    """
+    tensors = {
+        f"{learner.name}.{kind}.{name}": tensor
+        for learner in learners
+        for kind, module in (("weights", learner.module), ("averaged", learner.averaged))
+        for name, tensor in module.state_dict().items()
+    }
+    size = sum(t.numel() for t in tensors.values()) * 4
+    half = size > 60_000_000
+    tensors = {n: (t.half() if half else t.float()).cpu().contiguous() for n, t in tensors.items()}
+    out.mkdir(parents=True, exist_ok=True)
+    shards: list[dict[str, Tensor]] = [{}]
+    for name, tensor in tensors.items():
+        if shards[-1] and sum(t.nbytes for t in shards[-1].values()) + tensor.nbytes > MOST_BYTES - 100_000:
+            shards.append({})
+        shards[-1][name] = tensor
+    parts = []
+    for k, shard in enumerate(shards, 1):
+        parts.append(out / f".state-{k}.part")
+        save_file(shard, parts[-1])
+    for old in out.glob("state-*.safetensors"):
+        old.unlink()
+    for k, part in enumerate(parts, 1):
+        part.rename(out / f"state-{k}.safetensors")
+    (out / "state.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def load_state(folder: Path, learners: Sequence[Learner]) -> dict[str, Any]:
+    """Weights and averages back; returns the facts.
+
+    Raises:
+        ConfigError: no state there, or of other networks.
+    """
+    try:
+        facts = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{folder}: expected state.json and state-K.safetensors of an earlier run ({error})"
+        ) from error
+    tensors: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("state-*.safetensors")):
+        tensors |= load_file(path)
+    for learner in learners:
+        for kind, module in (("weights", learner.module), ("averaged", learner.averaged)):
+            prefix = f"{learner.name}.{kind}."
+            mine = {n.removeprefix(prefix): t.float() for n, t in tensors.items() if n.startswith(prefix)}
+            try:
+                module.load_state_dict(mine)
+            except RuntimeError as error:
+                what = " ".join(str(error).split())[:160]
+                raise ConfigError(f"{folder}: no weights of {learner.name} of these sizes ({what})") from error
+    return facts
+
+
+def learn(asked: argparse.Namespace) -> dict[str, Any]:
+    """A whole run; returns the facts that state.json holds."""
+    began = time.monotonic()
+    device = torch.device(resolve_device(asked.device))
+    bf16 = asked.precision == "bf16" or (asked.precision == "auto" and device.type == "cuda")
+    settings = Optimiser(learning_rate=asked.rate, ema=asked.ema, warm_up=asked.warm_up)
+    weights = LossWeights()
+    data = read_data(asked, device)
+    chance = Chance(torch.Generator(device=device).manual_seed(asked.seed))
+    while data.take_bodies(chance, at_once=64) or len(data.taken) < asked.wait_bodies:
+        data.look_at = 0.0
+        time.sleep(0.5 if len(data.taken) < asked.wait_bodies else 0.0)
+    augmentation = Augmentation(strip=asked.strip, restyle=asked.restyle, corrupt=asked.corrupt)
+    core = torch.tensor([name in CORE for name in data.modalities], device=device)
+
+    def draw() -> tuple[Batch, Tensor]:
+        batch = data.feed.batch(chance, asked.batch, asked.crop, SLICES, augmentation)
+        if not all(name in CORE for name in data.modalities):
+            acquired = narrowed(batch.acquired, core, chance, share=asked.core_share)
+            batch = replace(batch, acquired=acquired)
+        return batch, draw_sources(batch.acquired, chance, most=asked.most_sources)
+
+    torch.manual_seed(asked.seed)
+    learners = learners_of(asked, draw()[0], settings, device)
+    facts = load_state(asked.resume, learners) if asked.resume else {"steps": 0, "seconds": 0.0, "history": []}
+    chance.generator.manual_seed(asked.seed + 1 + facts["steps"])
+    sizes = [f"{one.name} {sum(p.numel() for p in one.module.parameters()) / 1e6:.1f} M" for one in learners]
+    ready = time.monotonic() - began
+    _say(f"{device}, after {ready:.0f} s: {len(data.feed)} studies, {len(data.taken)} digital; {', '.join(sizes)}")
+    for one in learners if asked.compile else ():
+        loss = partial(lambda learner: learner.loss(*draw(), weights, bf16=bf16), one)
+        done = one.compile(asked.compile_seconds, asked.compile, loss)
+        _say(f"{one.name}: {'compiled' if done else f'not compiled within {asked.compile_seconds} s'}")
+    return _loop(asked, data, learners, facts, settings, weights, chance, draw, bf16, began)
+
+
+def learners_of(asked: argparse.Namespace, batch: Batch, settings: Optimiser, device: torch.device) -> list[Learner]:
+    """Fresh networks, whose images start at the mean of each modality."""
+    inside = batch.foreground[:, None] & batch.acquired[..., None, None]
+    mean = torch.where(inside, batch.targets, 0.0).sum(dim=(0, 2, 3)) / inside.sum(dim=(0, 2, 3)).clamp_min(1)
+    made = []
+    for name in asked.networks.split(","):
+        widths = [int(width) for width in asked.widths.split(",")]
+        module = NETWORKS[name](len(mean), widths, mean.cpu()).to(device, memory_format=torch.channels_last)
+        made.append(Learner(name, module, settings))
+    return made
+
+
+def _loop(asked, data, learners, facts, settings, weights, chance, draw, bf16, began) -> dict[str, Any]:
+    """Steps, validation and saving until the minutes are over; reading and compiling count."""
+    out, before, total = asked.out, facts["seconds"], 60 * (asked.total or asked.minutes)
+    deadline, first = began + 60 * asked.minutes, time.monotonic()
+    if asked.resume and asked.resume != out:
+        out.mkdir(parents=True, exist_ok=True)
+        if (asked.resume / "log.csv").is_file():
+            shutil.copy(asked.resume / "log.csv", out / "log.csv")
+    marks = [k / asked.validations for k in range(1, asked.validations)]
+    steps, told_at, made = 0, time.monotonic(), 0
+    losses: dict[str, Tensor] = {}
+    reserve = 0.0
+    while True:
+        now = time.monotonic()
+        if now + reserve >= deadline or (asked.steps and steps >= asked.steps):
+            break
+        spent = now - first
+        rate = rate_at(min(1.0, (before + spent) / total), settings, steps)
+        batch, sources = draw()
+        for learner in learners:
+            loss = learner.loss(batch, sources, weights, bf16=bf16)
+            learner.step(loss, rate, facts["steps"] + steps)
+            losses[learner.name] = loss.detach()
+        steps += 1
+        made += asked.batch
+        if steps % _TOLD_EVERY == 0 or steps == 1:
+            numbers = {name: float(loss) for name, loss in losses.items()}
+            if not all(map(math.isfinite, numbers.values())):
+                raise InternalError(f"the loss is not finite at step {steps}: {numbers}; the last state is in {out}")
+            speed = made / (time.monotonic() - told_at)
+            if steps % (_TOLD_EVERY * 10) == 0 or steps == 1:
+                line = ", ".join(f"{k} {v:.4f}" for k, v in numbers.items())
+                at = f"step {facts['steps'] + steps}, {spent:.0f} s, {speed:.0f} crops/s, rate {rate:.2e}"
+                _say(f"{at}, {line}, {len(data.feed)} studies")
+            told_at, made = time.monotonic(), 0
+            data.take_bodies(chance, at_once=16)
+        if marks and spent >= marks[0] * 60 * asked.minutes:
+            marks.pop(0)
+            reserve = _keep(asked, data, learners, facts, steps, before + time.monotonic() - first)
+    _keep(asked, data, learners, facts, steps, before + time.monotonic() - first)
+    return json.loads((out / "state.json").read_text(encoding="utf-8"))
+
+
+def _keep(asked, data: Data, learners: Sequence[Learner], facts: dict[str, Any], steps: int, seconds: float) -> float:
+    """Validate and save; how long it took."""
+    started = time.monotonic()
+    scores = {one.name: validate(one.averaged, data.watched, asked.most_sources) for one in learners}
+    done = facts["steps"] + steps
+    facts["history"].append({"steps": done, "seconds": seconds, "digital": len(data.taken), "psnr": scores})
+    told = {k: str(v) if isinstance(v, Path) else v for k, v in vars(asked).items()}
+    now = facts | {"steps": done, "seconds": seconds, "asked": told, "free": asked.free,
+                   "sets": list(data.shares)}  # fmt: skip
+    save_state(asked.out, learners, now)
+    with (asked.out / "log.csv").open("a", encoding="utf-8") as file:
+        for name, by_set in scores.items():
+            for where, value in by_set.items():
+                file.write(f"{done},{seconds:.1f},{name},{where},{value:.4f}\n")
+    _say(f"validation at step {done}: " + "; ".join(
+        f"{name} " + ", ".join(f"{k} {v:.2f}" for k, v in by.items()) for name, by in scores.items()))  # fmt: skip
+    return time.monotonic() - started
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    made.add_argument("out", type=Path, nargs="?", help="folder for the state and the log")
+    made.add_argument("--pack", type=Path, help="folder of part-N.zip (recipes/gpu/pack.py)")
+    made.add_argument("--bodies", type=Path, help="folder that recipes/gpu/digital.py writes, or has written")
+    made.add_argument("--wait-bodies", type=int, default=0, help="bodies to wait for before the first step")
+    made.add_argument("--most-bodies", type=int, default=1000)
+    made.add_argument("--room", type=int, default=24_000, help="MB of device memory for digital subjects")
+    made.add_argument("--free", action="store_true", help="learn only from what leaves the weights Apache-2.0")
+    made.add_argument("--shares", help="of the crops, by set: lgg128=0.5,digital=0.5")
+    made.add_argument("--modalities", default="t1c,t1n,t2f,t2w")
+    made.add_argument("--minutes", type=float, default=1.0, help="of this run, reading included")
+    made.add_argument("--total", type=float, help="minutes of the schedule, over all runs that resume each other")
+    made.add_argument("--steps", type=int, help="at most so many (for tests)")
+    made.add_argument("--resume", type=Path)
+    made.add_argument("--networks", default="trunk,unet")
+    made.add_argument("--widths", default="64,96,160,256,320")
+    made.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    made.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
+    made.add_argument("--batch", type=int, default=64)
+    made.add_argument("--crop", type=int, default=128)
+    made.add_argument("--rate", type=float, default=1.5e-3)
+    made.add_argument("--warm-up", type=float, default=0.03)
+    made.add_argument("--ema", type=float, default=0.998)
+    made.add_argument("--strip", type=float, default=0.3)
+    made.add_argument("--restyle", type=float, default=0.5)
+    made.add_argument("--corrupt", type=float, default=0.05)
+    made.add_argument("--most-sources", type=int, default=3)
+    made.add_argument("--core-share", type=float, default=0.6)
+    made.add_argument("--validations", type=int, default=4)
+    made.add_argument("--watched", type=int, default=6, help="slices of each watched subject")
+    made.add_argument("--compile", nargs="?", const="default", help="torch.compile, and its mode")
+    made.add_argument("--compile-seconds", type=int, default=90)
+    made.add_argument("--seed", type=int, default=0)
+    return made
+
+
+def main() -> None:
+    """Train."""
+    asked = parser().parse_args()
+    try:
+        if asked.out is None:
+            raise ConfigError("expected a folder for the state: train.py OUT --minutes M")
+        learn(asked)
+    except Medk2nError as error:
+        sys.exit(f"train.py: {error}")
+
+
+if __name__ == "__main__":
+    main()

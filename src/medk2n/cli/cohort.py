@@ -1,0 +1,196 @@
+"""Completes studies one after the other with one load of the model; `medk2n synth` and `medk2n bids` share it.
+
+What is complete already stays, a study that fails is named and the others go on, so a cohort that was stopped goes on
+where it was when the same command is given again.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+import medk2n
+from medk2n.cli.common import Manifest, progress_bar
+from medk2n.cli.complaints import one_line
+
+if TYPE_CHECKING:
+    from medk2n.config.control import FusionRule
+    from medk2n.data.subject import Subject
+    from medk2n.inference.predictor import Progress
+    from medk2n.inference.synthesizer import Synthesizer
+    from medk2n.io.volume import Volume
+    from medk2n.report.places import Place
+
+
+@dataclass(frozen=True)
+class Job:
+    """One study to complete: its images, what is wanted, where it goes."""
+
+    study: "Subject | Mapping[str, Path] | Mapping[str, Volume]"
+    targets: list[str]
+    place: "Place"
+    control: "Mapping[str, FusionRule]" = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """What the study is called."""
+        return self.place.study
+
+    @property
+    def given(self) -> list[str]:
+        """Modalities of the study."""
+        return list(self.study if isinstance(self.study, Mapping) else self.study.modalities)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is alike for all studies of a run.
+
+    Attributes:
+        data: the data set that the studies lie in; what is complete in `out` stays. None for one study alone, which is
+            refused where its outputs are there.
+    """
+
+    data: Path | None
+    model: Path
+    model_sha256: str
+    device: str
+    reference: str | None
+    seed: int
+    overwrite: bool
+
+
+def complete(jobs: Sequence[Job], settings: Settings, run: Manifest, failed: dict[str, Any]) -> None:
+    """Complete every study that is not; those that fail join `failed` (id -> complaint), one alone fails loudly.
+
+    Raises:
+        OutputExistsError: before anything is computed, if outputs are there that are not this very request's.
+        SystemLimitError: disk full; the studies that are done stay.
+    """
+    from medk2n.report.outputs import refuse_foreign
+
+    for dataset in {job.place.dataset for job in jobs}:
+        refuse_foreign(dataset)
+    alone = len(jobs) + len(failed) == 1
+    left = [job for job in jobs if not _is_done(job, settings)]
+    run.facts["complete_before"] = [job.id for job in jobs if job not in left]
+    if len(left) < len(jobs):
+        typer.echo(f"{len(jobs) - len(left)} of {len(jobs)} studies are complete already, from the same files")
+    run.facts["studies"] = {name: {"error": str(complaint)} for name, complaint in failed.items()}
+    if left:
+        _complete(left, settings, run, failed, alone=alone)
+
+
+def _complete(left: Sequence[Job], settings: Settings, run: Manifest, failed: dict[str, Any], *, alone: bool) -> None:
+    from medk2n.errors import contained
+    from medk2n.inference.synthesizer import Synthesizer
+
+    synthesizer = Synthesizer.from_pretrained(settings.model, device=settings.device)
+    studies, done = run.facts["studies"], 0
+    started = time.perf_counter()
+    with _bars(len(left)) as bars:
+        for number, job in enumerate(left, 1):
+            try:
+                studies[job.id] = _one(synthesizer, job, settings, run, bars)
+                done += 1
+            except Exception as error:
+                if alone:
+                    raise
+                failed[job.id] = str(contained(error))
+                studies[job.id] = {"error": failed[job.id]}
+                typer.echo(f"{one_line(job.id)}: failed")
+            elapsed = time.perf_counter() - started
+            run.facts["studies_per_hour"] = round(done * 3600 / elapsed, 1)
+            if number < len(left):
+                typer.echo(f"  {number} of {len(left)}, about {_words(elapsed / number * (len(left) - number))} left")
+
+
+def _is_done(job: Job, settings: Settings) -> bool:
+    from medk2n.io.atomic import refuse_existing
+    from medk2n.report.places import planned_outputs
+    from medk2n.report.record import is_complete
+
+    if settings.data is None or settings.overwrite:
+        refuse_existing(planned_outputs(job.place, job.targets), settings.overwrite)
+        return False
+    return is_complete(job.place, partial(_request, job, settings, settings.data), job.targets)
+
+
+def _request(job: Job, settings: Settings, data: Path) -> dict[str, Any]:
+    """What decides about the result of one study of a data set."""
+    from medk2n.preparation.study import hashes
+
+    return {
+        "inputs": hashes(job.study, data),
+        "model": settings.model_sha256,
+        "targets": job.targets,
+        "reference": settings.reference,
+        "seed": settings.seed,
+        "rules": {name: rule.model_dump(mode="json", exclude_defaults=True) for name, rule in job.control.items()},
+        "medk2n": medk2n.__version__,
+    }
+
+
+def _one(synthesizer: "Synthesizer", job: Job, settings: Settings, run: Manifest, bars: "_Bars") -> dict[str, Any]:
+    """Complete one study; returns what the manifest says of it."""
+    from medk2n.report.outputs import write_synthesis
+
+    request = None if settings.data is None else _request(job, settings, settings.data)
+    with bars.study(job.id) as progress:
+        synthesis = synthesizer.synth(
+            job.study,
+            job.targets,
+            reference=settings.reference,
+            seed=settings.seed,
+            control=job.control,
+            progress=progress,
+        )
+    written = write_synthesis(synthesis, job.place, request=request, overwrite=settings.overwrite)
+    run.inputs += [Path(path) for path in synthesis.record["control_masks"]]
+    run.inputs += [Path(v.provenance["path"]) for v in synthesis.inputs.values() if v.provenance.get("path")]
+    run.outputs += written
+    for line in synthesis.record["warnings"]:
+        typer.echo(f"medk2n: warning: {one_line(f'{job.id}: {line}')}", err=True)
+    typer.echo(f"{job.id}: {', '.join(synthesis.inputs)} -> {', '.join(job.targets)}; look at {written[-1]} first")
+    return {"inputs": list(synthesis.inputs), "targets": job.targets, "elapsed_s": synthesis.record["elapsed_s"]}
+
+
+class _Bars:
+    """A bar for the cohort and one for the slices of the study at hand."""
+
+    def __init__(self, bar: Any, studies: int) -> None:
+        self._bar = bar
+        self._studies = bar.add_task("studies", total=studies) if studies > 1 else None
+
+    @contextmanager
+    def study(self, name: str) -> "Iterator[Progress]":
+        """Shows one study; the function that it gives moves its bar."""
+        from rich.markup import escape
+
+        line = self._bar.add_task(escape(name), total=None)
+        try:
+            yield lambda done, total: self._bar.update(line, completed=done, total=total)
+        finally:
+            self._bar.remove_task(line)
+            if self._studies is not None:
+                self._bar.advance(self._studies)
+
+
+@contextmanager
+def _bars(studies: int) -> Iterator[_Bars]:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with progress_bar(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()) as bar:
+        yield _Bars(bar, studies)
+
+
+def _words(seconds: float) -> str:
+    """A duration as people say it."""
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"

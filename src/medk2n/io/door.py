@@ -1,0 +1,46 @@
+"""The door through which foreign bytes come in: whatever a library makes of them leaves as one line of ours."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from medk2n.errors import Medk2nError
+
+MOST_TEXT = 64 * 2**20
+"""Bytes of a table or settings file beyond which nothing but a fault is."""
+
+
+@contextmanager
+def door(refusal: type[Medk2nError], what: str, cure: str) -> Iterator[None]:
+    """Whatever goes wrong inside becomes `refusal`, "what (why); cure"; what libraries warn of stays inside.
+
+    Refusals of our own pass as they are. Lists of what a library may raise are never whole: they are not kept.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except Medk2nError:
+        raise
+    except Exception as error:
+        raise refusal(f"{what} ({reason(error)}); {cure}") from error
+
+
+def reason(error: Any) -> str:
+    """An error's words on one line, at most 200 of its letters; its name where it says nothing."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def read_text(path: Path, *, encoding: str = "utf-8") -> str:
+    """A table or settings file; to be called inside a `door`.
+
+    Raises:
+        ValueError: no regular file (a pipe would be waited for, a device has no end), too large, in other letters.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no regular file")
+    if path.stat().st_size > MOST_TEXT:
+        raise ValueError(f"it is larger than {MOST_TEXT // 2**20} MiB")
+    return path.read_bytes().decode(encoding)

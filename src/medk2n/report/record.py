@@ -1,0 +1,92 @@
+"""What a finished study says of itself, so that a cohort that was stopped goes on where it was.
+
+A record is written when all files of a study are made and before the first is moved to its place. So whatever is found
+there later either has the hash that the record names, or is somebody else's.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medk2n.errors import OutputExistsError
+from medk2n.io.atomic import refuse_existing, sha256_file, write_json
+from medk2n.report.figures import View, display_range, thumbnail_png
+from medk2n.report.places import RECORDS, Place, planned_outputs
+
+if TYPE_CHECKING:
+    from medk2n.inference.synthesizer import Synthesis
+
+FORMAT = 1
+
+
+def is_complete(place: Place, request: Callable[[], Mapping[str, Any]], targets: Iterable[str]) -> bool:
+    """Whether all files of a study are there, unaltered, and answer this very request.
+
+    Args:
+        request: tells what decides about the result: hashes of the inputs, the model's hash, targets, settings; asked
+            only if there is something to compare it with.
+
+    Raises:
+        OutputExistsError: files are there that answer another request, were altered, or are not ours.
+    """
+    planned = planned_outputs(place, targets)
+    record = read_record(place.record)
+    if record is None:
+        refuse_existing(planned, overwrite=False)
+        return False
+    hashes = {place.dataset / name: digest for name, digest in record["outputs"].items()}
+    there = [path for path in {*planned, *hashes} if path.exists()]
+    if there and (before := record["request"]) != (now := request()):
+        changed = ", ".join(sorted(k for k in {*before, *now} if before.get(k) != now.get(k)))
+        raise OutputExistsError(
+            f"{place.report}: {place.study} was made with other {changed}; add --overwrite to make it again, or choose "
+            "another --out"
+        )
+    for path in sorted(there):
+        if sha256_file(path) != hashes.get(path):
+            raise OutputExistsError(f"{path} is not as it was written; move it away, or add --overwrite to replace it")
+    return set(planned) <= set(there)
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """A record; None where there is none that this version understands."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and record.get("format") == FORMAT else None
+
+
+def records(dataset: Path) -> list[dict[str, Any]]:
+    """All records of a data set whose report is there, in name order."""
+    found = [read_record(path) for path in sorted((dataset / RECORDS).glob("*.json"))]
+    return [record for record in found if record and (dataset / record["report"]).is_file()]
+
+
+def write_record(synthesis: "Synthesis", place: Place, request: Mapping[str, Any], made: Mapping[Path, Path]) -> None:
+    """Write the record of a study whose files are made.
+
+    Args:
+        made: final place of each file -> where it lies now.
+    """
+    view = View.around(synthesis.inputs[synthesis.reference])
+    write_json(
+        place.record,
+        {
+            "format": FORMAT,
+            "study": place.study,
+            "request": dict(request),
+            "report": place.report.relative_to(place.dataset).as_posix(),
+            "outputs": {path.relative_to(place.dataset).as_posix(): sha256_file(now) for path, now in made.items()},
+            "inputs": list(synthesis.inputs),
+            "targets": {
+                name: {
+                    "predicted_psnr_db": explanation.predicted_psnr_db,
+                    "thumbnail": thumbnail_png(synthesis.volumes[name], view, display_range(synthesis.volumes[name])),
+                }
+                for name, explanation in synthesis.explanations.items()
+            },
+            "elapsed_s": synthesis.record.get("elapsed_s"),
+        },
+    )

@@ -1,0 +1,34 @@
+"""A model with random weights, for every test that needs one which answers."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+MODALITIES = ("ct", "t1c", "t1n", "t2f", "t2w")
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory) -> Path:
+    import torch
+
+    from medk2n import checkpoint
+    from medk2n.models._spec import Statistics
+    from medk2n.registry import resolve
+
+    folder = tmp_path_factory.mktemp("model")
+    spec = resolve("models", "medk2n")
+    params = spec.params(widths=(8, 8, 8, 16), joint=(8, 8, 8, 8, 16), embedding=8, memory_slots=2)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = spec.build(params, len(MODALITIES), Statistics.neutral(len(MODALITIES)))
+    statistics = checkpoint.Statistics(
+        affine_maps={target: {source: (1.0, 0.0, 0.05) for source in MODALITIES} for target in MODALITIES},
+        variance=dict.fromkeys(MODALITIES, 0.05),
+        typical_scaling={name: (0.0, 800.0) for name in MODALITIES} | {"ct": (-1000.0, 2000.0)},
+    )
+    config = checkpoint.ModelConfig(
+        model="medk2n", modalities=MODALITIES, spacing_mm=2.0, params=asdict(params), statistics=statistics
+    )
+    checkpoint.save(folder, module, config)
+    return folder
