@@ -2,8 +2,9 @@
 
     python recipes/gpu/train.py OUT --pack PACK --bodies BODIES --minutes 8 [--total 20] [--resume STATE]
 
-Med-K2N's trunk and the reference U-Net see the same batches and take as many steps. All data live on the device
-(`medk2n.training.device_feed`). OUT gets state-K.safetensors (weights, and their averages, in files of at most 15 MB),
+Med-K2N's synthesizer and the reference U-Net see the same batches and take as many steps; then, for `--weighing` seconds,
+Med-K2N's weighting networks learn beside the averaged synthesizer, on subjects that it has not seen. All data live on the
+device (`medk2n.training.device_feed`). OUT gets state-K.safetensors (weights, and their averages, in files of at most 15 MB),
 state.json and log.csv, anew after each validation; `--resume` goes on from such a folder, so short runs add up to
 `--total` minutes of one schedule. Momenta are not kept: a resumed run warms up again.
 """
@@ -16,9 +17,10 @@ import shutil
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,18 +34,27 @@ sys.path.insert(0, str(Path(__file__).parent))
 import digital
 import pack
 
+import medk2n
+from medk2n import checkpoint
 from medk2n.cli.common import resolve_device
-from medk2n.config.schema import LossWeights, Optimiser
+from medk2n.config.schema import LossWeights, Optimiser, load_config
 from medk2n.data.batches import Augmentation, Batch, whole_slices
 from medk2n.data.stored import ENOUGH, Stored
 from medk2n.errors import ConfigError, InternalError, Medk2nError
 from medk2n.losses.likelihood import gaussian_nll
 from medk2n.losses.reconstruction import edge_error, log_mse, mean_squared_error
-from medk2n.models.parts.passes import stacked
-from medk2n.models.parts.trunk import Trunk
+from medk2n.models._spec import Statistics
+from medk2n.models.layers.shared_passes import padded, stacked
+from medk2n.models.medk2n import MedK2N
+from medk2n.models.medk2n import Params as MedK2NParams
+from medk2n.models.unet import Params as UNetParams
+from medk2n.models.unet import UNet
+from medk2n.registry import resolve
 from medk2n.training.device_damage import Chance
 from medk2n.training.device_feed import DeviceFeed, draw_sources, narrowed
 from medk2n.training.groups import optimisers
+from medk2n.training.lesson import Pupil
+from medk2n.training.lessons.medk2n import MedK2NLesson
 
 CANVAS = 144, 176
 SLICES = 3
@@ -54,23 +65,75 @@ FREE_SHARES = {"brains128": 0.3, "four128": 0.04, "digital": 0.66}
 _TOLD_EVERY = 50
 _BUSY = 0.1  # share of the time that new bodies may take
 _WARM_AGAIN = 150
+_FOLD_ROWS = 40_000  # room for digital subjects that are held out
+_FOLD_EVERY = 10
 
 Images = tuple[Tensor, Tensor | None]
 """Mean image and log variance (or None) of every modality, (b, m, h, w) each."""
 
 
-class TrunkImages(nn.Module):
-    """A trunk's images alone: x (b, m slices + m, h, w) -> mean of every modality, no log variance."""
+class UNetImages(nn.Module):
+    """The reference: x (b, m slices + m, h, w) -> mean of every modality, no log variance."""
 
-    def __init__(self, m: int, widths: Sequence[int], mean: Tensor) -> None:
+    maps = False
+
+    def __init__(self, m: int, widths: Sequence[int], known: Statistics) -> None:
         super().__init__()
-        self.trunk = Trunk(m * SLICES + m, tuple(widths), mean)
+        self.net = UNet(UNetParams(widths=tuple(widths)), m, known)
 
     def forward(self, x: Tensor) -> Images:
-        return self.trunk(x)[1], None
+        return self.net.out(self.net.trunk(x)), None
 
 
-NETWORKS: dict[str, Callable[[int, Sequence[int], Tensor], nn.Module]] = {"trunk": TrunkImages, "unet": TrunkImages}
+class MedK2NImages(nn.Module):
+    """The synthesizer and its heads: x (b, m slices + m, h, w) -> mean and log variance of every modality."""
+
+    maps = True
+
+    def __init__(self, m: int, widths: Sequence[int], known: Statistics) -> None:
+        super().__init__()
+        self.net = MedK2N(MedK2NParams(widths=tuple(widths)), m, known)
+
+    def forward(self, x: Tensor) -> Images:
+        everything = torch.arange(self.net.m, device=x.device)
+        return self.net.heads(self.net.trunk.trunk(x), self.net.embeddings, everything)
+
+
+def statistics(mean: Tensor) -> Statistics:
+    """As far as a few crops tell: the mean (m,) of each modality."""
+    known = Statistics.neutral(len(mean))
+    return replace(known, mean=mean[:, None].expand(-1, len(mean)).clone())
+
+
+def read_statistics(path: Path, modalities: Sequence[str]) -> tuple[Statistics, checkpoint.Statistics]:
+    """What `recipes/gpu/pair_statistics.py` wrote, as models take it and as their folders keep it.
+
+    Raises:
+        ConfigError: no such file, or of other modalities.
+    """
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        if told["modalities"] != list(modalities):
+            raise ConfigError(f"{path}: of {', '.join(told['modalities'])}; expected {', '.join(modalities)}")
+        parts = [torch.tensor(told[name]) for name in ("mean", "deviation", "correlation", "variance")]
+        maps = {
+            target: {
+                source: (told["slope"][i][j], told["intercept"][i][j], told["residual"][i][j])
+                for i, source in enumerate(modalities)
+            }
+            for j, target in enumerate(modalities)
+        }
+        variance = dict(zip(modalities, told["variance"], strict=True))
+        typical = {name: (low, high) for name, (low, high) in told["typical"].items()}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ConfigError(f"{path}: expected what recipes/gpu/pair_statistics.py writes ({error})") from error
+    return Statistics(*parts), checkpoint.Statistics(affine_maps=maps, variance=variance, typical_scaling=typical)
+
+
+NETWORKS: dict[str, Callable[[int, Sequence[int], Statistics], nn.Module]] = {
+    "medk2n": MedK2NImages,
+    "unet": UNetImages,
+}
 
 
 def loss_of(images: Images, batch: Batch, sources: Tensor, weights: LossWeights) -> Tensor:
@@ -95,6 +158,8 @@ class Learner:
     name: str
     module: nn.Module
     settings: Optimiser
+    chance: Chance | None = None
+    hide: float = 0.0
     averaged: nn.Module = field(init=False)
     optimisers: list[torch.optim.Optimizer] = field(init=False)
     run: Callable[[Tensor], Images] = field(init=False)
@@ -106,7 +171,13 @@ class Learner:
 
     def loss(self, batch: Batch, sources: Tensor, weights: LossWeights, *, bf16: bool) -> Tensor:
         """Of one batch; the forward pass in bfloat16 where asked for, the loss never."""
-        x = stacked(batch.images, sources).contiguous(memory_format=torch.channels_last)
+        x = stacked(batch.images, sources)
+        if self.module.maps and self.chance is not None:
+            m = sources.shape[1]
+            presence = hidden(sources, x.shape[-2:], self.chance, self.hide)
+            seen = x[:, :-m].unflatten(1, (m, SLICES)) * presence[:, :, None]
+            x = torch.cat([seen.flatten(1, 2), presence], dim=1)
+        x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
             images = self.run(x)
         return loss_of(images, batch, sources, weights)
@@ -143,6 +214,23 @@ class _Late(BaseException):
     """The time limit of a compilation has passed; no `Exception`, which a compiler might catch."""
 
 
+def hidden(sources: Tensor, size: torch.Size, chance: Chance, share: float) -> Tensor:
+    """Presence maps (b, m, h, w) of sets (b, m), as `training/lessons/medk2n.py` draws them, for a batch at once."""
+    b, m = sources.shape
+    chosen = sources & (chance.uniform(b, m) < share) & (sources.sum(dim=1, keepdim=True) > 1)
+    field = nn.functional.interpolate(chance.normal(b, m, 4, 4), size=size, mode="bicubic", align_corners=True)
+    edge, left = chance.uniform(b, m, high=0.8), chance.uniform(b, m) * (chance.uniform(b, m) > 0.7)
+    outside = torch.sigmoid(8 * (edge[..., None, None] - field))
+    left = left[..., None, None]
+    return torch.where(chosen[..., None, None], left + (1 - left) * outside, 1.0) * sources[..., None, None]
+
+
+def spared(sources: Tensor, severity: Tensor, chance: Chance) -> Tensor:
+    """Half of the damaged members of sets (b, m) left out where another is left."""
+    kept = sources & ~((severity > 0) & (chance.uniform(*sources.shape) < 0.5))
+    return torch.where(kept.any(dim=1, keepdim=True), kept, sources)
+
+
 @contextmanager
 def _alarm(seconds: int) -> Iterator[None]:
     def ring(*_: object) -> None:
@@ -175,12 +263,14 @@ class Data:
     """The feed, what is watched, and the folder that more bodies may come into."""
 
     feed: DeviceFeed
+    fold: DeviceFeed
     watched: dict[str, list[Batch]]
     modalities: Sequence[str]
     shares: dict[str, float]
     bodies: Path | None
     most_bodies: int
     seed: int
+    learned: dict[str, int]
     taken: set[str] = field(default_factory=set)
     look_at: float = 0.0
 
@@ -195,13 +285,16 @@ class Data:
         for path in fresh:
             rng = np.random.default_rng([self.seed, int(path.stem.removeprefix("body-"))])
             stored, slices = digital.visit(digital.Subject.load(path, device), self.modalities, chance, rng)
-            if slices.shape[0] * slices.shape[1] > self.feed.room:
+            feed = self.fold if len(self.taken) % _FOLD_EVERY == 4 else self.feed
+            if slices.shape[0] * slices.shape[1] > feed.room:
                 self.bodies = None
                 break
-            self.feed.add(group, stored, _fitting(slices))
+            feed.add(group, stored, _fitting(slices))
             self.taken.add(path.name)
         if fresh:
-            self.feed.share_out(list(self.shares.values()))
+            for feed in (self.feed, self.fold):
+                if len(feed):
+                    feed.share_out(list(self.shares.values()))
         self.look_at = time.monotonic() + max(1.0, (time.monotonic() - started) / _BUSY)
         return len(fresh)
 
@@ -220,20 +313,39 @@ def read_data(asked: argparse.Namespace, device: torch.device) -> Data:
     learned = [p for p in found if p.part == "train" and (p.free or not asked.free)]
     shares = _shares(asked, {p.set for p in learned} | ({"digital"} if asked.bodies else set()))
     learned = [p for p in learned if p.set in shares]
-    rows = sum(p.stored.slices.shape[0] * p.stored.slices.shape[1] for p in learned)
-    feed = DeviceFeed(len(modalities), CANVAS, rows + asked.room * 1_000_000 // math.prod(CANVAS), device)
+    held = learned[4::_FOLD_EVERY]
+    learned = [p for k, p in enumerate(learned) if k % _FOLD_EVERY != 4]
+    feed = DeviceFeed(len(modalities), CANVAS, _rows(learned) + asked.room * 1_000_000 // math.prod(CANVAS), device)
     for packed in learned:
         feed.add(list(shares).index(packed.set), as_seen(packed, modalities))
+    fold = DeviceFeed(len(modalities), CANVAS, _rows(held) + _FOLD_ROWS, device)
+    for packed in held:
+        fold.add(list(shares).index(packed.set), as_seen(packed, modalities))
     watched: dict[str, list[Batch]] = {}
     for packed in (p for p in found if p.part == "val"):
         stored = as_seen(packed, modalities)
         inside = np.flatnonzero(stored.foreground_share > ENOUGH)
         at = inside[np.linspace(0, len(inside) - 1, min(asked.watched, len(inside))).round().astype(int)]
         watched.setdefault(packed.set, []).append(whole_slices(stored, at.tolist(), SLICES).to(device))
-    data = Data(feed, watched, modalities, shares, asked.bodies, asked.most_bodies, asked.seed)
-    if learned:
-        feed.share_out(list(shares.values()))
+    data = Data(
+        feed,
+        fold,
+        watched,
+        modalities,
+        shares,
+        asked.bodies,
+        asked.most_bodies,
+        asked.seed,
+        dict(Counter(p.set for p in learned)),
+    )
+    for each in (feed, fold):
+        if len(each):
+            each.share_out(list(shares.values()))
     return data
+
+
+def _rows(studies: Sequence[pack.Packed]) -> int:
+    return sum(p.stored.slices.shape[0] * p.stored.slices.shape[1] for p in studies)
 
 
 def _shares(asked: argparse.Namespace, there: set[str]) -> dict[str, float]:
@@ -257,7 +369,7 @@ def validate(network: nn.Module, watched: Mapping[str, Sequence[Batch]], most: i
             chance = Chance(torch.Generator().manual_seed(k))
             sources = draw_sources(batch.acquired.cpu(), chance, most=most).to(batch.images.device)
             h, w = batch.images.shape[-2:]
-            x = nn.functional.pad(stacked(batch.images, sources), (0, -w % 16, 0, -h % 16))
+            x = padded(stacked(batch.images, sources), 16)
             mean = network(x.contiguous(memory_format=torch.channels_last))[0][..., :h, :w].float()
             row, target = (batch.acquired & ~sources).nonzero().unbind(dim=1)
             mse = mean_squared_error(mean[row, target], batch.targets[row, target], batch.foreground[row])
@@ -351,18 +463,19 @@ def learn(asked: argparse.Namespace) -> dict[str, Any]:
         if not all(name in CORE for name in data.modalities):
             acquired = narrowed(batch.acquired, core, chance, share=asked.core_share)
             batch = replace(batch, acquired=acquired)
-        return batch, draw_sources(batch.acquired, chance, most=asked.most_sources)
+        sources = draw_sources(batch.acquired, chance, most=asked.most_sources)
+        return batch, spared(sources, batch.severity, chance)
 
     torch.manual_seed(asked.seed)
     learners = learners_of(asked, draw()[0], settings, device)
     facts = load_state(asked.resume, learners) if asked.resume else {"steps": 0, "seconds": 0.0, "history": []}
     chance.generator.manual_seed(asked.seed + 1 + facts["steps"])
-    sizes = [f"{one.name} {sum(p.numel() for p in one.module.parameters()) / 1e6:.1f} M" for one in learners]
-    ready = time.monotonic() - began
-    _say(f"{device}, after {ready:.0f} s: {len(data.feed)} studies, {len(data.taken)} digital; {', '.join(sizes)}")
+    _say(f"{device}: {len(data.feed)} studies, {len(data.taken)} of them digital; {time.monotonic() - began:.0f} s; "
+         + ", ".join(f"{one.name} {sum(p.numel() for p in one.module.parameters()) / 1e6:.1f} M" for one in learners))  # fmt: skip
     for one in learners if asked.compile else ():
-        loss = partial(lambda learner: learner.loss(*draw(), weights, bf16=bf16), one)
-        done = one.compile(asked.compile_seconds, asked.compile, loss)
+        done = one.compile(
+            asked.compile_seconds, asked.compile, partial(lambda o: o.loss(*draw(), weights, bf16=bf16), one)
+        )
         _say(f"{one.name}: {'compiled' if done else f'not compiled within {asked.compile_seconds} s'}")
     return _loop(asked, data, learners, facts, settings, weights, chance, draw, bf16, began)
 
@@ -374,8 +487,14 @@ def learners_of(asked: argparse.Namespace, batch: Batch, settings: Optimiser, de
     made = []
     for name in asked.networks.split(","):
         widths = [int(width) for width in asked.widths.split(",")]
-        module = NETWORKS[name](len(mean), widths, mean.cpu()).to(device, memory_format=torch.channels_last)
-        made.append(Learner(name, module, settings))
+        known = (
+            read_statistics(asked.statistics, asked.modalities.split(","))[0]
+            if asked.statistics
+            else statistics(mean.cpu())
+        )
+        module = NETWORKS[name](len(mean), widths, known).to(device, memory_format=torch.channels_last)
+        chance = Chance(torch.Generator(device=device).manual_seed(asked.seed + 7))
+        made.append(Learner(name, module, settings, chance, asked.hide))
     return made
 
 
@@ -411,15 +530,114 @@ def _loop(asked, data, learners, facts, settings, weights, chance, draw, bf16, b
             speed = made / (time.monotonic() - told_at)
             if steps % (_TOLD_EVERY * 10) == 0 or steps == 1:
                 line = ", ".join(f"{k} {v:.4f}" for k, v in numbers.items())
-                at = f"step {facts['steps'] + steps}, {spent:.0f} s, {speed:.0f} crops/s, rate {rate:.2e}"
-                _say(f"{at}, {line}, {len(data.feed)} studies")
+                _say(
+                    f"step {facts['steps'] + steps}, {spent:.0f} s, {speed:.0f} crops/s, rate {rate:.2e}, {line}, {len(data.feed)} studies"
+                )
             told_at, made = time.monotonic(), 0
             data.take_bodies(chance, at_once=16)
         if marks and spent >= marks[0] * 60 * asked.minutes:
             marks.pop(0)
             reserve = _keep(asked, data, learners, facts, steps, before + time.monotonic() - first)
     _keep(asked, data, learners, facts, steps, before + time.monotonic() - first)
+    if asked.weighing:
+        weigh(asked, data, next(one for one in learners if one.name == "medk2n"), chance)
+        _keep(asked, data, learners, facts, steps, before + time.monotonic() - first)
+    if asked.statistics:
+        save_models(
+            asked,
+            data,
+            learners,
+            facts | {"steps": facts["steps"] + steps, "seconds": before + time.monotonic() - first},
+        )
     return json.loads((out / "state.json").read_text(encoding="utf-8"))
+
+
+def weigh(asked: argparse.Namespace, data: Data, learner: Learner, chance: Chance) -> None:
+    """The weighting networks, beside the averaged synthesizer, on the held out subjects; leaves them in the average."""
+    net = learner.module.net
+    settings = [
+        "modalities=" + json.dumps(list(data.modalities)),
+        "core=[]",
+        f"batch.most_sources={asked.most_sources}",
+    ]
+    config = load_config("tiny", ["spacing_mm=1.5", "batch.size=2", "batch.crop=96", "batch.draws=1", *settings])
+    lesson = MedK2NLesson(Pupil(net, resolve("models", "medk2n"), config))
+    lesson.enter(learner.averaged.net)
+    learning = [p for p in net.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(learning, lr=2e-3, betas=(0.9, 0.98), weight_decay=1e-2)
+    average = copy.deepcopy(net).requires_grad_(False).eval()
+    augmentation = Augmentation(strip=asked.strip, restyle=asked.restyle, corrupt=config.teaching.corrupt)
+    held = data.fold if len(data.fold) else data.feed  # a handful of studies is not parted
+    began, steps, told = time.monotonic(), 0, {}
+    while (spent := (time.monotonic() - began) / asked.weighing) < 1 and not (asked.steps and steps >= asked.steps):
+        batch = held.batch(chance, asked.weighing_batch, asked.crop, SLICES, augmentation)
+        loss, parts = lesson.loss(batch, asked.seed + steps, 1.0, _Alone(batch.images.device))
+        loss.backward()
+        lesson.learned(_Alone(batch.images.device))
+        nn.utils.clip_grad_norm_(learning, 1.0)
+        for group in optimiser.param_groups:
+            group["lr"] = 2e-3 * min(1.0, (steps + 1) / 30) * (0.5 * (1 + math.cos(math.pi * spent)) + 0.01)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        steps += 1
+        decay = min(0.99, steps / (10 + steps))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
+        for name, value in parts.items():
+            told[name] = 0.95 * told.get(name, value) + 0.05 * value
+        if steps % 100 == 0:
+            _say(f"weighing {steps}: " + ", ".join(f"{k} {v:.4f}" for k, v in told.items()))
+    for name, buffer in net.named_buffers():
+        average.get_buffer(name).copy_(buffer)
+    net.load_state_dict(average.state_dict())
+    learner.averaged.net.load_state_dict(average.state_dict())
+
+
+def save_models(asked: argparse.Namespace, data: Data, learners: Sequence[Learner], facts: Mapping[str, Any]) -> None:
+    """Med-K2N in OUT/model and the U-Net in its reference/unet, as `medk2n train` leaves them, in 16 bits."""
+    told = {k: str(v) if isinstance(v, Path) else v for k, v in vars(asked).items()}
+    device = data.feed.device
+    training = {
+        "finished": True,
+        "seed": asked.seed,
+        "subjects": data.learned | {"digital": len(data.taken)},
+        "steps": facts["steps"],
+        "crops": facts["steps"] * asked.batch,
+        "wall_minutes": round(facts["seconds"] / 60, 2),
+        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "precision": asked.precision,
+        "torch": torch.__version__,
+        "medk2n": medk2n.__version__,
+        "settings": told,
+    }
+    for one in learners:
+        net = copy.deepcopy(one.averaged.net).cpu()
+        config = checkpoint.ModelConfig(
+            model=one.name,
+            modalities=tuple(data.modalities),
+            spacing_mm=1.5,
+            params=json.loads(json.dumps(asdict(net.params))),
+            statistics=read_statistics(asked.statistics, data.modalities)[1],
+            licence=asked.licence,
+            training=training | {"parameters": sum(p.numel() for p in net.parameters())},
+        )
+        folder = asked.out / "model" / (checkpoint.REFERENCE_UNET if one.name == "unet" else "")
+        checkpoint.save(folder, net, config, half=True)
+
+
+class _Alone:
+    """One process, in full precision: what a lesson asks of the world."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """None: gains are small differences."""
+        return nullcontext()
+
+    def summed(self, tensor: Tensor) -> Tensor:
+        """There is nobody else."""
+        return tensor
 
 
 def _keep(asked, data: Data, learners: Sequence[Learner], facts: dict[str, Any], steps: int, seconds: float) -> float:
@@ -461,8 +679,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--total", type=float, help="minutes of the schedule, over all runs that resume each other")
     made.add_argument("--steps", type=int, help="at most so many (for tests)")
     made.add_argument("--resume", type=Path)
-    made.add_argument("--networks", default="trunk,unet")
-    made.add_argument("--widths", default="64,96,160,256,320")
+    made.add_argument("--networks", default="medk2n,unet")
+    made.add_argument("--widths", default="32,48,80,128,160")
     made.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     made.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
     made.add_argument("--batch", type=int, default=64)
@@ -472,13 +690,20 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--ema", type=float, default=0.998)
     made.add_argument("--strip", type=float, default=0.3)
     made.add_argument("--restyle", type=float, default=0.5)
-    made.add_argument("--corrupt", type=float, default=0.05)
+    made.add_argument("--corrupt", type=float, default=0.1)
     made.add_argument("--most-sources", type=int, default=3)
     made.add_argument("--core-share", type=float, default=0.6)
     made.add_argument("--validations", type=int, default=4)
     made.add_argument("--watched", type=int, default=6, help="slices of each watched subject")
     made.add_argument("--compile", nargs="?", const="default", help="torch.compile, and its mode")
     made.add_argument("--compile-seconds", type=int, default=90)
+    made.add_argument(
+        "--statistics", type=Path, help="of recipes/gpu/pair_statistics.py: then OUT/model is written at the end"
+    )
+    made.add_argument("--licence", default="Apache-2.0", help="of the weights, for their folder")
+    made.add_argument("--hide", type=float, default=0.05)
+    made.add_argument("--weighing", type=float, default=60, help="seconds, after the minutes")
+    made.add_argument("--weighing-batch", type=int, default=16)
     made.add_argument("--seed", type=int, default=0)
     return made
 

@@ -13,8 +13,8 @@ from medk2n.data.intensity import Scaling
 from medk2n.data.stored import Stored
 from medk2n.data.working import WorkingStudy
 from medk2n.losses.reconstruction import log_mse
-from medk2n.models.parts.passes import stacked
-from medk2n.models.parts.trunk import Trunk
+from medk2n.models._spec import Statistics
+from medk2n.models.unet import Params, UNet
 from medk2n.training.device_damage import Chance
 from medk2n.training.device_feed import DeviceFeed, draw_sources
 from medk2n.training.groups import optimisers
@@ -88,7 +88,7 @@ def test_batches_are_distributed_as_on_the_cpu() -> None:
 def step_of(feed: DeviceFeed, *, bf16: bool) -> tuple[Callable[[], torch.Tensor], torch.nn.Module]:
     """A training step of a small trunk."""
     torch.manual_seed(0)
-    trunk = Trunk(4 * len(NAMES), (16, 16, 24, 24, 32), torch.full((4,), 0.5))
+    trunk = UNet(Params(widths=(16, 16, 24, 24, 32)), len(NAMES), Statistics.neutral(len(NAMES)))
     trunk = trunk.to("cuda", memory_format=torch.channels_last)
     moving, chance, weights = optimisers(trunk, Optimiser()), chance_on("cuda"), LossWeights()
 
@@ -96,7 +96,7 @@ def step_of(feed: DeviceFeed, *, bf16: bool) -> tuple[Callable[[], torch.Tensor]
         batch = feed.batch(chance, 16, 64, 3, ALL)
         sources = draw_sources(batch.acquired, chance, most=3)
         with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
-            images = trunk(stacked(batch.images, sources))[1]
+            images = trunk.images(batch.images, sources)
         inside = batch.foreground[:, None].expand_as(batch.targets).flatten(0, 1)
         error = log_mse(images.float().flatten(0, 1), batch.targets.flatten(0, 1), inside)
         loss = weights.log_mse * error.mean()

@@ -5,15 +5,15 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
+from medk2n.models.parts.decoder import TaskHeadNet
+from medk2n.models.parts.sequence import Control
 from torch.nn import functional
 
 from medk2n import checkpoint, registry
 from medk2n.config.params import read_params
 from medk2n.losses.likelihood import gaussian_nll
 from medk2n.models._spec import Query, Statistics
-from medk2n.models.parts.decoder import TaskHeadNet
 from medk2n.models.medk2n_parts.encoders.hiera import build_trunk
-from medk2n.models.parts.sequence import Control
 
 M = 4
 MEDK2N = {"widths": [8, 16, 16, 16], "joint": [8, 8, 16, 16, 16], "embedding": 16, "memory_slots": 4}
