@@ -44,7 +44,6 @@ SMALL = [
     "budget={steps: 12}",
     "batch={size: 2, crop: 32, draws: 2, targets: 2, most_sources: 2}",
     "threads=1",
-    "gain_every=2",
 ]
 
 
@@ -207,6 +206,12 @@ def test_an_id_that_is_nowhere_is_refused(setting: str, data: Path, tmp_path: Pa
         ("models=[{name: poe}, {name: poe}]", "each model learns once"),
         ("seed", "expected key=value"),
         ("optimiser.learning_rate=-1", "greater than 0"),
+        ("fuse_every=8", r"fuse_every: is of an older version; now there is teaching\.weighing"),
+        ("soft_gates=0.3", "soft_gates: is of an older version; now there is nothing: gates are taught"),
+        ("batch.corrupt_whole=0.1", r"batch\.corrupt_whole: is of an older version; now there is teaching\.corrupt"),
+        ("losses.quality=1", r"losses\.quality: is of an older version; now there is losses\.likelihood and"),
+        ("teaching.weigh=0.1", "teaching.weigh: unknown setting, did you mean 'weighing'"),
+        ("teaching.hide=2", "teaching.hide: .*less than or equal to 1"),
     ],
 )
 def test_bad_settings_are_refused(override: str, message: str) -> None:

@@ -17,7 +17,7 @@ from medk2n.inference.predictor import load_predictor
 from medk2n.models.medk2n_parts.encoders.hiera import build_trunk
 
 NAMES = ("ct", "t1c", "t1n", "t2w")
-SMALL = {"widths": [8, 8, 8, 16], "joint": [8, 8, 8, 8, 16], "embedding": 8, "memory_slots": 2, "slices": 3}
+SMALL = {"widths": [8, 8, 8, 8, 16], "embedding": 8, "memory_slots": 2, "slices": 3}
 
 
 def saved(folder: Path, model: str = "medk2n", **params: object) -> Path:
