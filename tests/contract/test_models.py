@@ -80,6 +80,7 @@ def query(*rows: tuple[int, tuple[int, ...], int]) -> Query:
 
 def gates(module: torch.nn.Module, *, shut: tuple[int, ...] = (), part: float = 9.0) -> torch.nn.Module:
     """Gates as a test wants them: open to all but some frames, whatever they hold; `part` is the logit of all maps."""
+
     def decide(_: object, given: tuple[torch.Tensor, ...], out: torch.Tensor) -> torch.Tensor:
         closed = (given[0][:, None] == module.embeddings[list(shut)]).all(dim=2).any(dim=1)
         return torch.where(closed, 99.0, -99.0)

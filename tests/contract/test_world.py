@@ -77,12 +77,12 @@ def test_two_processes_learn_what_one_learns(data: Path, tmp_path: Path) -> None
 
 def test_a_step_is_the_mean_of_its_parts(data: Path) -> None:
     """Two parts of two crops: each counts for half, whichever comes first."""
-    settings = config(data, "fuse_every=1000", "models=[{name: unet, params: {widths: [8, 8, 8, 8, 8]}}]")
+    settings = config(data, "models=[{name: unet, params: {widths: [8, 8, 8, 8, 8]}}]")
     prepared, world = read_data(settings, lambda *_: None), World()
     parts = next(Feed(prepared, settings, 3, range(2), 0))
     torch.manual_seed(0)
     contender = Contender.of(settings.models[0], settings, prepared.statistics, "cpu")
-    alone = [contender._loss(part.batch, part.seed, world)[1]["loss"] for part in parts]
+    alone = [contender.lesson.loss(part.batch, part.seed, 0.0, world)[1]["loss"] for part in parts]
     assert alone[0] != alone[1]
     assert contender.step(parts, world)["loss"] == pytest.approx(np.mean(alone), rel=1e-5)
     assert contender.samples == 4
@@ -102,7 +102,7 @@ def test_workers_draw_what_the_run_itself_would(data: Path) -> None:
 
 
 def test_sixteen_bits_learn_nearly_the_same(data: Path) -> None:
-    full, half = (learned(config(data, f"precision={name}", "fuse_every=1"), 3) for name in ("fp32", "bf16"))
+    full, half = (learned(config(data, f"precision={name}"), 3) for name in ("fp32", "bf16"))
     assert full[1] != half[1]
     for a, b in zip(full[1], half[1], strict=True):
         assert a.keys() == b.keys()

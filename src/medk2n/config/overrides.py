@@ -13,7 +13,7 @@ AUTO = "auto"
 """Stands where a plan is to decide (config/draft.py)."""
 MOVED = {
     "fuse_every": "teaching.weighing, the share of the budget in which the weights are taught",
-    "gain_every": "teaching.weighing, the share of the budget in which the weights are taught, from gains in every step",
+    "gain_every": "teaching.weighing, the share of the budget in which every step measures gains",
     "soft_gates": "nothing: gates are taught by their logit",
     "corrupt_whole": "teaching.corrupt",
     "quality": "losses.likelihood and losses.sets",
@@ -72,7 +72,7 @@ def _named(entries: list[Any], name: str) -> dict[str, Any]:
 
 
 def complaint(loc: Sequence[int | str], kind: str, message: str, known: Iterable[str]) -> str:
-    """One error of a pydantic model in one line; an unknown setting comes with what replaced it, or the nearest known."""
+    """One error of a pydantic model in one line; an unknown setting with what replaced it, or the nearest `known`."""
     where = ".".join(map(str, loc))
     if kind != "extra_forbidden":
         return f"{where}: {message}"
