@@ -128,8 +128,8 @@ def test_weights_are_taken_over_and_their_hash_is_recorded(folder: Path) -> None
 def medk2n(folder: Path | str | None, **encoder: object) -> dict[str, object]:
     weights = None if folder is None else str(folder)
     return {
-        "widths": [8, 16, 16, 16],
-        "joint": [8, 8, 16, 16, 16],
+        "widths": [8, 8, 16, 16, 16],
+        "channels": [8, 8, 16, 16],
         "embedding": 16,
         "memory_slots": 4,
         "encoder": {"name": "hiera", "weights": weights} | encoder,
@@ -337,7 +337,6 @@ def run_config(data: Path, folder: Path) -> TrainConfig:
         f"models=[{{name: medk2n, params: {json.dumps(medk2n(folder, adapt='lora_plus'))}}}]",
         "budget={steps: 6}",
         "batch={size: 2, crop: 32, draws: 1, targets: 1, most_sources: 1}",
-        "fuse_every=1",
         "threads=1",
     ]
     return load_config("tiny", [f"data=['{data}']", *small])
@@ -395,6 +394,7 @@ def test_a_run_trains_the_adapters_alone_and_goes_on_where_it_was_stopped(
         ({"multiscale": {"scn": "none"}}, r"multiscale\.scn: unknown setting, did you mean 'scan'"),
         ({"multiscale": 1}, "multiscale: expected settings, found 1"),
         ({"widths": [8, 8]}, r"params\.widths\.2: Field required"),
+        ({"joint": [8, 8, 8, 8, 8]}, r"params\.joint: is of an older version; now there is widths, five numbers"),
         ({"embedding": "16"}, r"params\.embedding: Input should be a valid integer"),
     ],
 )

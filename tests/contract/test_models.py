@@ -1,28 +1,35 @@
 """What every registered model promises, and what Med-K2N alone does."""
 
+from collections.abc import Callable
 from itertools import permutations
 
 import numpy as np
 import pytest
 import torch
-from medk2n.models.parts.decoder import TaskHeadNet
-from medk2n.models.parts.sequence import Control
-from torch.nn import functional
 
 from medk2n import checkpoint, registry
 from medk2n.config.params import read_params
 from medk2n.losses.likelihood import gaussian_nll
 from medk2n.models._spec import Query, Statistics
+from medk2n.models.medk2n import MedK2NPrediction
+from medk2n.models.medk2n_parts.base_image import LinearMaps
+from medk2n.models.medk2n_parts.control import Control, Plan
 from medk2n.models.medk2n_parts.encoders.hiera import build_trunk
+from medk2n.models.medk2n_parts.pre_weight_net import MOST_DB
+from medk2n.models.medk2n_parts.progressive_fusion import Guidance
+from medk2n.models.medk2n_parts.task_head_net import TaskHeadNet
+from medk2n.models.medk2n_parts.threshold_net import HIGHEST_DB, LOWEST_DB
 
 M = 4
-MEDK2N = {"widths": [8, 16, 16, 16], "joint": [8, 8, 16, 16, 16], "embedding": 16, "memory_slots": 4}
+MEDK2N = {"widths": [8, 8, 16, 16, 16], "embedding": 16, "memory_slots": 4}
+ENCODED = MEDK2N | {"channels": [8, 8, 16, 16]}
 ADAPTED = {"name": "hiera", "weights": "given by the test", "adapt": "lora_plus", "rank": 2}
 SMALL = {
     "medk2n": MEDK2N,
-    "medk2n, raster": MEDK2N | {"multiscale": {"scan": "raster"}},
-    "medk2n, Hiera": MEDK2N | {"encoder": {"name": "hiera"}, "multiscale": {"scan": "none"}},
-    "medk2n, adapted Hiera, spiral": MEDK2N | {"encoder": ADAPTED, "multiscale": {"scan": "spiral"}},
+    "medk2n, conv": ENCODED | {"encoder": {"name": "conv"}},
+    "medk2n, conv, raster": ENCODED | {"encoder": {"name": "conv"}, "multiscale": {"scan": "raster"}},
+    "medk2n, Hiera": ENCODED | {"encoder": {"name": "hiera"}, "multiscale": {"scan": "none"}},
+    "medk2n, adapted Hiera, spiral": ENCODED | {"encoder": ADAPTED, "multiscale": {"scan": "spiral"}},
     "mm_synthesis": {"widths": [8, 8, 16], "latent": 8},
     "mmt": {"widths": [8, 8, 16, 16], "head": 8, "window": 4, "pixels": 8, "critic": 8},
     "pgan": {"width": 8, "blocks": 2, "critic": 8},
@@ -30,6 +37,8 @@ SMALL = {
     "unet": {"widths": [8, 8, 16, 16, 16]},
 }
 PROPOSED = [name for name in SMALL if name.startswith("medk2n")]
+ENCODING = [name for name in PROPOSED if "encoder" in SMALL[name]]
+BASELINES = [name for name in SMALL if name not in PROPOSED]
 
 
 def fresh(name: str) -> torch.nn.Module:
@@ -46,12 +55,14 @@ def component(name: str) -> str:
 
 
 def build(name: str, seed: int = 0) -> torch.nn.Module:
-    """A small model whose zero-initialised layers are stirred, so that every path matters."""
+    """A small model that stands for a trained one: what begins at zero is stirred, so that every path matters."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         module = fresh(name)
         for parameter in module.parameters():
             parameter.data += 0.1 * torch.randn_like(parameter)
+    if name in PROPOSED:
+        module.fusion.taught.fill_(1)
     return module
 
 
@@ -67,6 +78,40 @@ def query(*rows: tuple[int, tuple[int, ...], int]) -> Query:
     return Query(torch.tensor([r[0] for r in rows]), mask, torch.tensor([r[2] for r in rows]))
 
 
+def gates(module: torch.nn.Module, *, shut: tuple[int, ...] = (), part: float = 9.0) -> torch.nn.Module:
+    """Gates as a test wants them: open to all but some frames, whatever they hold; `part` is the logit of all maps."""
+
+    def decide(_: object, given: tuple[torch.Tensor, ...], out: torch.Tensor) -> torch.Tensor:
+        closed = (given[0][:, None] == module.embeddings[list(shut)]).all(dim=2).any(dim=1)
+        return torch.where(closed, 99.0, -99.0)
+
+    module.fusion.threshold.register_forward_hook(decide)
+    module.fusion.effi_weight.register_forward_hook(lambda _, given, out: torch.full_like(out, part))
+    return module
+
+
+@torch.no_grad()
+def decoded(
+    module: torch.nn.Module,
+    asked: Query,
+    *,
+    given: torch.Tensor | None = None,
+    order: dict[int, tuple[int, ...]] | None = None,
+    bounds: dict[tuple[int, int], torch.Tensor] | None = None,
+    plan: Plan | None = None,
+    study: bool = False,
+) -> MedK2NPrediction:
+    """An answer on the padded grid; all frames are there."""
+    given = images() if given is None else given
+    scene = module.scene(given, torch.ones(given.shape[:2], dtype=torch.bool))
+    return module.decode(scene, asked, Guidance(plan, Control(order or {}, bounds or {}), study))
+
+
+def limits(low: float, high: float, size: tuple[int, int] = (32, 48)) -> torch.Tensor:
+    """A bound of the whole image, the same for both samples."""
+    return torch.tensor([low, high])[None, :, None, None].repeat(2, 1, *size)
+
+
 @pytest.fixture(params=SMALL)
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
@@ -74,7 +119,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 def test_every_model_is_among_them() -> None:
     assert {component(name) for name in SMALL} == set(registry.names("models"))
-    encoders = {SMALL[name].get("encoder", {"name": "conv"})["name"] for name in PROPOSED}
+    encoders = {SMALL[name]["encoder"]["name"] for name in ENCODING}
     assert encoders == set(registry.names("models/medk2n_parts/encoders"))
 
 
@@ -90,44 +135,33 @@ def test_output_has_the_size_of_the_input_for_every_subset(name: str, size: tupl
         assert torch.isfinite(out.log_variance).all()
 
 
-def test_content_of_an_absent_channel_never_reaches_the_output(name: str) -> None:
+@pytest.mark.parametrize("size", [(32, 48), (17, 33)])
+def test_content_of_an_absent_channel_never_reaches_the_output(name: str, size: tuple[int, int]) -> None:
     module, asked = build(name).eval(), query((0, (0, 2), 1), (1, (3,), 1))
-    clean, dirty = images(), images()
-    dirty[0, [1, 3]] = torch.randn(2, 3, 32, 48)
+    clean, dirty = images(*size), images(*size)
+    dirty[0, [1, 3]] = torch.randn(2, 3, *size)
     dirty[1, :3] = torch.nan
     with torch.no_grad():
         a, b = module(clean, asked), module(dirty, asked)
     assert torch.equal(a.mean, b.mean)
-    dirty[0, 2] += 0.1
+    dirty[0, [0, 2]] += 0.1  # one of them may have been shut out by its gate
     with torch.no_grad():
         assert not torch.equal(a.mean, module(dirty, asked).mean)
 
 
+@pytest.mark.parametrize("name", BASELINES)
 def test_every_parameter_gets_a_gradient_within_three_steps(name: str) -> None:
     torch.manual_seed(0)
     module = fresh(name)
-    if name in PROPOSED:  # a threshold learns where it decides: from weights near it; runs begin with soft gates
-        torch.nn.init.constant_(module.fusion.pre_weight.weigh[-1].bias, -3.9)
-        module.fusion.hard_gates = False
     optimiser = torch.optim.Adam(module.parameters(), lr=1e-2)
-    seen = {key: False for key, parameter in module.named_parameters() if parameter.requires_grad}
+    seen = dict.fromkeys(dict(module.named_parameters()), False)
     rows = [(b, s, t) for b in (0, 1) for s in [(0,), (1, 2), (0, 1, 3), (0, 1, 2, 3)] for t in range(M)]
     for step in range(3):
         out = module(images(), query(*rows), generator=torch.Generator().manual_seed(step))
-        loss = (out.mean - 0.3).square().mean()
-        if out.log_variance is not None:
-            fused = out.extras["fused"]
-            loss = loss + out.log_variance.square().mean() + fused.quality.square().mean()
-            loss = loss + (out.extras["seen"].proposals.images - 0.3).square().mean()
-            loss = loss + sum(step.weight.square().mean() for step in fused.steps)
-            loss = loss + sum(weight.square().mean() for step in fused.steps for weight in step.maps.values())
         optimiser.zero_grad()
-        loss.backward()
+        (out.mean - 0.3).square().mean().backward()
         for key, parameter in module.named_parameters():
-            reached = parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
-            assert parameter.requires_grad or not reached, f"{key} is frozen"
-            if parameter.requires_grad:
-                seen[key] |= reached
+            seen[key] |= parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
         optimiser.step()
     assert [key for key, reached in seen.items() if not reached] == []
 
@@ -138,22 +172,21 @@ def test_targets_and_batching_do_not_matter(name: str) -> None:
     with torch.no_grad():
         together = module(images(), query(*rows)).mean
         alone = torch.cat([module(images(), query(row)).mean for row in rows])
-    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+    torch.testing.assert_close(together, alone, atol=3e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", PROPOSED)
-def test_frames_in_half_precision_stay_close(name: str) -> None:
-    """As on CUDA: convolutions and products in bfloat16."""
+def test_passes_in_half_precision_stay_close(name: str) -> None:
+    """As on CUDA: convolutions and products in bfloat16, images and variances in 32 bits."""
     torch.manual_seed(0)
-    module = fresh(name).eval()
-    needed = torch.ones(2, M, dtype=torch.bool)
-    with torch.no_grad():
-        whole = module.encode(images(), needed).pyramid
-        with torch.autocast("cpu", torch.bfloat16):
-            half = module.encode(images(), needed).pyramid
-    for stride, level in whole.items():
-        assert not torch.equal(level, half[stride].float())
-        torch.testing.assert_close(half[stride].float(), level, atol=0.1, rtol=0.05)
+    module, asked = fresh(name).eval(), query((0, (0, 2), 1), (1, (1, 2, 3), 0))
+    whole = decoded(module, asked)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = decoded(module, asked)
+    assert not torch.equal(half.mean, whole.mean)
+    assert half.mean.dtype == half.log_variance.dtype == torch.float32
+    torch.testing.assert_close(half.mean, whole.mean, atol=0.05, rtol=0)
+    torch.testing.assert_close(half.log_variance, whole.log_variance, atol=0.3, rtol=0)
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -214,333 +247,240 @@ def test_permuting_the_inputs_changes_nothing(name: str, k: int) -> None:
             np.testing.assert_allclose(again[target].variance, first[target].variance, atol=1e-5)
 
 
-def test_forced_closed_gates_give_the_key_frame_alone() -> None:
-    module = build("medk2n").eval()
-    module.fusion.threshold.lowest = module.fusion.threshold.highest = 2.0  # no weight reaches it
-    with torch.no_grad():
-        frames = module.encode(images(), torch.ones(2, M, dtype=torch.bool))
-        closed = module.decode(frames, query((0, (0, 1, 2), 3)))
-        key = int(closed.extras["fused"].steps[0].source)
-        alone = module.decode(frames, query((0, (key,), 3)))
-        module.fusion.threshold.lowest = module.fusion.threshold.highest = -1.0
-        open_ = module.decode(frames, query((0, (0, 1, 2), 3)))
-    assert torch.equal(closed.mean, alone.mean)
-    assert not torch.equal(open_.mean, alone.mean)
-
-
-def test_a_fixed_weight_opens_a_closed_gate_inside_its_mask_alone() -> None:
-    module = build("medk2n").eval()
-    module.fusion.threshold.lowest = module.fusion.threshold.highest = 2.0  # the content closes every gate
-    bounds = torch.tensor([0.0, 1.0])[None, :, None, None].repeat(2, 1, 32, 48)
-    bounds[:, :, :, 24:] = 0.5
-    asked = query((0, (0, 1), 3))
-    with torch.no_grad():
-        frames = module.encode(images(), torch.ones(2, M, dtype=torch.bool))
-        closed = module.decode(frames, asked, control=Control(order={3: (0,)})).extras["fused"]
-        fixed = module.decode(frames, asked, control=Control(order={3: (0,)}, bounds={(3, 1): bounds})).extras["fused"]
-        capped = bounds.clone()
-        capped[:, 0] = 0.0
-        still = module.decode(frames, asked, control=Control(order={3: (0,)}, bounds={(3, 1): capped})).extras["fused"]
-    assert torch.equal(fixed.state[4][..., :6], closed.state[4][..., :6])
-    assert not torch.isclose(fixed.state[4][..., 6:], closed.state[4][..., 6:]).all()
-    assert float(fixed.steps[1].effective) == pytest.approx(0.25)
-    assert torch.equal(still.state[4], closed.state[4]), "an upper bound opens nothing"
-    planned = module.decode(
-        frames, asked, plan=module.fusion.plan(fixed, asked), control=Control(bounds={(3, 1): bounds})
+@pytest.mark.parametrize("size", [(32, 48), (17, 33)], ids=["whole", "padded"])
+@pytest.mark.parametrize("name", PROPOSED)
+def test_absent_left_out_and_gated_out_are_the_same_bit_for_bit(name: str, size: tuple[int, int]) -> None:
+    """All three are P_i = 0: what such a frame holds is never read, not even where the grid is padded."""
+    given = images(*size)
+    asked, fewer = query((0, (0, 1, 2), 3), (1, (0, 1, 2), 3)), query((0, (0, 2), 3), (1, (0, 2), 3))
+    order = {3: (0,)}
+    free = decoded(gates(build(name)).eval(), asked, given=given, order=order)
+    absent = decoded(gates(build(name)).eval(), fewer, given=given, order=order)
+    left_out = decoded(
+        gates(build(name)).eval(), asked, given=given, order=order, bounds={(3, 1): limits(0.0, 0.0, size)}
     )
-    assert torch.equal(planned.extras["fused"].state[4], fixed.state[4]), "nor does following a plan"
+    gated = decoded(gates(build(name), shut=(1,)).eval(), asked, given=given, order=order)
+    for other in (left_out, gated):
+        assert torch.equal(other.fused.presence, absent.fused.presence)
+        assert torch.equal(other.mean, absent.mean)
+        assert torch.equal(other.log_variance, absent.log_variance)
+    assert not torch.isclose(free.mean, absent.mean, atol=1e-4).all(), "the frame would matter"
+
+
+@pytest.mark.parametrize("name", PROPOSED)
+def test_open_gates_are_one_plain_pass_of_the_synthesizer(name: str) -> None:
+    module = gates(build(name)).eval()
+    rows = [(0, (0, 1, 2), 3), (1, (1, 3), 3)]
+    made = decoded(module, query(*rows))
+    presence = query(*rows).sources[:, :, None, None].float().expand(-1, -1, 32, 48)
+    with torch.no_grad():
+        encoded = module.encode(images(), torch.ones(2, M, dtype=torch.bool))
+        mean, log_variance = module.propose(images(), torch.arange(2), presence, torch.tensor([3]), encoded)
+    assert torch.equal(made.fused.presence, presence)
+    torch.testing.assert_close(made.mean, mean[:, 0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(made.log_variance, log_variance[:, 0], atol=1e-5, rtol=0)
+
+
+def test_what_was_never_taught_lets_everything_in() -> None:
+    """A model that is stopped before its weights are taught is the synthesizer, and no worse."""
+    module, asked = build("medk2n").eval(), query((0, (0, 1, 2), 3), (1, (0, 2), 1))
+    module.fusion.threshold.register_forward_hook(lambda _, given, out: torch.full_like(out, 99.0))
+    module.fusion.effi_weight.register_forward_hook(lambda _, given, out: torch.full_like(out, -9.0))
+    chosen = decoded(module, asked).fused
+    assert [int(n) for n in (chosen.presence[:, :, 0, 0] > 0).sum(dim=1)] == [1, 1]
+    module.fusion.taught.fill_(0)
+    everything = decoded(module, asked).fused
+    assert torch.equal(everything.presence, asked.sources[:, :, None, None].float().expand(-1, -1, 32, 48))
+
+
+def test_closed_gates_give_the_key_frame_alone() -> None:
+    module = gates(build("medk2n"), shut=(0, 1, 2)).eval()
+    closed = decoded(module, query((0, (0, 1, 2), 3)))
+    key = int(closed.fused.steps[0].source)
+    alone = decoded(module, query((0, (key,), 3)))
+    assert torch.equal(closed.mean, alone.mean)
+    assert torch.equal(closed.log_variance, alone.log_variance)
+    opened = decoded(gates(build("medk2n")).eval(), query((0, (0, 1, 2), 3)))
+    assert not torch.isclose(opened.mean, alone.mean, atol=1e-4).all()
 
 
 @pytest.mark.parametrize("order", list(permutations((0, 1, 2))))
 def test_frames_are_added_in_a_forced_order(order: tuple[int, ...]) -> None:
-    module = build("medk2n").eval()
-    with torch.no_grad():
-        frames = module.encode(images(), torch.ones(2, M, dtype=torch.bool))
-        fused = module.decode(frames, query((0, (0, 1, 2), 3)), control=Control(order={3: order})).extras["fused"]
+    fused = decoded(build("medk2n").eval(), query((0, (0, 1, 2), 3)), order={3: order}).fused
     assert tuple(int(step.source) for step in fused.steps) == order
 
 
-@pytest.mark.parametrize("grad", [True, False], ids=["training", "inference"])
-def test_a_frame_shut_out_between_two_others_leaves_no_trace(grad: bool) -> None:
-    """In inference a closed gate's work is skipped; what is added later must not mistake the gap for modality 0."""
-    module = build("medk2n").eval()
-    module.fusion.threshold.lowest = module.fusion.threshold.highest = -1.0
-    shut = torch.zeros(2, 2, 32, 48)
-    given = images()
-    # two rows of one call: in the second, nothing is shut, so that both paths are walked at once
-    asked = query((0, (0, 1, 2), 3), (1, (0, 1, 2), 3))
-    alone = query((0, (0, 1), 3), (1, (0, 1), 3))
-    with torch.set_grad_enabled(grad):
-        frames = module.encode(given, torch.ones(2, M, dtype=torch.bool))
-        order = {3: (1, 2, 0)}
-        without = module.decode(frames, alone, control=Control({3: (1, 0)}))
-        free = module.decode(frames, asked, control=Control(order))
-        shut[1, 1] = 1.0
-        mixed = module.decode(frames, asked, control=Control(order, {(3, 2): shut}))
-    torch.testing.assert_close(mixed.extras["fused"].base.linear()[0], without.extras["fused"].base.linear()[0])
-    torch.testing.assert_close(mixed.mean[0], without.mean[0])
-    torch.testing.assert_close(mixed.mean[1], free.mean[1])
+def test_a_frame_shut_out_between_two_others_leaves_no_trace() -> None:
+    """Two rows of one call: in the second nothing is shut, so that both paths are walked at once."""
+    module = gates(build("medk2n")).eval()
+    asked, order = query((0, (0, 1, 2), 3), (1, (0, 1, 2), 3)), {3: (1, 2, 0)}
+    shut = limits(0.0, 0.0)
+    shut[1, 1] = 1.0
+    mixed = decoded(module, asked, order=order, bounds={(3, 2): shut})
+    without = decoded(module, query((0, (0, 1), 3)), order={3: (1, 0)})
+    free = decoded(module, asked, order=order)
+    torch.testing.assert_close(mixed.mean[0], without.mean[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(mixed.mean[1], free.mean[1], atol=1e-5, rtol=0)
+    assert mixed.slope[0, 2].abs().max() == 0, "nor does it carry detail"
+    torch.testing.assert_close(mixed.slope[0], without.slope[0])
 
 
-def test_added_frames_speak_as_loud_as_the_key_frame() -> None:
-    """However large a stage's output grows: at 280 times an added frame's size, all but the key frame were drowned."""
-    spec = registry.resolve("models", "medk2n")
-    torch.manual_seed(0)
-    module = spec.build(spec.params(), M, Statistics.neutral(M)).eval()
-    with torch.no_grad():
-        for block in module.encoder.stage.values():
-            block.conv2.weight *= 100
-        frames = module.encode(images(), torch.ones(2, M, dtype=torch.bool))
-        both = module.decode(frames, query((0, (0, 1, 2), 3))).extras["fused"]
-        key = module.decode(frames, query((0, (int(both.steps[0].source),), 3))).extras["fused"]
-    for stride, state in both.state.items():
-        added = (state - key.state[stride]).square().mean().sqrt() / key.state[stride].square().mean().sqrt()
-        assert 0.2 < added < 2.0, f"stride {stride}"
+def test_what_a_user_bounds_to_nothing_is_no_part_of_the_state() -> None:
+    """The next frame is weighed against what was let in, not against what was refused."""
+    module, asked, order = gates(build("medk2n")).eval(), query((0, (0, 1, 2), 3)), {3: (1, 2, 0)}
+    scene = module.scene(images(), torch.ones(2, M, dtype=torch.bool))
 
-
-@pytest.mark.parametrize("sources", [(2,), (0, 1), (0, 2, 3), (0, 1, 2, 3)])
-def test_open_gates_give_the_least_squares_base_and_a_closed_one_leaves_its_source_out(
-    sources: tuple[int, ...],
-) -> None:
-    from medk2n.models.medk2n_parts.base_image import BaseImage, LinearMaps
-
-    rng = np.random.default_rng(0)
-    values = rng.standard_normal((900, M)) @ rng.standard_normal((M, M)) * 0.1 + 0.4
-    mean, deviation = (
-        torch.tensor(v, dtype=torch.float32)[:, None].expand(M, M) for v in (values.mean(0), values.std(0))
-    )
-    correlation = torch.tensor(np.corrcoef(values.T), dtype=torch.float32)
-    maps = LinearMaps(Statistics(mean, deviation, correlation, deviation[:, 0] ** 2))
-    frames = torch.tensor(values.T.reshape(M, 30, 30), dtype=torch.float32)
-
-    def fitted(members: tuple[int, ...]) -> np.ndarray:
-        system = np.column_stack([values[:, list(members)], np.ones(len(values))])
-        return (system @ np.linalg.lstsq(system, values[:, 1], rcond=None)[0]).reshape(30, 30)
-
-    def base(gates: list[float]) -> BaseImage:
-        image = BaseImage(maps, frames, torch.tensor([1]))
-        for i, gate in zip(sources, gates, strict=True):
-            one = torch.tensor([gate])
-            image.add(torch.tensor([0]), torch.tensor([i]), torch.tensor([i]), one, torch.full((1, 30, 30), gate))
-        return image
-
-    everything = base([1.0] * len(sources))
-    np.testing.assert_allclose(everything.linear()[0], fitted(sources), atol=2e-4)
-    level = everything.linear() - sum(s * frames[i] for i, s in zip(sources, everything.shares(), strict=True))
-    assert level.std() < 1e-4, "what the shares do not explain is flat"
-    if len(sources) > 1:
-        without = base([1.0, 0.0] + [1.0] * (len(sources) - 2)).linear()[0]
-        np.testing.assert_allclose(without, fitted((sources[0], *sources[2:])), atol=2e-4)
-
-
-def test_the_trunk_learns_from_its_own_proposals_of_all_images_of_a_sample() -> None:
-    from medk2n.config.schema import LossWeights
-    from medk2n.data.batches import Batch
-    from medk2n.training.objectives import proposal_error
-
-    module = build("medk2n").train()
-    acquired = torch.tensor([[True, True, False, True], [True, False, True, False]])
-    truth = torch.where(acquired[:, :, None, None], images()[:, :, 1], torch.nan)
-    inside = torch.ones(2, 32, 48, dtype=torch.bool)
-    batch = Batch(images(), acquired, truth, inside, torch.zeros(acquired.shape))
-    asked = query((0, (0, 3), 1), (1, (2,), 0))
-    prediction = module(batch.images, asked, generator=torch.Generator().manual_seed(0))
-    prediction.mean.sum().backward(retain_graph=True)
-    assert all(p.grad is None for p in module.joint.trunk.parameters())
-    error = proposal_error(prediction.extras["seen"].proposals, batch, LossWeights(edges=0.0, remade=0.25))
-    error.backward()
-    assert all(p.grad is not None for p in module.joint.trunk.parameters())
-    seen = prediction.extras["seen"].proposals.images
-    rows = [(0, 0, 0.25), (0, 1, 1.0), (0, 3, 0.25), (1, 0, 1.0), (1, 2, 0.25)]
-    wanted = [w * 0.5 * ((seen[b, j] - truth[b, j]).square().mean() + 1e-3).log() for b, j, w in rows]
-    torch.testing.assert_close(error, sum(wanted) / sum(w for _, _, w in rows))
-
-
-def test_proposals_alone_are_those_of_the_joint_pass() -> None:
-    module = build("medk2n").eval()
-    module.fusion.threshold.lowest = module.fusion.threshold.highest = -1.0  # all frames are let in
-    asked = query((0, (0, 3), 1), (1, (2,), 0))
-    projected = []
-    module.joint.project["2"].register_forward_hook(lambda *_: projected.append(1))
-    with torch.no_grad():
-        alone = module.propose(images(), asked)
-        assert not projected, "what only the decoder needs is left out"
-        seen = module(images(), asked).extras["seen"]
-    assert projected
-    assert torch.equal(alone.passes, seen.proposals.passes)
-    assert torch.equal(alone.images, seen.proposals.images)
-
-
-def test_the_predicted_error_is_learned_level_and_place_alike() -> None:
-    """Adam moves a weight by no more than its rate: with logits as they come the variance stayed where it began."""
-    generator = torch.Generator().manual_seed(0)
-    heads = TaskHeadNet(M, {2: 8})
-    features = torch.randn(4, 8, 8, 8, generator=generator).sign()
-    target, level = torch.tensor([0, 1, 2, 3]), torch.full((4,), -4.6)
-    noisy = functional.interpolate(features[:, :1], scale_factor=2.0)[:, 0] > 0
-    proposal = torch.full((4, 16, 16), 0.5)
-    inside = torch.ones_like(noisy)
-    optimiser = torch.optim.AdamW(heads.parameters(), lr=1.5e-3)
-    for _ in range(250):
-        truth = proposal + torch.where(noisy, 0.2, 0.02) * torch.randn(proposal.shape, generator=generator)
-        _, log_variance = heads(features, proposal, proposal, level, target)
-        optimiser.zero_grad()
-        gaussian_nll(proposal, log_variance, truth, inside).mean().backward()
-        optimiser.step()
-    _, log_variance = heads(features, proposal, proposal, level, target)
-    deviation = log_variance.detach().mul(0.5).exp()
-    assert float(deviation[noisy].mean()) == pytest.approx(0.2, rel=0.2)
-    assert float(deviation[~noisy].mean()) == pytest.approx(0.02, rel=0.3)
-
-
-def test_the_predicted_error_starts_at_the_level_that_the_state_predicts() -> None:
-    heads = TaskHeadNet(M, {2: 8})
-    level = torch.tensor([-6.0, -3.0], requires_grad=True)
-    base = torch.full((2, 16, 16), 0.5)
-    mean, log_variance = heads(torch.randn(2, 8, 8, 8), base, base, level, torch.tensor([0, 1]))
-    torch.testing.assert_close(log_variance, level.detach()[:, None, None].expand_as(log_variance))
-    assert not torch.autograd.grad(log_variance.sum() + mean.sum(), level, allow_unused=True)[0]
-
-
-def test_one_joint_pass_serves_all_targets_that_let_in_the_same_frames() -> None:
-    module = build("medk2n").eval()
-    module.fusion.threshold.lowest = module.fusion.threshold.highest = -1.0
-    made = []
-    module.joint.trunk.register_forward_hook(lambda m, inputs, out: made.append(len(inputs[0])))
-    with torch.no_grad():
-        module(images(), query(*[(b, (0, 2, 3), t) for b in range(2) for t in range(M)]))
-        module(images(), query((0, (0, 2), 1), (0, (0, 3), 1)))
-    assert made == [2, 2]
-
-
-def test_a_bound_reaches_the_joint_pass_too() -> None:
-    """An input held at 0 is not seen at all, at 1 as if it were free, inside a mask as one or the other."""
-    module = build("medk2n").eval()
-    module.fusion.threshold.lowest = module.fusion.threshold.highest = -1.0
-
-    def proposal(sources: tuple[int, ...], share: torch.Tensor | None = None) -> torch.Tensor:
-        bounds = {} if share is None else {(3, 1): share.expand(2, 2, 32, 48)}
+    def state(bounds: dict[tuple[int, int], torch.Tensor]) -> int:
         with torch.no_grad():
-            frames = module.encode(images(), torch.ones(2, M, dtype=torch.bool))
-            asked = query((0, sources, 3), (1, sources, 3))
-            return module.decode(frames, asked, control=Control({3: (0,)}, bounds)).extras["seen"].proposal
+            return int(module.fuse(scene, asked, Guidance(control=Control(order, bounds))).steps[2].before)
 
-    mask = torch.zeros(1, 1, 32, 48)
-    mask[..., 16:] = 1.0
-    without, free = proposal((0, 2)), proposal((0, 1, 2))
-    torch.testing.assert_close(proposal((0, 1, 2), torch.zeros(1, 1, 1, 1)), without)
-    torch.testing.assert_close(proposal((0, 1, 2), torch.ones(1, 1, 1, 1)), free)
-    masked = proposal((0, 1, 2), mask)
-    torch.testing.assert_close(masked[..., :16], without[..., :16])
-    torch.testing.assert_close(masked[..., 16:], free[..., 16:])
-    assert not torch.isclose(without, free).any()
+    def row(*members: int) -> int:
+        return int(scene.proposals.rows(torch.tensor([0]), query((0, members, 3)).sources))
+
+    assert state({}) == row(1, 2)
+    assert state({(3, 2): limits(0.0, 0.5)}) == row(1, 2)
+    assert state({(3, 2): limits(0.0, 0.0)}) == row(1)
 
 
-def test_a_bound_counts_by_what_is_left_of_the_free_weight() -> None:
-    """What the map keeps anyway changes nothing, not even in the joint pass, however small W_eff is."""
-    from medk2n.models.parts.sequence import _share
+def test_bounds_act_on_presence() -> None:
+    """Held at 0 an input is not seen, at 1 as if it were free, inside a mask as one or the other."""
+    asked, order = query((0, (0, 1), 3), (1, (0, 1), 3)), {3: (0,)}
+    closed, opened = gates(build("medk2n"), shut=(1,)).eval(), gates(build("medk2n")).eval()
 
-    module = build("medk2n").eval()
-    module.fusion.threshold.lowest = module.fusion.threshold.highest = -1.0
-    for conv in module.fusion.effi_weight.map.values():
-        conv.weight.data *= 0.1
-        torch.nn.init.constant_(conv.bias, -2.0)
-    asked = query((0, (0, 1, 2), 3), (1, (0, 1, 2), 3))
+    def presence(module: torch.nn.Module, bound: torch.Tensor | None) -> torch.Tensor:
+        return decoded(module, asked, order=order, bounds={} if bound is None else {(3, 1): bound}).fused.presence[:, 1]
 
-    def decoded(high: float | None):
-        bounds = torch.zeros(2, 2, 32, 48)
-        bounds[:, 1] = high or 0.0
-        with torch.no_grad():
-            frames = module.encode(images(), torch.ones(2, M, dtype=torch.bool))
-            return module.decode(frames, asked, control=Control({3: (0, 1)}, {} if high is None else {(3, 1): bounds}))
-
-    free = decoded(None)
-    peak = max(float(weight.max()) for weight in free.extras["fused"].steps[1].maps.values())
-    assert peak < 0.9, "the trial needs a small map"
-    torch.testing.assert_close(decoded(peak + 0.01).mean, free.mean)
-    assert not torch.isclose(decoded(peak / 10).mean, free.mean, atol=1e-6).all()
-    bounds = torch.tensor([[0.0, 0.2], [0.0, 1.0], [0.8, 0.8], [0.0, 0.0], [0.1, 0.1]])[:, :, None, None]
-    left = _share(torch.full((5, 1, 1), 0.4), bounds).flatten()
-    torch.testing.assert_close(left, torch.tensor([0.5, 1.0, 1.0, 0.0, 0.25]))
+    mask = limits(0.0, 1.0)
+    mask[..., 24:] = 0.5  # lowest and highest: fixed there, free elsewhere
+    for module, free in ((closed, 0.0), (opened, 1.0)):
+        assert (presence(module, None) == free).all()
+        assert (presence(module, limits(1.0, 1.0)) == 1).all(), "a fixed weight opens a closed gate"
+        assert (presence(module, limits(0.0, 0.0)) == 0).all()
+        assert (presence(module, limits(0.0, 1.0)) == free).all(), "a bound that allows everything changes nothing"
+        masked = presence(module, mask)
+        assert (masked[..., :24] == free).all()
+        assert (masked[..., 24:] == 0.5).all()
+    assert (presence(closed, limits(0.0, 0.5)) == 0).all(), "an upper bound opens nothing"
+    assert (presence(opened, limits(0.0, 0.5)) == 0.5).all()
+    halved = gates(build("medk2n"), part=-1.0).eval()  # its maps are 0.27 everywhere
+    assert torch.equal(presence(halved, limits(0.0, 0.5)), presence(halved, None)), "what the map keeps anyway"
+    torch.testing.assert_close(presence(halved, None), torch.full((2, 32, 48), 0.26894), atol=1e-4, rtol=0)
 
 
-def test_the_mean_weight_of_a_frame_is_that_of_the_patient() -> None:
-    module = build("medk2n").eval()
-    module.fusion.threshold.lowest = module.fusion.threshold.highest = -1.0
-    given = images()
-    given[..., 24:] = 0.0
-    with torch.no_grad():
-        step = module(given, query((0, (0, 1), 3), (1, (0, 2), 3))).extras["fused"].steps[1]
-    torch.testing.assert_close(step.effective, step.maps[4][..., :6].mean(dim=(1, 2, 3)))
+def test_a_bound_reaches_the_image() -> None:
+    module, asked, order = gates(build("medk2n")).eval(), query((0, (0, 1, 2), 3), (1, (0, 1, 2), 3)), {3: (0,)}
+
+    def image(share: float | None) -> torch.Tensor:
+        bounds = {} if share is None else {(3, 1): limits(share, share)}
+        return decoded(module, asked, order=order, bounds=bounds).mean
+
+    free, without = image(None), decoded(module, query((0, (0, 2), 3), (1, (0, 2), 3)), order=order).mean
+    torch.testing.assert_close(image(1.0), free, atol=1e-5, rtol=0)
+    torch.testing.assert_close(image(0.0), without, atol=1e-5, rtol=0)
+    assert not torch.isclose(image(0.5), free, atol=1e-4).all()
+    assert not torch.isclose(image(0.5), without, atol=1e-4).all()
 
 
 def test_bounds_of_two_inputs_hold_each_for_itself_and_leave_other_targets_alone() -> None:
-    module = build("medk2n").eval()
-    given, ones = images(), torch.ones(2, M, dtype=torch.bool)
-
-    def proposals(stack: torch.Tensor, shares: dict[int, float], *rows: tuple[int, tuple[int, ...], int]):
-        limits = torch.tensor([0.0, 1.0])[None, :, None, None].repeat(2, 1, 32, 48)
-        bounds = {(3, i): limits * share for i, share in shares.items()}
-        with torch.no_grad():
-            return module.decode(module.encode(stack, ones), query(*rows), control=Control({3: (0,)}, bounds)).mean
-
-    module.fusion.threshold.lowest = module.fusion.threshold.highest = -1.0
-    row = (0, (0, 1, 2), 3)
-    noisy = given.clone()
+    module, order = gates(build("medk2n")).eval(), {3: (0,)}
+    bounds = {(3, 1): limits(0.0, 0.0), (3, 2): limits(0.5, 0.5)}
+    rows = [(0, (0, 1, 2), 3), (0, (0, 1, 2), 1), (1, (0, 1, 2), 1)]
+    beside = decoded(module, query(*rows), order=order, bounds=bounds)
+    assert beside.fused.presence[0, :, 0, 0].tolist() == [1.0, 0.0, 0.5, 0.0]
+    assert (beside.fused.presence[1:, :3] == 1).all()
+    alone = decoded(module, query(*rows[1:]), order=order)
+    torch.testing.assert_close(beside.mean[1:], alone.mean, atol=1e-5, rtol=0)
+    noisy = images()
     noisy[0, 1] = torch.rand(3, 32, 48)
-    banned = proposals(given, {1: 0.0, 2: 1.0}, row)
-    torch.testing.assert_close(proposals(noisy, {1: 0.0, 2: 1.0}, row), banned)
-    torch.testing.assert_close(banned, proposals(given, {}, (0, (0, 2), 3)))
-    half = proposals(given, {1: 0.5, 2: 0.5}, row)
-    assert not torch.isclose(half, banned).all()
-    module.fusion.threshold.lowest = module.fusion.threshold.highest = 0.5  # some gates close, some open
-    beside = proposals(given, {1: 0.5, 2: 0.5}, row, (0, (0, 1, 2), 1), (1, (0, 1, 2), 1))
-    alone = proposals(given, {}, (0, (0, 1, 2), 1), (1, (0, 1, 2), 1))
-    torch.testing.assert_close(beside[1:], alone, atol=1e-5, rtol=0)
+    again = decoded(module, query(rows[0]), given=noisy, order=order, bounds=bounds)
+    torch.testing.assert_close(again.mean[0], beside.mean[0], atol=1e-5, rtol=0)
 
 
-def test_training_starts_at_the_proposal() -> None:
-    torch.manual_seed(0)
-    module = fresh("medk2n").eval()
-    torch.nn.init.normal_(module.joint.trunk.out.weight)
-    with torch.no_grad():
-        prediction = module(images(), query((0, (0, 2), 1), (1, (3,), 1)))
-    torch.testing.assert_close(prediction.mean, prediction.extras["seen"].proposal)
+def test_a_map_counts_where_the_evidence_doubts_a_frame_and_elsewhere_it_is_whole() -> None:
+    """A few windows of doubt do not cost a map; and what is closed has none."""
+
+    def presence(doubted: int, shut: tuple[int, ...] = ()) -> torch.Tensor:
+        module = gates(build("medk2n"), shut=shut).eval()
+
+        def doubt(_: object, given: object, out: torch.Tensor) -> torch.Tensor:
+            out = torch.full_like(out, 9.0)
+            out[..., :doubted, :] = -9.0
+            return out
+
+        module.fusion.effi_weight.register_forward_hook(doubt)
+        return decoded(module, query((0, (0, 1), 3)), given=images(160, 96), order={3: (0,)}).fused.presence[0, 1]
+
+    assert (presence(0) == 1).all()
+    part = presence(2)
+    assert part[:8].max() < 0.01
+    assert part[24:].min() > 0.99
+    assert (presence(2, shut=(1,)) == 0).all()
+    assert torch.equal(presence(0), torch.ones(160, 96))
 
 
-def test_what_is_coarse_or_deep_starts_faint_beside_what_it_is_added_to() -> None:
-    spec = registry.resolve("models", "medk2n")
-    torch.manual_seed(0)
-    module = spec.build(spec.params(), M, Statistics.neutral(M))
-    deep = [block.conv2 for block in module.encoder.stage.values()]
-    with torch.no_grad():
-        for conv in [*module.decoder.reduce.values(), *deep]:
-            assert 0.05 < conv(torch.randn(2, conv.in_channels, 16, 16)).square().mean().sqrt() < 0.3
+@pytest.mark.parametrize("part", [9.0, -1.0], ids=["whole", "maps"])
+@pytest.mark.parametrize("name", ["medk2n", "medk2n, conv"])
+def test_following_a_plan_is_what_was_decided(name: str, part: float) -> None:
+    module = gates(build(name), shut=(2,), part=part).eval()
+    rows = [(b, (0, 1, 2), j) for j in (3, 1) for b in (0, 1)]
+    asked = query(*rows)
+    scene = module.scene(images(), torch.ones(2, M, dtype=torch.bool))
+    plan = module.decide(scene, asked)
+    assert set(plan) == {1, 3}
+    decided, followed = decoded(module, asked, study=True), decoded(module, asked, plan=plan)
+    assert torch.equal(decided.fused.presence, followed.fused.presence)
+    assert torch.equal(decided.mean, followed.mean)
+    for step, again in zip(decided.fused.steps, followed.fused.steps, strict=True):
+        assert torch.equal(step.source, again.source)
+        assert torch.equal(step.gate, again.gate)
+    one_slice = decoded(module, query(rows[1], rows[3]), plan=plan)
+    torch.testing.assert_close(one_slice.mean, followed.mean[[1, 3]], atol=1e-5, rtol=0)
 
 
-def test_the_norm_sees_one_voxel_at_a_time() -> None:
-    from medk2n.models.layers.blocks import ChannelNorm
-
-    x = torch.randn(2, 8, 12, 10)
-    norm = ChannelNorm(8)
-    torch.testing.assert_close(norm(x)[..., 3:9, 2:7], norm(x[..., 3:9, 2:7]), atol=1e-6, rtol=0)
-
-
-def test_weights_thresholds_and_maps_stay_within_their_bounds() -> None:
+def test_a_study_decides_once_for_all_its_slices() -> None:
     module = build("medk2n").eval()
-    with torch.no_grad():
-        steps = module(images(), query((0, (0, 1, 2, 3), 1), (1, (0, 1), 2))).extras["fused"].steps
-    for step in steps:
-        taken = step.source >= 0
-        assert ((step.weight >= 0) & (step.weight <= 1)).all()
-        assert ((step.effective >= 0) & (step.effective <= 1)).all()
-    for step in steps[1:]:
-        tau = step.threshold[step.source >= 0]
-        assert ((tau >= module.fusion.threshold.lowest) & (tau <= module.fusion.threshold.highest)).all()
-    assert not taken.all(), "the second query has fewer steps"
+    asked = query(*[(b, (0, 1, 2), j) for j in (3, 0) for b in (0, 1)])
+    together, apart = (decoded(module, asked, study=study).fused for study in (True, False))
+    for step in together.steps:
+        for told in (step.source, step.weight[:, None], step.threshold[:, None], step.gate):
+            assert torch.equal(told[[0, 2]], told[[1, 3]])
+    assert not torch.equal(apart.steps[0].weight[[0, 2]], apart.steps[0].weight[[1, 3]])
 
 
-@pytest.mark.parametrize("name", PROPOSED)
+def counted(module: torch.nn.Module, call: Callable[[], object]) -> list[tuple[float, ...]]:
+    """Every pass of the synthesizer that a call makes: presence in a corner, and what marks the sample."""
+    seen: list[tuple[float, ...]] = []
+
+    def note(_: object, given: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
+        seen.extend(map(tuple, torch.cat([given[1][:, :, 0, 0], given[0].sum((1, 2, 3, 4))[:, None]], 1).tolist()))
+
+    hook = module.trunk.register_forward_hook(note)
+    call()
+    hook.remove()
+    return seen
+
+
+def test_one_pass_serves_all_targets_that_let_in_the_same_frames() -> None:
+    module = gates(build("medk2n")).eval()
+    asked = query(*[(b, (0, 2, 3), t) for t in range(M) for b in range(2)])
+    plan = module.decide(module.scene(images(), torch.ones(2, M, dtype=torch.bool)), asked)
+    assert len(counted(module, lambda: decoded(module, asked, plan=plan))) == 2
+    key = plan[1][0].source
+    other = next(step.source for step in plan[1] if step.source != key)
+    shut = {(1, other): limits(0.0, 0.0)}
+    assert len(counted(module, lambda: decoded(module, asked, plan=plan, bounds=shut))) == 4, "one target apart"
+
+
+def test_the_fusion_looks_at_no_set_of_frames_twice() -> None:
+    module = build("medk2n").eval()
+    scene = module.scene(images(), torch.ones(2, M, dtype=torch.bool))
+    asked = query(*[(b, (0, 1, 2), t) for t in range(M) for b in range(2)])
+    passes = counted(module, lambda: module.fuse(scene, asked))
+    assert len(passes) == len(set(passes))
+    assert len(passes) <= 2 * (2**3 - 1), "however many targets ask"
+
+
+@pytest.mark.parametrize("name", ENCODING)
 def test_each_frame_is_encoded_once_whatever_is_asked(name: str) -> None:
     module = build(name).eval()
     encoded, mixed = [], []
@@ -553,27 +493,135 @@ def test_each_frame_is_encoded_once_whatever_is_asked(name: str) -> None:
     assert mixed == [3] * (module.multiscale is not None)
 
 
+@pytest.mark.parametrize("sources", [(2,), (0, 1), (0, 2, 3), (0, 1, 2, 3)])
+def test_the_base_image_is_least_squares_in_what_was_let_in(sources: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((900, M)) @ rng.standard_normal((M, M)) * 0.1 + 0.4
+    mean, deviation = (
+        torch.tensor(v, dtype=torch.float32)[:, None].expand(M, M) for v in (values.mean(0), values.std(0))
+    )
+    correlation = torch.tensor(np.corrcoef(values.T), dtype=torch.float32)
+    maps = LinearMaps(Statistics(mean, deviation, correlation, deviation[:, 0] ** 2))
+    members = query((0, sources, 1)).sources
+    slope, level = (x[0].numpy() for x in maps(members, torch.tensor([1])))
+    system = np.column_stack([values[:, list(sources)], np.ones(len(values))])
+    fitted = system @ np.linalg.lstsq(system, values[:, 1], rcond=None)[0]
+    np.testing.assert_allclose(values @ slope + level, fitted, atol=2e-4)
+    assert (slope[[i for i in range(M) if i not in sources]] == 0).all()
+
+
+def test_the_predicted_error_is_learned_level_and_place_alike() -> None:
+    """Adam moves a weight by no more than its rate: with logits as they come the variance stayed where it began."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        heads = TaskHeadNet(8, 8, torch.full((M,), 0.5))
+    e, target = torch.randn(M, 8, generator=generator), torch.arange(M)
+    features = torch.randn(2, 8, 16, 16, generator=generator).sign()
+    noisy = (features[:, :1] > 0).expand(-1, M, -1, -1).flatten(0, 1)
+    optimiser = torch.optim.AdamW(heads.parameters(), lr=3e-3)
+    for _ in range(250):
+        mean, log_variance = (x.flatten(0, 1) for x in heads(features, e, target))
+        truth = 0.5 + torch.where(noisy, 0.2, 0.02) * torch.randn(mean.shape, generator=generator)
+        optimiser.zero_grad()
+        error = gaussian_nll(mean, log_variance, truth, torch.ones_like(noisy)) + (mean - truth).abs().mean()
+        error.mean().backward()
+        optimiser.step()
+    deviation = heads(features, e, target)[1].flatten(0, 1).detach().mul(0.5).exp()
+    assert float(deviation[noisy].mean()) == pytest.approx(0.2, rel=0.2)
+    assert float(deviation[~noisy].mean()) == pytest.approx(0.02, rel=0.4)
+
+
+def test_training_starts_at_the_mean_of_the_target_and_at_an_error_of_a_tenth() -> None:
+    torch.manual_seed(0)
+    heads = TaskHeadNet(8, 16, torch.tensor([0.2, 0.7, 0.4, 0.5]))
+    with torch.no_grad():
+        mean, log_variance = heads(torch.randn(2, 8, 16, 16), 0.5 * torch.randn(M, 16), torch.arange(M))
+    np.testing.assert_allclose(mean.mean(dim=(0, 2, 3)), [0.2, 0.7, 0.4, 0.5], atol=0.15)
+    assert log_variance.mean() == pytest.approx(-4.6, abs=0.7)
+
+
+def test_image_and_variance_do_not_teach_each_other() -> None:
+    """Hard voxels are not starved, and no confidence is bought with the image."""
+    module = build("medk2n").eval()
+    presence = torch.ones(1, M, 32, 48)
+    made = module.propose(images(b=1), torch.zeros(1, dtype=torch.long), presence, torch.arange(M))
+    reached = []
+    for x in made:
+        module.zero_grad()
+        x.square().sum().backward(retain_graph=True)
+        moved = {n for n, p in module.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+        reached.append(moved)
+    image, variance = reached
+    assert any(n.startswith("trunk.") for n in image)
+    assert {n.split(".")[1] for n in variance} == {"doubt", "doubted"}
+    assert not image & variance
+
+
+def test_what_is_coarse_or_deep_starts_faint_beside_what_it_is_added_to() -> None:
+    torch.manual_seed(0)
+    module = fresh("medk2n, conv")
+    deep = [block.conv2 for block in module.encoder.stage.values()]
+    with torch.no_grad():
+        for conv in deep:
+            assert 0.05 < conv(torch.randn(2, conv.in_channels, 16, 16)).square().mean().sqrt() < 0.3
+        for join in module.trunk.join.values():
+            assert join(torch.randn(2, join.in_channels, 16, 16)).square().mean().sqrt() < 0.3
+
+
+def test_the_norm_sees_one_voxel_at_a_time() -> None:
+    from medk2n.models.layers.blocks import ChannelNorm
+
+    x = torch.randn(2, 8, 12, 10)
+    norm = ChannelNorm(8)
+    torch.testing.assert_close(norm(x)[..., 3:9, 2:7], norm(x[..., 3:9, 2:7]), atol=1e-6, rtol=0)
+
+
+def test_weights_thresholds_and_presence_stay_within_their_bounds() -> None:
+    module = build("medk2n").eval()
+    for parameter in module.fusion.parameters():
+        parameter.data *= 20.0
+    asked = query((0, (0, 1, 2, 3), 1), (1, (0, 1), 2))
+    fused = decoded(module, asked).fused
+    assert ((fused.presence >= 0) & (fused.presence <= 1)).all()
+    assert (fused.presence[~asked.sources] == 0).all()
+    assert [len(step.rows) for step in fused.steps] == [2, 2, 1, 1], "the second query has fewer steps"
+    for step in fused.steps:
+        assert (step.weight.abs() <= MOST_DB).all()
+        assert torch.isfinite(step.memory).all()
+    for step in fused.steps[1:]:
+        assert ((step.threshold >= LOWEST_DB) & (step.threshold <= HIGHEST_DB)).all()
+        torch.testing.assert_close(step.attention.sum(dim=1), torch.ones(len(step.rows)))
+
+
 def test_evaluation_leaves_every_buffer_alone() -> None:
     module = build("medk2n").eval()
     before = {name: b.clone() for name, b in module.named_buffers()}
     with torch.no_grad():
         module(images(), query((0, (0, 1, 2), 3)))
+    assert {name.split(".")[0] for name in before} == {"fusion", "heads", "linear_maps"}
     assert all(torch.equal(before[name], b) for name, b in module.named_buffers())
 
 
-def test_the_history_is_a_moving_average_of_measured_gains() -> None:
+def test_the_history_is_a_moving_average_corrected_for_its_start() -> None:
     fusion = build("medk2n").fusion
     total, count = torch.zeros(2, M, M)
     total[0, 1], count[0, 1] = 2 * 0.5, 2
     fusion.observe(total, count)
-    assert fusion.history[0, 1] == pytest.approx(0.02 * 0.5 * (1 + 0.98), rel=1e-4)
+    assert fusion.history[0, 1] == pytest.approx(0.5, rel=1e-5), "the first gain is the mean, not a fiftieth of it"
     assert int((fusion.history != 0).sum()) == 1
+    total[0, 1], count[0, 1] = -0.3, 1
+    fusion.observe(total, count)
+    seen = np.array([0.5, 0.5, -0.3])
+    weights = 0.98 ** np.array([2, 1, 0])
+    assert fusion.history[0, 1] == pytest.approx((weights * seen).sum() / weights.sum(), rel=1e-4)
 
 
-def test_key_frame_is_the_source_with_the_largest_first_weight() -> None:
+def test_key_frame_is_the_source_with_the_largest_weight_in_the_first_look() -> None:
     module = build("medk2n").eval()
-    with torch.no_grad():
-        alone = {i: float(module(images(), query((0, (i,), 3))).extras["fused"].steps[0].weight[0]) for i in range(3)}
-        fused = module(images(), query((0, (0, 1, 2), 3))).extras["fused"]
+    fused = decoded(module, query((0, (0, 1, 2), 3))).fused
+    first = fused.first[0].tolist()
     order = [int(step.source[0]) for step in fused.steps]
-    assert order == sorted(alone, key=lambda i: -round(alone[i], 4))
+    assert order == sorted(range(3), key=lambda i: -round(first[i], 2))
+    assert len({round(x, 2) for x in first[:3]}) == 3, "the trial needs weights that differ"
+    assert float(fused.steps[0].weight[0]) == first[order[0]]

@@ -26,7 +26,7 @@ AFFINE = np.array([[2.0, 0.125, 0, -20], [-0.125, 2.0, 0, -24], [0, 0, 3.0, -18]
 @pytest.fixture(scope="module")
 def synthesizer() -> Synthesizer:
     spec = registry.resolve("models", "medk2n")
-    params = {"slices": 3, "widths": (8, 8, 8, 16), "joint": (8, 8, 8, 8, 16), "embedding": 8, "memory_slots": 2}
+    params = {"slices": 3, "widths": (8, 8, 8, 8, 16), "embedding": 8, "memory_slots": 2}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = spec.build(spec.params(**params), len(NAMES), Statistics.neutral(len(NAMES)))

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional
 
 from medk2n import checkpoint
 from medk2n.config.draft import read_draft
@@ -21,30 +20,22 @@ from medk2n.errors import ConfigError, DatasetError
 from medk2n.geometry.grid import Grid
 from medk2n.inference.predictor import load_predictor
 from medk2n.io.volume import Volume
-from medk2n.losses import fusion, reconstruction
+from medk2n.losses import reconstruction
 from medk2n.losses.likelihood import gaussian_nll
-from medk2n.models._spec import Query
 from medk2n.training import log as log_module
 from medk2n.training import reading
-from medk2n.training.contender import Contender
-from medk2n.training.feed import Feed, Part
 from medk2n.training.log import METRICS, VALIDATION, Log, read_log
-from medk2n.training.objectives import proposal_error
-from medk2n.training.queries import draw_sources, draw_targets, narrowed, without_one
-from medk2n.training.reading import read_data
+from medk2n.training.queries import draw_sources, draw_targets, narrowed
 from medk2n.training.run import train
-from medk2n.training.world import World
 
 SMALL = [
     "modalities=[t1n, t1c, t2w]",
     "spacing_mm=1.5",
-    "models=[{name: medk2n, params: {widths: [8, 16, 16, 16], joint: [8, 8, 16, 16, 16],"
-    " embedding: 16, memory_slots: 4}},"
+    "models=[{name: medk2n, params: {widths: [8, 8, 16, 16, 16], embedding: 16, memory_slots: 4}},"
     " {name: unet, params: {widths: [8, 8, 16, 16, 16]}}]",
     "budget={steps: 12}",
     "batch={size: 2, crop: 32, draws: 2, targets: 2, most_sources: 2}",
     "threads=1",
-    "gain_every=2",
 ]
 
 
@@ -111,32 +102,6 @@ def test_a_run_repeats_exactly_and_its_models_load(data: Path, tmp_path: Path) -
     assert 2 * len(drawn) == len(scores)
     sheets = [(tmp_path / name / "samples" / "8-of-8.png").read_bytes() for name in ("a", "b")]
     assert sheets[0] == sheets[1]
-
-
-def test_of_some_steps_one_trains_the_whole_and_the_others_the_joint_pass_alone(data: Path) -> None:
-    settings = config(data, "budget={steps: 6}", "fuse_every=3")
-    prepared = read_data(settings, lambda *_: None)
-    torch.manual_seed(0)
-    contender = Contender.of(settings.models[0], settings, prepared.statistics, "cpu")
-    moved = []
-    for seed in range(6):
-        before = {name: p.detach().clone() for name, p in contender.module.named_parameters()}
-        parts = contender.step([Part(prepared.batch(settings, np.random.default_rng(seed), 3), seed)], World())
-        changed = {name for name, p in contender.module.named_parameters() if not torch.equal(before[name], p)}
-        trunk = {name for name in changed if name.startswith("joint.trunk.")}
-        assert trunk
-        moved.append(bool(changed - trunk))
-        assert ("log_mse" in parts) == moved[-1]
-        assert "proposals" in parts
-    assert moved == [True, False, False, True, False, False]
-
-
-def test_damage_is_for_the_joint_pass_unless_told_otherwise(data: Path) -> None:
-    for share in (0, 1):
-        settings = config(data, "fuse_every=3", "batch.corrupt=1", f"batch.corrupt_whole={share}")
-        feed = Feed(read_data(settings, lambda *_: None), settings, slices=3, parts=range(1), first=0)
-        damaged = [bool(next(feed)[0].batch.severity.any()) for _ in range(7)]
-        assert damaged == [bool(share) if step % 3 == 0 else True for step in range(7)]
 
 
 def test_the_log_averages_each_part_over_the_steps_that_had_it(tmp_path: Path) -> None:
@@ -207,6 +172,12 @@ def test_an_id_that_is_nowhere_is_refused(setting: str, data: Path, tmp_path: Pa
         ("models=[{name: poe}, {name: poe}]", "each model learns once"),
         ("seed", "expected key=value"),
         ("optimiser.learning_rate=-1", "greater than 0"),
+        ("fuse_every=8", r"fuse_every: is of an older version; now there is teaching\.weighing"),
+        ("soft_gates=0.3", "soft_gates: is of an older version; now there is nothing: gates are taught"),
+        ("batch.corrupt_whole=0.1", r"batch\.corrupt_whole: is of an older version; now there is teaching\.corrupt"),
+        ("losses.quality=1", r"losses\.quality: is of an older version; now there is losses\.likelihood and"),
+        ("teaching.weighin=0.1", "teaching.weighin: unknown setting, did you mean 'weighing'"),
+        ("teaching.hide=2", "teaching.hide: .*less than or equal to 1"),
     ],
 )
 def test_bad_settings_are_refused(override: str, message: str) -> None:
@@ -386,78 +357,6 @@ def test_core_modalities_are_asked_alone_in_their_share_of_the_crops() -> None:
     assert (narrowed(full, np.zeros(5, dtype=bool), np.random.default_rng(0), share=1.0) == full).all()
 
 
-def test_a_joint_pass_is_taught_what_a_crop_is_asked_about(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise the core modalities get a smaller part of its loss than of the U-Net's."""
-    settings = config(data, "budget={steps: 2}", "core=[t1n, t1c]", "core_share=1.0", "fuse_every=2")
-    prepared = read_data(settings, lambda *_: None)
-    contender = Contender.of(settings.models[0], settings, prepared.statistics, "cpu")
-    taught = []
-
-    def spy(proposals, batch, weights):
-        taught.append(batch.acquired.numpy())
-        return proposal_error(proposals, batch, weights)
-
-    monkeypatch.setattr("medk2n.training.contender.proposal_error", spy)
-    monkeypatch.setattr("medk2n.training.objectives.proposal_error", spy)
-    for seed in range(2):
-        contender.step([Part(prepared.batch(settings, np.random.default_rng(seed), 3), seed)], World())
-    core = np.isin(settings.modalities, ["t1n", "t1c"])
-    asked = [row for rows in taught for row in rows if (row & core).sum() == 2]
-    assert len(taught) == 2
-    assert len(asked) > 0
-    assert all((row == core).all() for row in asked)
-
-
-@pytest.mark.parametrize("closed", [False, True])
-def test_what_a_closed_gate_kept_out_is_not_measured(data: Path, closed: bool) -> None:
-    """It removes nothing because it is closed: taught that it is worth nothing, it would never open again."""
-    settings = config(data, "budget={steps: 2}", "subjects=[p0, p3]")
-    prepared = read_data(settings, lambda *_: None)
-    contender = Contender.of(settings.models[0], settings, prepared.statistics, "cpu")
-    fusion = contender.module.fusion
-    fusion.threshold.lowest = fusion.threshold.highest = 2.0 if closed else -1.0
-    batch = prepared.batch(settings, np.random.default_rng(0), 3)
-    n = len(batch.images)
-    sources = torch.zeros(n, batch.acquired.shape[1], dtype=torch.bool)
-    sources[:, :2] = True
-    query = Query(torch.arange(n), sources, torch.full((n,), 2))
-    prediction = contender.module(batch.images, query)
-    error = contender._measure_gain(prediction, batch, query, torch.full((n,), 0.01), 0, World())
-    assert torch.isfinite(error)
-    assert bool(error == 0) == closed
-    assert bool((contender.observed == 0).all()) == closed
-
-
-@pytest.mark.parametrize("hurt", [False, True])
-def test_the_history_is_of_whole_inputs(data: Path, hurt: bool) -> None:
-    """p_ij is the gain of a usual scan: what a damaged one gave teaches W, and stays out of the history."""
-    settings = config(data, "budget={steps: 2}", "subjects=[p0, p3]")
-    prepared = read_data(settings, lambda *_: None)
-    contender = Contender.of(settings.models[0], settings, prepared.statistics, "cpu")
-    contender.module.fusion.threshold.lowest = contender.module.fusion.threshold.highest = -1.0
-    batch = prepared.batch(settings, np.random.default_rng(0), 3)
-    assert not batch.severity.any()
-    severity = torch.full_like(batch.severity, 0.5 * hurt)
-    n, m = batch.acquired.shape
-    query = Query(torch.arange(n), torch.arange(m).expand(n, m) < 2, torch.full((n,), 2))
-    prediction = contender.module(batch.images, query)
-    bad = replace(batch, severity=severity)
-    error = contender._measure_gain(prediction, bad, query, torch.full((n,), 0.01), 0, World())
-    assert error > 0
-    assert bool((contender.observed == 0).all()) == hurt
-
-
-def test_a_damaged_source_is_the_one_that_is_dropped() -> None:
-    sources = torch.tensor([[True, True, True, True], [True, True, True, True], [True, True, False, True]])
-    query = Query(torch.tensor([0, 1, 0]), sources, torch.tensor([4, 4, 4]))
-    severity = torch.tensor([[0.9, 0.0, 0.2, 0.0], [0.0, 0.0, 0.0, 0.0]])
-    key = torch.tensor([0, 3, 0])  # damaged or not, the key frame is not dropped
-    seen = [without_one(query, key, np.random.default_rng(seed), severity)[1].tolist() for seed in range(40)]
-    assert {row[0] for row in seen} == {2}
-    assert {row[1] for row in seen} == {0, 1, 2}
-    assert {row[2] for row in seen} == {1, 3}
-
-
 def test_studies_are_drawn_by_the_pairs_that_they_have(data: Path) -> None:
     """Two are complete (6 pairs), two lack one (2 pairs); one with a single modality is never drawn."""
     subjects = discover(data)
@@ -484,57 +383,3 @@ def test_targets_are_never_damaged(data: Path) -> None:
     assert bool((bad.severity[bad.acquired] > 0).float().mean() > 0.8)
     assert bool((bad.severity[~bad.acquired] == 0).all())
     torch.testing.assert_close(whole.targets, bad.targets, equal_nan=True, rtol=0, atol=0)
-
-
-def test_a_gain_is_measured_where_it_arose() -> None:
-    """Half of the image, and half the error of one window elsewhere; air counts for nothing."""
-    target = torch.zeros(1, 40, 32)
-    without = torch.full_like(target, 0.2)
-    image = without.clone()
-    image[:, :16] = 0.0
-    image[:, 16:32, :16] = 0.2 / np.sqrt(2)
-    inside = torch.ones_like(target, dtype=torch.bool)
-    inside[:, 32:] = False
-    image[:, 32:] = 9.0
-    gain, mass = fusion.local_gain(image, without, target, inside)
-    assert gain.shape == mass.shape == (1, 1, 3, 2)
-    np.testing.assert_allclose(gain[0, 0, :2], [[1, 1], [0.5, 0]], atol=1e-4)
-    np.testing.assert_allclose(mass[0, 0], [[1, 1], [1, 1], [0, 0]])
-    worse, _ = fusion.local_gain(without, image, target, inside)
-    assert worse[0, 0, 0].max() == 0, "what makes it worse has no gain"
-
-
-def test_maps_are_anchored_by_local_gains_and_by_nothing_else(data: Path) -> None:
-    gain = torch.tensor([[[[0.9, 0.1]]], [[[0.5, 0.5]]]])
-    mass = torch.tensor([[[[1.0, 1.0]]], [[[1.0, 0.0]]]])
-    right = {4: functional.interpolate(gain, scale_factor=4.0), 16: gain.clone()}
-    right[4][1, :, :, 4:] = 0.99  # in air
-    wrong = {s: (1 - m).requires_grad_() for s, m in right.items()}
-    key = SimpleNamespace(source=torch.tensor([0, 0]), maps={})
-
-    def error(maps: dict, dropped: list[int]) -> torch.Tensor:
-        step = SimpleNamespace(source=torch.tensor([2, 3]), maps=maps)
-        return fusion.added_map_error(SimpleNamespace(steps=[key, step]), torch.tensor(dropped), gain, mass)
-
-    assert error(right, [2, 3]).item() == pytest.approx(0, abs=1e-6)
-    assert error(wrong, [-1, -1]).item() == 0
-    error(wrong, [2, -1]).backward()
-    assert wrong[4].grad[0].abs().min() > 0
-    assert wrong[4].grad[1].abs().max() == 0, "its gain was not measured"
-
-    settings = config(data, "budget={steps: 9}", "fuse_every=1", "gain_every=3", "losses.weights=0.25", "batch.size=8")
-    prepared = read_data(settings, lambda *_: None)
-    torch.manual_seed(0)
-    contender = Contender.of(settings.models[0], settings, prepared.statistics, "cpu")
-    learned = []
-    for seed in range(4):
-        contender.step([Part(prepared.batch(settings, np.random.default_rng(seed), 3), seed)], World())
-        learned.append(all(p.grad is not None for p in contender.module.fusion.effi_weight.parameters()))
-    assert learned == [True, False, False, True]
-
-
-def test_memory_term_is_zero_for_even_use_and_grows_with_collapse() -> None:
-    even = SimpleNamespace(attention=[(torch.full((3, 4), 0.25), torch.zeros(3))])
-    assert fusion.memory_collapse(even).item() == pytest.approx(0, abs=1e-5)
-    collapsed = SimpleNamespace(attention=[(torch.tensor([[1.0, 0, 0, 0]]), torch.zeros(1))])
-    assert fusion.memory_collapse(collapsed).item() == pytest.approx(np.log(4), abs=1e-4)

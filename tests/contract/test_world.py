@@ -22,13 +22,11 @@ from medk2n.training.world import World
 SMALL = [
     "modalities=[t1n, t1c, t2w]",
     "spacing_mm=1.5",
-    "models=[{name: medk2n, params: {widths: [8, 8, 8, 8], joint: [8, 8, 8, 8, 8], embedding: 8, memory_slots: 2}},"
+    "models=[{name: medk2n, params: {widths: [8, 8, 8, 8, 8], embedding: 8, memory_slots: 2}},"
     " {name: unet, params: {widths: [8, 8, 8, 8, 8]}}]",
     "budget={steps: 20}",
     "batch={size: 2, crop: 32, draws: 1, targets: 2, most_sources: 2, accumulate: 2}",
     "threads=1",
-    "fuse_every=2",
-    "gain_every=2",
 ]
 
 
@@ -79,12 +77,12 @@ def test_two_processes_learn_what_one_learns(data: Path, tmp_path: Path) -> None
 
 def test_a_step_is_the_mean_of_its_parts(data: Path) -> None:
     """Two parts of two crops: each counts for half, whichever comes first."""
-    settings = config(data, "fuse_every=1000", "models=[{name: unet, params: {widths: [8, 8, 8, 8, 8]}}]")
+    settings = config(data, "models=[{name: unet, params: {widths: [8, 8, 8, 8, 8]}}]")
     prepared, world = read_data(settings, lambda *_: None), World()
     parts = next(Feed(prepared, settings, 3, range(2), 0))
     torch.manual_seed(0)
     contender = Contender.of(settings.models[0], settings, prepared.statistics, "cpu")
-    alone = [contender._loss(part.batch, part.seed, world)[1]["loss"] for part in parts]
+    alone = [contender.lesson.loss(part.batch, part.seed, 0.0, world)[1]["loss"] for part in parts]
     assert alone[0] != alone[1]
     assert contender.step(parts, world)["loss"] == pytest.approx(np.mean(alone), rel=1e-5)
     assert contender.samples == 4
@@ -104,7 +102,7 @@ def test_workers_draw_what_the_run_itself_would(data: Path) -> None:
 
 
 def test_sixteen_bits_learn_nearly_the_same(data: Path) -> None:
-    full, half = (learned(config(data, f"precision={name}", "fuse_every=1"), 3) for name in ("fp32", "bf16"))
+    full, half = (learned(config(data, f"precision={name}"), 3) for name in ("fp32", "bf16"))
     assert full[1] != half[1]
     for a, b in zip(full[1], half[1], strict=True):
         assert a.keys() == b.keys()

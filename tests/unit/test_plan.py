@@ -33,7 +33,7 @@ from medk2n.training.plan import Plan, decide, make_plan
 GB = 10**9
 CPU = Machine("cpu", "CPU", 2, 16 * GB)
 SMALL = (
-    "models=[{name: medk2n, params: {widths: [8, 8, 8, 8], joint: [8, 8, 8, 8, 8], embedding: 8}}]",
+    "models=[{name: medk2n, params: {widths: [8, 8, 8, 8, 8], embedding: 8}}]",
     "batch.crop=32",
 )
 FACTS = Fingerprint(
@@ -137,7 +137,7 @@ def test_headers_are_enough_but_for_a_few_subjects() -> None:
 def test_what_is_stated_is_told_from_what_is_open() -> None:
     draft = read_draft("plus", ["batch.crop=64", "budget.minutes=3", "models.unet.params.widths=[8, 8, 8, 8, 8]"])
     assert draft.open == [
-        "modalities", "spacing_mm", "batch.size", "models.medk2n.params.widths", "models.medk2n.params.joint",
+        "modalities", "spacing_mm", "batch.size", "models.medk2n.params.widths",
     ]  # fmt: skip
     assert [draft.decided_by(key) for key in ("batch.crop", "budget", "batch.draws", "threads")] == [
         "you", "you", "preset", "default",
@@ -287,7 +287,7 @@ def test_what_you_state_stays_and_is_yours() -> None:
     assert by["spacing_mm"] == (3.0, "you", "")
     assert (by["batch.crop"], by["batch.size"]) == ((48, "you", ""), (5, "you", ""))
     assert by["models.unet.params.widths"] == ([8, 8, 8, 8, 8], "you", "")
-    assert by["models.medk2n.params.joint"][1] == "planned"
+    assert by["models.medk2n.params.widths"][1] == "planned"
     assert plan.config.spacing_mm == 3.0
 
 

@@ -21,7 +21,7 @@ from medk2n.errors import DatasetError, StoppedError, UsageError
 from medk2n.training import run
 
 SMALL = (
-    "models=[{name: medk2n, params: {widths: [8, 8, 8, 8], joint: [8, 8, 8, 8, 8], embedding: 8}}]",
+    "models=[{name: medk2n, params: {widths: [8, 8, 8, 8, 8], embedding: 8}}]",
     "budget={steps: 2}",
     "modalities=[t1n, t2w]",
     "spacing_mm=1.5",

@@ -127,14 +127,14 @@ def _card_as_text(card: dict[str, Any]) -> list[str]:
     """A table in Markdown that is as readable on a terminal."""
     threads = card["threads"]
     where = card["device_name"] if card["device"] != "cpu" else f"the CPU, {threads} thread{'s' * (threads > 1)}"
-    heads = ("in", "out", "encodes", "joint passes", "GFLOP", "time, ms", "encoder", "memory, MB")
+    heads = ("in", "out", "encodes", "passes", "GFLOP", "time, ms", "encoder", "memory, MB")
     lines = [
         f"{card['parameters'] / 1e6:.2f} M parameters, of which training moves {card['trainable'] / 1e6:.2f} M.",
         f"One slice of {card['size'][0]} x {card['size'][1]} voxels on {where}, without a study's decisions, which are",
         f"taken once. Time: the median of {card['repeats']} passes. Memory: what a pass takes above the loaded model.",
     ]
     if any(row["apart"] for row in card["rows"]):
-        lines.append("All gates are open: nothing is skipped. In rows with several joint passes each target lets in")
+        lines.append("All gates are open: nothing is skipped. In rows with several passes each target lets in")
         lines.append("other inputs instead, which takes longer still.")
     lines += [
         "",
@@ -143,7 +143,7 @@ def _card_as_text(card: dict[str, Any]) -> list[str]:
     ]
     for row in card["rows"]:
         share = None if row["encoder_share"] is None else f"{row['encoder_share']:.0%}"
-        values = (row["inputs"], row["targets"], row["encodes"], row["joint_passes"], f"{row['gflop']:.1f}")
+        values = (row["inputs"], row["targets"], row["encodes"], row["passes"], f"{row['gflop']:.1f}")
         values += (f"{row['latency_ms']:.0f}", share, None if row["memory_mb"] is None else f"{row['memory_mb']:.0f}")
         cells = ("-" if value is None else str(value) for value in values)
         lines.append("| " + " | ".join(cell.rjust(len(head)) for cell, head in zip(cells, heads, strict=True)) + " |")

@@ -11,6 +11,15 @@ from medk2n.errors import ConfigError
 
 AUTO = "auto"
 """Stands where a plan is to decide (config/draft.py)."""
+MOVED = {
+    "fuse_every": "teaching.weighing, the share of the budget in which the weights are taught",
+    "gain_every": "teaching.weighing, the share of the budget in which every step measures gains",
+    "soft_gates": "nothing: gates are taught by their logit",
+    "corrupt_whole": "teaching.corrupt",
+    "quality": "losses.likelihood and losses.sets",
+    "joint": "widths, five numbers: the synthesizer's channels at strides 1, 2, 4, 8, 16",
+}
+"""Settings of older versions, by their last name, and what is there instead."""
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:
@@ -63,10 +72,12 @@ def _named(entries: list[Any], name: str) -> dict[str, Any]:
 
 
 def complaint(loc: Sequence[int | str], kind: str, message: str, known: Iterable[str]) -> str:
-    """One error of a pydantic model in one line; an unknown setting comes with the nearest of the `known`."""
+    """One error of a pydantic model in one line; an unknown setting with what replaced it, or the nearest `known`."""
     where = ".".join(map(str, loc))
     if kind != "extra_forbidden":
         return f"{where}: {message}"
+    if loc[-1] in MOVED:
+        return f"{where}: is of an older version; now there is {MOVED[str(loc[-1])]}"
     near = get_close_matches(str(loc[-1]), known, n=1)
     return f"{where}: unknown setting" + (f", did you mean {near[0]!r}?" if near else "")
 

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from medk2n.config.overrides import complaint
 from medk2n.errors import ConfigError
-from medk2n.registry import resolve
+from medk2n.registry import names, resolve
 
 P = TypeVar("P")
 
@@ -42,15 +42,14 @@ def read_params(kind: type[P], given: Mapping[str, Any], where: str = "params") 
 
 
 def _value(field: Field, hint: Any, given: Any, where: str) -> Any:
-    if isinstance(given, Mapping) and "components" in field.metadata:
-        named = given.get("name")
-        if not isinstance(named, str):
-            raise ConfigError(f"{where}: expected the name of a component, as in {{name: {field.default.name}}}")
-        return read_params(resolve(field.metadata["components"], named).params, given, where)
+    if "components" in field.metadata:
+        if given is None and field.default is None:
+            return None
+        return _component(field.metadata["components"], given, where)
     inner = [part for part in (hint, *get_args(hint)) if is_dataclass(part) and isinstance(part, type)]
     if inner and isinstance(given, Mapping):
         return read_params(inner[0], given, where)
-    if "components" in field.metadata or (inner and not (given is None and NoneType in get_args(hint))):
+    if inner and not (given is None and NoneType in get_args(hint)):
         raise ConfigError(f"{where}: expected settings, found {given!r}")
     try:
         return TypeAdapter(hint).validate_json(json.dumps(given), strict=True)
@@ -59,3 +58,13 @@ def _value(field: Field, hint: Any, given: Any, where: str) -> Any:
         raise ConfigError(
             complaint((where, *first["loc"]), first["type"], f"{first['msg']}, found {given!r}", ())
         ) from error
+
+
+def _component(folder: str, given: Any, where: str) -> Any:
+    """The parameters of one of a folder's components, which `given` names."""
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{where}: expected settings, found {given!r}")
+    named = given.get("name")
+    if not isinstance(named, str):
+        raise ConfigError(f"{where}: expected the name of a component, as in {{name: {names(folder)[0]}}}")
+    return read_params(resolve(folder, named).params, given, where)

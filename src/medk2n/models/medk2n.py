@@ -120,7 +120,7 @@ class MedK2N(nn.Module):
             made = self.propose(images, sample, presence, everything, encoded)
             return made[0].clamp(0, 1), made[1]
 
-        return Scene(images, inside, Proposals(propose))
+        return Scene(images, inside, Proposals(propose), encoded)
 
     def encode(self, images: Tensor, needed: Tensor) -> tuple[Pyramid, Tensor] | None:
         """Each needed frame once, and the row (b, m) of each among them; None without an encoder."""
@@ -176,8 +176,7 @@ class MedK2N(nn.Module):
         lead = torch.full((len(kinds),), len(which), device=which.device)
         lead = lead.scatter_reduce(0, which, torch.arange(len(which), device=which.device), "amin")
         target, column = query.target.unique(return_inverse=True)
-        encoded = self.encode(scene.images, query.needed(len(scene.images)))
-        mean, log_variance = self.propose(scene.images, query.sample[lead], fused.presence[lead], target, encoded)
+        mean, log_variance = self.propose(scene.images, query.sample[lead], fused.presence[lead], target, scene.encoded)
         slope, _ = self.linear_maps(fused.presence.amax(dim=(2, 3)) > 0, query.target)
         slope = slope[:, :, None, None] * fused.presence
         return MedK2NPrediction(mean[which, column], log_variance[which, column], fused, slope)

@@ -31,8 +31,14 @@ class ChannelNorm(nn.LayerNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (f, c, h, w) -> the same shape."""
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        """x (f, c, h, w) -> the same shape and type: under autocast too, where a norm would answer in 32 bits.
+
+        Its sums are 32-bit inside; images at full resolution are bound by memory, and twice the bytes cost twice.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+            rows = functional.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, weight, bias, self.eps)
+        return rows.permute(0, 3, 1, 2)
 
 
 class FaintConv2d(nn.Conv2d):

@@ -66,6 +66,10 @@ class Usual(nn.Module):
         self.square.add_(square).mul_(keep)
         self.count.add_(count).mul_(keep.squeeze(-1))
 
+    def sums(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What was observed: sums, sums of squares, counts."""
+        return self.total, self.square, self.count
+
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation; 0 and 1 of what was never seen."""
         n = self.count.unsqueeze(-1)

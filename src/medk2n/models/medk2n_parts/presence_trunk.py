@@ -10,7 +10,7 @@ Shapes: p passes, m modalities, s slices.
 import torch
 from torch import Tensor, nn
 
-from medk2n.models.layers.blocks import FaintConv2d
+from medk2n.models.layers.blocks import FaintConv2d, scale_for_gelu
 from medk2n.models.layers.unet_trunk import Pyramid, Trunk
 
 
@@ -29,6 +29,7 @@ class PresenceTrunk(nn.Module):
         self.trunk = Trunk(m * slices + m, widths)
         of = dict(zip((1, 2, 4, 8, 16), widths, strict=True))
         self.join = nn.ModuleDict({str(s): FaintConv2d(c, of[s], 1) for s, c in context.items()})
+        scale_for_gelu(self.join)
 
     def forward(self, images: Tensor, presence: Tensor, context: Pyramid | None = None) -> Tensor:
         """images (p, m, s, h, w), presence (p, m, h, w), h and w multiples of 16 -> features (p, c, h, w)."""

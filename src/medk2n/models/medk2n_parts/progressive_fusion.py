@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medk2n.models._spec import Query
+from medk2n.models.layers.unet_trunk import Pyramid
 from medk2n.models.medk2n_parts.control import Control, Plan, PlannedStep
 from medk2n.models.medk2n_parts.effi_weight_net import EffiWeightNet, as_map
 from medk2n.models.medk2n_parts.evidence import (
@@ -49,11 +50,13 @@ class Scene:
         images: (b, m, s, h, w), padded; 0 where no query reads.
         inside: (b, h, w) bool, where any frame that is read shows the patient.
         proposals: of the synthesizer, from sets of these frames.
+        encoded: what a frame encoder found in them, and the row (b, m) of each frame there; None without an encoder.
     """
 
     images: Tensor
     inside: Tensor
     proposals: Proposals
+    encoded: tuple[Pyramid, Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,7 +384,8 @@ class _State:
             shown = torch.where(step.mapped[:, None, None], shown * as_map(step.map_logit, size), shown)
         bounded = control.bound(shown, self.query, step.rows, step.source)
         self.presence = self.presence.index_put((step.rows, step.source), bounded)
-        self.members = self.members.index_put((step.rows, step.source), step.entered)
+        some = step.entered & (bounded > 0).any(dim=(1, 2))  # what a user bounds to nothing was not let in
+        self.members = self.members.index_put((step.rows, step.source), some)
         even = (bounded == bounded[:, :1, :1]).all(dim=(1, 2)) & ((bounded[:, 0, 0] == 0) | (bounded[:, 0, 0] == 1))
         self.whole = self.whole.index_put((step.rows,), self.whole[step.rows] & even)
 

@@ -68,7 +68,7 @@ class TaskHeadNet(nn.Module):
             e = e.float()
             seen = self.seen(e).view(n, heads, 2, -1)
             level = self.level(e).view(n, heads, 2)
-            doubted = self.doubted(e).view(n, heads, -1)
+            doubted = self.doubted(e.detach()).view(n, heads, -1)
             images, votes, spreads = [], [], []
             for k, view in enumerate(views):
                 view = view.float()

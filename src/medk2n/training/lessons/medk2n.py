@@ -120,9 +120,10 @@ class MedK2NLesson:
         query = query.only(~query.remade)
         batch = batch.to(world.device)
         losses, module = self.pupil.config.losses, self.module
-        if not len(query.target):  # a crop of which nothing is missing teaches nothing here
-            nothing = sum(p.sum() for part in self._weighing() for p in part.parameters()) * 0.0
-            return nothing, {}
+        nothing = sum(p.sum() for part in self._weighing() for p in part.parameters()) * 0.0
+        self._observed = self._observed or self._nothing_observed()
+        if not len(query.target):  # crops of which nothing is missing teach nothing here
+            return nothing, dict.fromkeys(("weights", "gates", "maps", "sets", "memory", "likelihood"), nothing)
         with world.autocast():
             scene = module.scene(batch.images, query.needed(len(batch.images)))
             generator = torch.Generator().manual_seed(seed)
@@ -145,13 +146,17 @@ class MedK2NLesson:
             reads.append((step.attention, told.target))
             measured.append((step, told, gain))
         self._observe(scene, batch, query, fused.looks, measured)
+
+        def mean(values: list[Tensor]) -> Tensor:  # of single inputs there is nothing to add
+            return torch.stack(values).mean() if values else nothing
+
         parts = {
-            "weights": losses.weights * torch.stack(weigh).mean(),
-            "gates": losses.gates * torch.stack(gates).mean(),
-            "maps": losses.maps * torch.stack(maps).mean(),
-            "sets": losses.sets * torch.stack(sets).mean(),
+            "weights": losses.weights * mean(weigh),
+            "gates": losses.gates * mean(gates),
+            "maps": losses.maps * mean(maps),
+            "sets": losses.sets * mean(sets),
             "memory": losses.memory * memory_use(torch.cat([a for a, _ in reads]), torch.cat([t for _, t in reads])),
-            "likelihood": losses.likelihood * torch.stack(likelihood).mean(),
+            "likelihood": losses.likelihood * mean(likelihood),
         }
         return torch.stack(list(parts.values())).sum(), parts
 
@@ -181,7 +186,13 @@ class MedK2NLesson:
             count.index_put_(pair, torch.ones_like(gain[here]), accumulate=True)
         seen = whole & query.needed(len(batch.images))
         sums = [total, count, *self.module.fusion.evidence.sums(looks, seen)]
-        self._observed = sums if self._observed is None else [a + b for a, b in zip(self._observed, sums, strict=True)]
+        self._observed = [a + b for a, b in zip(self._observed, sums, strict=True)]
+
+    def _nothing_observed(self) -> list[Tensor]:
+        """What `_observe` adds to; every process has it, whatever its crops are."""
+        fusion = self.module.fusion
+        known = [x for usual in (fusion.evidence.own, fusion.evidence.pairs) for x in usual.sums()]
+        return [torch.zeros_like(x) for x in (fusion.gained, fusion.gained, *known)]
 
     def learned(self, world: World) -> None:
         """History and usual evidence: what whole inputs of the training stream gave."""
