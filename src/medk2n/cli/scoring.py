@@ -78,7 +78,7 @@ def measure_damage(
     damage: tuple[Sequence[str], Sequence[float]],
     seed: int,
 ) -> "list[DamageRecord]":
-    """Records of `damage_asked`; none if none were asked for. Subjects that cannot be read are left out: `measure` told.
+    """Records of `damage_asked`; none if none were asked for. `measure` told who cannot be read.
 
     Raises:
         DatasetError: no subject has three of the modalities.
