@@ -19,6 +19,7 @@ from medk2n.evaluation.damage import (
     WHOLE,
     Case,
     DamageRecord,
+    check_enough,
     damaged,
     draw_cases,
     measure_damage,
@@ -149,7 +150,9 @@ def test_the_same_seed_gives_the_same_cases_in_any_company() -> None:
 
 def test_two_modalities_are_too_few() -> None:
     with pytest.raises(DatasetError, match="no subject has 3 of t1c, t1n"):
-        measure_damage([Mean()], [study(names=FOUR[:2])], modalities=FOUR[:2], kinds=["noise"], severities=[1.0])
+        check_enough(FOUR[:2], [FOUR, FOUR])
+    check_enough(FOUR, [FOUR[:2], FOUR[1:]])
+    assert measure_damage([Mean()], [study(names=FOUR[:2])], modalities=FOUR, kinds=["noise"], severities=[1.0]) == []
 
 
 def test_a_model_that_decides_is_asked_with_all_kept_too(model: SlicePredictor) -> None:

@@ -61,11 +61,11 @@ def benchmark(
     options |= {"device": device, "seed": seed, "overwrite": overwrite}
     with run_manifest(manifest, "benchmark", options, overwrite=overwrite) as run:
         chosen: Benchmark = resolve(BENCHMARKS, name)
-        asked_damage = damage_asked(split_names(damage), severity)
         folder = find_model(model)
         asked = split_names(subjects) or list(chosen.subjects)
         faults: dict[str, Medk2nError] = {}
         found = _usable(chosen, discover(data, subjects=asked or None, faulty=faults.__setitem__), data)
+        asked_damage = damage_asked(split_names(damage), severity, found, chosen.modalities)
         refuse_existing([out], overwrite)
         check_writable(out if out.exists() else out.parent)
         run.device = resolve_device(device)

@@ -84,7 +84,6 @@ def evaluate(
     options |= {"device": device, "seed": seed, "overwrite": overwrite}
     with run_manifest(manifest, "evaluate", options, overwrite=overwrite) as run:
         panel = _panel(split_names(protocol), every)
-        asked = damage_asked(split_names(damage), severity)
         folder = find_model(model)
         config = read_config(folder)
         faults: dict[str, Medk2nError] = {}
@@ -94,6 +93,7 @@ def evaluate(
             found = _test_part(found, split, data, config)
         tested = _modalities_under_test(modality_names(modalities, "--modalities"), config.modalities, found, data)
         usable = [s for s in found if len(set(tested) & set(s.modalities)) > 1]
+        asked = damage_asked(split_names(damage), severity, usable, tested)
         refuse_existing([out], overwrite)
         check_writable(out if out.exists() else out.parent)
         run.device = resolve_device(device)

@@ -50,14 +50,17 @@ def measure(
     return records, failed
 
 
-def damage_asked(kinds: Sequence[str], severities: Sequence[float] | None) -> tuple[list[str], list[float]]:
+def damage_asked(
+    kinds: Sequence[str], severities: Sequence[float] | None, subjects: "Sequence[Subject]", modalities: Sequence[str]
+) -> tuple[list[str], list[float]]:
     """What --damage and --severity ask for; no kind without --damage.
 
     Raises:
         UnknownNameError, UsageError: a kind that is none, a severity outside (0, 1], severities without --damage.
+        DatasetError: no subject has three of the modalities.
     """
     from medk2n.errors import UnknownNameError, UsageError
-    from medk2n.evaluation.damage import DAMAGE
+    from medk2n.evaluation.damage import DAMAGE, check_enough
 
     if severities and not kinds:
         raise UsageError("--severity says how bad --damage is; give --damage all, or its kinds")
@@ -65,6 +68,8 @@ def damage_asked(kinds: Sequence[str], severities: Sequence[float] | None) -> tu
         raise UnknownNameError(f"--damage {','.join(unknown)}: expected all or some of {', '.join(DAMAGE)}")
     if wrong := [s for s in severities or () if not 0 < s <= 1]:
         raise UsageError(f"--severity {wrong[0]:g}: expected a number above 0, at most 1")
+    if kinds:
+        check_enough(modalities, (subject.modalities for subject in subjects))
     return [kind for kind in DAMAGE if {kind, "all"} & set(kinds)], sorted(set(severities or [1.0]))
 
 
@@ -78,11 +83,7 @@ def measure_damage(
     damage: tuple[Sequence[str], Sequence[float]],
     seed: int,
 ) -> "list[DamageRecord]":
-    """Records of `damage_asked`; none if none were asked for. `measure` told who cannot be read.
-
-    Raises:
-        DatasetError: no subject has three of the modalities.
-    """
+    """Records of `damage_asked`; none if none were asked for. `measure` told who cannot be read."""
     from medk2n.evaluation import damage as measured
 
     kinds, severities = damage

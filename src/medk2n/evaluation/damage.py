@@ -4,7 +4,7 @@ For each subject and K (two and three) every target is made once from K inputs d
 in turn in each way. Where another patient's image is needed it is the next subject's.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from zlib import crc32
@@ -108,8 +108,8 @@ def measure_damage(
         every: score every nth slice only; damage is done to the whole stack.
         progress: called after each case with (subject, cases done, cases of this subject).
 
-    Raises:
-        DatasetError: no study has three of the modalities.
+    Returns:
+        None of a study with fewer than three of the modalities.
     """
     records: list[DamageRecord] = []
     asked = with_all_kept(predictors)
@@ -120,11 +120,19 @@ def measure_damage(
             records += _measured(asked, study, other, case, kinds, severities, every, int(rng.integers(2**31)))
             if progress:
                 progress(study.id, done, len(cases))
-    if not records:
+    return records
+
+
+def check_enough(modalities: Sequence[str], acquired: Iterable[Collection[str]]) -> None:
+    """What a case needs is there.
+
+    Raises:
+        DatasetError: no subject has three of the modalities.
+    """
+    if not any(len(set(modalities) & set(own)) > COUNTS[0] for own in acquired):
         raise DatasetError(
             f"no subject has {COUNTS[0] + 1} of {', '.join(modalities)}; damage needs two inputs and a reference"
         )
-    return records
 
 
 def draw_cases(acquired: Sequence[str], rng: np.random.Generator) -> list[Case]:
