@@ -28,6 +28,7 @@ from medk2n.evaluation.rows import Row, rows
 from medk2n.evaluation.summary import MEAN_ROW, per_subject, summarise
 from medk2n.evaluation.table import markdown, ordered_rows, write_tables
 from medk2n.inference._spec import Answer
+from medk2n.inference.predictor import SlicePredictor
 from medk2n.metrics.psnr import psnr
 from medk2n.registry import names
 
@@ -473,6 +474,7 @@ def world(tmp_path, monkeypatch):
     module(
         "medk2n.inference.predictor",
         load_predictor=lambda folder, device, every=1: Fake(half, "unet" if folder.name == "unet" else "medk2n"),
+        SlicePredictor=SlicePredictor,
     )
     monkeypatch.setattr("medk2n.cli.main.VERBS", ("evaluate",))
     world.run = lambda *more: main(
@@ -552,6 +554,41 @@ def test_every_nth_slice_is_scored_as_if_it_were_alone():
     alone = evaluate([truth], [study.thinned([1])], modalities=FOUR)
     assert [(r.sources, r.metric, r.region) for r in everything] == [(r.sources, r.metric, r.region) for r in alone]
     np.testing.assert_allclose([r.value for r in everything], [r.value for r in alone])
+
+
+# Damage
+
+
+def test_command_adds_damage_and_leaves_the_rest_byte_for_byte(world, capsys):
+    assert world.run("--modalities", "t1n,t2w,t2f") == 0
+    plain = {path.name: path.read_bytes() for path in world.out.iterdir() if path.name != "table.json"}
+    options = ["--damage", "blank,another", "--severity", "1", "--severity", "0.5", "--overwrite"]
+    assert world.run("--modalities", "t1n,t2w,t2f", *options) == 0
+    assert {path.name for path in world.out.iterdir()} == FILES | {"damage.csv", "damage.md", "damage.png"}
+    for name, content in plain.items():
+        assert (world.out / name).read_bytes() == content, name
+    assert (world.out / "damage.md").read_text() in capsys.readouterr().out
+    with (world.out / "damage.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert {(line["kind"], line["severity"]) for line in lines} == {
+        ("whole", "0.0"), ("blank", "0.5"), ("blank", "1.0"), ("another", "0.5"), ("another", "1.0"),
+    }  # fmt: skip
+    assert {line["method"] for line in lines} == {"medk2n", "copy"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--damage", "noize"], "--damage noize: expected all or some of noise, blank"),
+        (["--severity", "1"], "--severity says how bad --damage is"),
+        (["--damage", "all", "--severity", "1.5"], "--severity 1.5: expected a number above 0, at most 1"),
+        (["--damage", "all"], "no subject has 3 of t1n, t2w"),
+    ],
+)
+def test_command_refuses_damage_that_cannot_be(world, capsys, options, message):
+    assert world.run("--modalities", "t1n,t2w", *options) == 2
+    assert message in capsys.readouterr().err
+    assert not world.out.exists()
 
 
 # The panel

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medk2n.cli.common import DATA_HELP, DeviceOption, ManifestOption, OverwriteOption, SeedOption
+from medk2n.cli.common import (
+    DATA_HELP,
+    DamageOption,
+    DeviceOption,
+    ManifestOption,
+    OverwriteOption,
+    SeedOption,
+    SeverityOption,
+)
 from medk2n.registry import names, resolve
 
 if TYPE_CHECKING:
@@ -26,6 +34,8 @@ def benchmark(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for tables and figures.")],
     subjects: Annotated[list[str] | None, typer.Option("--subjects", help="Ids to keep: a comma list.")] = None,
     every: Annotated[int, typer.Option("--every", min=1, help="Score every Nth slice only: N times faster.")] = 1,
+    damage: DamageOption = None,
+    severity: SeverityOption = None,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
     overwrite: OverwriteOption = False,
@@ -38,14 +48,16 @@ def benchmark(
     """
     from medk2n.checkpoint import find_model
     from medk2n.cli.common import end_with, resolve_device, run_manifest, split_names
-    from medk2n.cli.scoring import costs, hardware, measure, new_folder
+    from medk2n.cli.scoring import costs, damage_asked, hardware, measure, measure_damage, new_folder
     from medk2n.data.discover import discover
     from medk2n.evaluation.benchmark import Collector
     from medk2n.evaluation.copy import CopyPredictor
+    from medk2n.evaluation.damage_table import write_damage
     from medk2n.evaluation.noise_ceiling import CEILING
     from medk2n.io.atomic import check_writable, refuse_existing
 
     options = {"name": name, "model": model, "data": data, "out": out, "subjects": subjects, "every": every}
+    options |= {"damage": damage, "severity": severity}
     options |= {"device": device, "seed": seed, "overwrite": overwrite}
     with run_manifest(manifest, "benchmark", options, overwrite=overwrite) as run:
         chosen: Benchmark = resolve(BENCHMARKS, name)
@@ -53,6 +65,7 @@ def benchmark(
         asked = split_names(subjects) or list(chosen.subjects)
         faults: dict[str, Medk2nError] = {}
         found = _usable(chosen, discover(data, subjects=asked or None, faulty=faults.__setitem__), data)
+        asked_damage = damage_asked(split_names(damage), severity, found, chosen.modalities)
         refuse_existing([out], overwrite)
         check_writable(out if out.exists() else out.parent)
         run.device = resolve_device(device)
@@ -62,14 +75,10 @@ def benchmark(
         noise_free = _noise_free(data, config.spacing_mm, every)
         methods = [*(p.name for p in models), "copy", *([CEILING] if noise_free else [])]
         collector = Collector(methods[0], noise_free)
-        records, failed = measure(
-            [*models, CopyPredictor(config)],
-            found,
-            modalities=chosen.modalities,
-            config=config,
-            every=every,
-            listener=collector,
-        )
+        asked_how = {"modalities": chosen.modalities, "config": config, "every": every}
+        compared = [*models, CopyPredictor(config)]
+        records, failed = measure(compared, found, **asked_how, listener=collector)
+        bad = measure_damage(compared, found, **asked_how, damage=asked_damage, seed=seed)
         failed |= {subject: str(fault) for subject, fault in faults.items()}
         scored = [subject.id for subject in found if subject.id not in failed]
         facts = {
@@ -90,6 +99,8 @@ def benchmark(
             said = _write(
                 temporary, chosen, collector, collector.values(records), {**facts, "hardware": hardware(run.device)}
             )
+            if bad:
+                said.append(write_damage(temporary, bad, seed=seed))
         run.outputs += sorted(path for path in out.iterdir() if path.is_file())
         run.facts |= facts
         typer.echo("\n".join(said))

@@ -28,6 +28,13 @@ PresetOption = Annotated[
     str,
     typer.Option("--preset", help="Settings of the package: tiny (minutes on a CPU), plus (sized for the machine)."),
 ]
+DamageOption = Annotated[
+    list[str] | None,
+    typer.Option("--damage", metavar="KIND", help="Also measure with one input damaged: kinds, a comma list, or all."),
+]
+SeverityOption = Annotated[
+    list[float] | None, typer.Option("--severity", help="How badly, above 0, at most 1 (the default); repeatable.")
+]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same result.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out already.")]
 ManifestOption = Annotated[

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medk2n.cli.common import DATA_HELP, DeviceOption, ManifestOption, ModelOption, OverwriteOption, SeedOption
+from medk2n.cli.common import (
+    DATA_HELP,
+    DamageOption,
+    DeviceOption,
+    ManifestOption,
+    ModelOption,
+    OverwriteOption,
+    SeedOption,
+    SeverityOption,
+)
 
 if TYPE_CHECKING:
     from medk2n.checkpoint import ModelConfig
@@ -47,6 +56,8 @@ def evaluate(
     protocol: Annotated[
         list[str] | None, typer.Option("--protocol", help="Also measure by published recipes: names, or all.")
     ] = None,
+    damage: DamageOption = None,
+    severity: SeverityOption = None,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
     overwrite: OverwriteOption = False,
@@ -56,17 +67,20 @@ def evaluate(
 
     For every non-empty subset of the modalities and every one missing from it: PSNR, SSIM and MAE inside one
     foreground mask per study and over the whole image, beside two reference rows, `copy` and `unet`. --protocol
-    measures the same images under published recipes too, before and after the best gain and offset.
+    measures the same images under published recipes too, before and after the best gain and offset. --damage adds a
+    comparison with one of two or three inputs damaged: beside the same inputs whole, and the damaged one left out.
     """
     from medk2n.checkpoint import find_model, read_config
     from medk2n.cli.common import end_with, modality_names, resolve_device, run_manifest, split_names
-    from medk2n.cli.scoring import costs, hardware, measure, new_folder
+    from medk2n.cli.scoring import costs, damage_asked, hardware, measure, measure_damage, new_folder
     from medk2n.data.discover import discover
+    from medk2n.evaluation.damage_table import write_damage
     from medk2n.evaluation.panel_table import write_panel
     from medk2n.io.atomic import check_writable, refuse_existing
 
     options = {"model": model, "data": data, "out": out, "modalities": modalities, "subjects": subjects}
     options |= {"exclude": exclude, "split": split, "every": every, "protocol": protocol}
+    options |= {"damage": damage, "severity": severity}
     options |= {"device": device, "seed": seed, "overwrite": overwrite}
     with run_manifest(manifest, "evaluate", options, overwrite=overwrite) as run:
         panel = _panel(split_names(protocol), every)
@@ -79,6 +93,7 @@ def evaluate(
             found = _test_part(found, split, data, config)
         tested = _modalities_under_test(modality_names(modalities, "--modalities"), config.modalities, found, data)
         usable = [s for s in found if len(set(tested) & set(s.modalities)) > 1]
+        asked = damage_asked(split_names(damage), severity, usable, tested)
         refuse_existing([out], overwrite)
         check_writable(out if out.exists() else out.parent)
         run.device = resolve_device(device)
@@ -86,6 +101,7 @@ def evaluate(
         task = _Task(predictors, methods, usable, tested, config.spacing_mm, every, panel)
         records, failed = measure(predictors, usable, modalities=tested, config=config, every=every, listener=panel)
         failed |= {subject: str(fault) for subject, fault in faults.items()}
+        bad = measure_damage(predictors, usable, modalities=tested, config=config, every=every, damage=asked, seed=seed)
         facts = {
             "model": {"folder": str(folder), "sha256": config.sha256, "modalities": list(config.modalities)},
             "data": {"folder": str(data), "modalities": tested, "subjects": [s.id for s in usable], "failed": failed},
@@ -98,6 +114,8 @@ def evaluate(
             table = _write(temporary, records, methods, {**facts, "hardware": hardware(run.device)})
             if panel:
                 table += "\n" + write_panel(temporary, panel, methods=methods)
+            if bad:
+                table += "\n" + write_damage(temporary, bad, seed=seed)
             _draw(temporary, records, task, failed)
         run.outputs += sorted(path for path in out.iterdir() if path.is_file())
         run.facts |= facts

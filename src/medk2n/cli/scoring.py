@@ -1,6 +1,6 @@
 """What verbs that measure models share: asking them, what they cost, and a folder that appears whole."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from medk2n.checkpoint import ModelConfig
     from medk2n.data.subject import Subject
     from medk2n.data.working import WorkingStudy
+    from medk2n.evaluation.damage import DamageRecord
     from medk2n.evaluation.evaluate import Listener, Record
     from medk2n.inference._spec import Predictor
 
@@ -37,35 +38,100 @@ def measure(
     Raises:
         DatasetError: none could be read.
     """
-    from medk2n.cli.common import progress_bar
-    from medk2n.data.working import load_working
-    from medk2n.errors import DatasetError, contained
+    from medk2n.errors import DatasetError
     from medk2n.evaluation.evaluate import evaluate
 
     failed: dict[str, str] = {}
-
-    def studies() -> "Iterator[WorkingStudy]":
-        for subject in subjects:
-            try:
-                study = load_working(subject, config.spacing_mm)
-            except Exception as error:
-                failed[subject.id] = str(contained(error))
-            else:
-                yield study
-
-    position = {subject.id: index for index, subject in enumerate(subjects)}
-    with progress_bar() as bar:
-        line = bar.add_task("evaluate", total=len(subjects))
-
-        def advance(subject: str, done: int, total: int) -> None:
-            bar.update(line, completed=position[subject] + done / total, description=f"evaluate {subject}")
-
-        records = evaluate(
-            predictors, studies(), modalities=modalities, every=every, progress=advance, listener=listener
-        )
+    studies = _studies(subjects, config.spacing_mm, failed)
+    with _progress("evaluate", subjects) as advance:
+        records = evaluate(predictors, studies, modalities=modalities, every=every, progress=advance, listener=listener)
     if not records:
         raise DatasetError(f"all {len(failed)} subjects failed; the first: {next(iter(failed.values()))}")
     return records, failed
+
+
+def damage_asked(
+    kinds: Sequence[str], severities: Sequence[float] | None, subjects: "Sequence[Subject]", modalities: Sequence[str]
+) -> tuple[list[str], list[float]]:
+    """What --damage and --severity ask for; no kind without --damage.
+
+    Raises:
+        UnknownNameError, UsageError: a kind that is none, a severity outside (0, 1], severities without --damage.
+        DatasetError: no subject has three of the modalities.
+    """
+    from medk2n.errors import UnknownNameError, UsageError
+    from medk2n.evaluation.damage import DAMAGE, check_enough
+
+    if severities and not kinds:
+        raise UsageError("--severity says how bad --damage is; give --damage all, or its kinds")
+    if unknown := [kind for kind in kinds if kind not in (*DAMAGE, "all")]:
+        raise UnknownNameError(f"--damage {','.join(unknown)}: expected all or some of {', '.join(DAMAGE)}")
+    if wrong := [s for s in severities or () if not 0 < s <= 1]:
+        raise UsageError(f"--severity {wrong[0]:g}: expected a number above 0, at most 1")
+    if kinds:
+        check_enough(modalities, (subject.modalities for subject in subjects))
+    return [kind for kind in DAMAGE if {kind, "all"} & set(kinds)], sorted(set(severities or [1.0]))
+
+
+def measure_damage(
+    predictors: "Sequence[Predictor]",
+    subjects: "Sequence[Subject]",
+    *,
+    modalities: Sequence[str],
+    config: "ModelConfig",
+    every: int,
+    damage: tuple[Sequence[str], Sequence[float]],
+    seed: int,
+) -> "list[DamageRecord]":
+    """Records of `damage_asked`; none if none were asked for. `measure` told who cannot be read."""
+    from medk2n.evaluation import damage as measured
+
+    kinds, severities = damage
+    if not kinds:
+        return []
+    studies = _studies(subjects, config.spacing_mm, {})
+    with _progress("damage", subjects) as advance:
+        return measured.measure_damage(
+            predictors,
+            studies,
+            modalities=modalities,
+            kinds=kinds,
+            severities=severities,
+            every=every,
+            seed=seed,
+            progress=advance,
+        )
+
+
+def _studies(
+    subjects: "Sequence[Subject]", spacing_mm: float | None, failed: dict[str, str]
+) -> "Iterator[WorkingStudy]":
+    """Each as it is needed; who could not be read is put into `failed` with its complaint."""
+    from medk2n.data.working import load_working
+    from medk2n.errors import contained
+
+    for subject in subjects:
+        try:
+            study = load_working(subject, spacing_mm)
+        except Exception as error:
+            failed[subject.id] = str(contained(error))
+        else:
+            yield study
+
+
+@contextmanager
+def _progress(verb: str, subjects: "Sequence[Subject]") -> "Iterator[Callable[[str, int, int], None]]":
+    """A bar over subjects: what to call with (subject, done, of how many)."""
+    from medk2n.cli.common import progress_bar
+
+    position = {subject.id: index for index, subject in enumerate(subjects)}
+    with progress_bar() as bar:
+        line = bar.add_task(verb, total=len(subjects))
+
+        def advance(subject: str, done: int, total: int) -> None:
+            bar.update(line, completed=position[subject] + done / total, description=f"{verb} {subject}")
+
+        yield advance
 
 
 def costs(predictors: "Sequence[Predictor]") -> dict[str, dict[str, Any]]:

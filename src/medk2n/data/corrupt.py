@@ -1,7 +1,7 @@
 """Damage to inputs while training, so that fusion learns what to leave out (design, 5); targets are never damaged.
 
 Each kind takes one input (s, h, w) in [0, 1] and a severity in (0, 1]: a strength, or how much of something else is
-blended in. At 1 nothing of use is left but for motion, bias and what is misplaced.
+blended in. At 1 nothing of use is left but for motion, bias, what is misplaced and what is lost in part.
 """
 
 from collections.abc import Callable
@@ -52,6 +52,20 @@ def _misplaced(rng: np.random.Generator, image: Tensor, severity: float) -> Tens
     return torch.roll(image, shift, dims=(1, 2))
 
 
+def _partly(rng: np.random.Generator, image: Tensor, severity: float) -> Tensor:
+    """A region with a soft edge, up to half of what shows the patient, lost to no signal or to noise.
+
+    As beside metal, or beyond a field of view that ended early; alike in all slices.
+    """
+    coarse = torch.from_numpy(rng.standard_normal((1, 1, 4, 4)).astype(np.float32))
+    field = functional.interpolate(coarse, size=image.shape[1:], mode="bicubic", align_corners=True)[0, 0]
+    shown = field[image.amax(dim=0) > 0]
+    edge = torch.quantile(shown if len(shown) else field.flatten(), 1 - severity / 2)
+    white = torch.from_numpy(rng.standard_normal(tuple(image.shape), dtype=np.float32))
+    instead = (0.5 + 0.2 * white).clamp(0, 1) if rng.random() < 0.5 else torch.zeros_like(image)
+    return torch.lerp(image, instead, (8 * (field - edge)).clamp(0, 1))
+
+
 Kind = Callable[[np.random.Generator, Tensor, float], Tensor]
 KINDS: dict[str, Kind] = {
     "noise": _noise,
@@ -59,6 +73,7 @@ KINDS: dict[str, Kind] = {
     "motion": _motion,
     "bias": _bias,
     "misplaced": _misplaced,
+    "partly": _partly,
 }
 MIXED = "mislabelled", "elsewhere"
 """Blends with another modality of the crop, and with the same modality of another crop: wrong name, wrong slice."""

@@ -6,7 +6,7 @@ Everything is measured on the working grid in the scaled unit, [0, 1] with data 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -112,13 +112,21 @@ def ask(predictor: "Predictor", study: "WorkingStudy", row: Row) -> dict[str, An
 
     The predictor receives copies of the sources and nothing else of the study.
     """
-    images = {source: study.images[source].copy() for source in row.sources}
-    predicted = predictor.predict(images, row.targets)
-    inside = inside_inputs({source: study.images[source] for source in row.sources})
-    return {
-        target: _sound(predicted.get(target), inside, f"{predictor.name}, subject {study.id}, {row.label} -> {target}")
-        for target in row.targets
-    }
+    images = {source: study.images[source] for source in row.sources}
+    return answered(predictor, images, row.targets, inside_inputs(images), f"subject {study.id}")
+
+
+def answered(
+    predictor: "Predictor", images: Mapping[str, np.ndarray], targets: Sequence[str], inside: np.ndarray, of: str
+) -> dict[str, Answer]:
+    """What a predictor makes of copies of some images (s, h, w), clipped to [0, 1] and zero outside a mask.
+
+    Args:
+        of: whose images they are, for complaints.
+    """
+    predicted = predictor.predict({source: image.copy() for source, image in images.items()}, targets)
+    place = f"{predictor.name}, {of}, {'+'.join(images)}"
+    return {target: _sound(predicted.get(target), inside, f"{place} -> {target}") for target in targets}
 
 
 def measured(
@@ -170,4 +178,4 @@ def _sound(answer: Answer | None, inside: np.ndarray, place: str) -> Answer:
         if not np.isfinite(part).all():
             raise InternalError(f"{place}: the prediction is not finite everywhere")
     variance = None if answer.variance is None else np.where(inside, answer.variance, 0)
-    return Answer(np.where(inside, np.clip(answer.image, 0, 1), 0), variance)
+    return replace(answer, image=np.where(inside, np.clip(answer.image, 0, 1), 0), variance=variance)

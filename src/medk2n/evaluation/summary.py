@@ -1,7 +1,7 @@
 """From records to statements: means over subjects, and paired differences between methods."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -118,7 +118,7 @@ def _difference(
     # An exact prediction has infinite PSNR: no difference can be stated for that subject.
     deltas = np.array([ours - theirs for ours, theirs in paired if np.isfinite(ours) and np.isfinite(theirs)])
     mean = float(deltas.mean()) if deltas.size else np.nan
-    low, high = _bootstrap_interval(deltas, rng)
+    low, high = bootstrap_interval(deltas, rng)
     p, effect = _wilcoxon_p(deltas), rank_biserial(deltas)
     return Difference(*place, method, reference, deltas.size, mean, low, high, p, np.nan, effect)
 
@@ -159,11 +159,22 @@ def rank_biserial(deltas: np.ndarray) -> float:
     return float(np.sum(np.sign(different) * ranks) / ranks.sum()) if different.size else 0.0
 
 
-def _bootstrap_interval(deltas: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
-    if deltas.size < 2:
+def bootstrap_interval(
+    values: np.ndarray,
+    rng: np.random.Generator,
+    statistic: Callable[[np.ndarray], np.ndarray] = lambda means: means,
+) -> tuple[float, float]:
+    """Bounds of the 95 % bootstrap interval over subjects; NaN for fewer than two.
+
+    Args:
+        values: (n,) or (n, k) of n subjects.
+        statistic: of the means, (resamples,) or (resamples, k) -> (resamples,).
+    """
+    n = len(values)
+    if n < 2:
         return np.nan, np.nan
-    means = deltas[rng.integers(deltas.size, size=(RESAMPLES, deltas.size))].mean(axis=1)
-    low, high = np.quantile(means, (0.025, 0.975))
+    means = values[rng.integers(n, size=(RESAMPLES, n))].mean(axis=1)
+    low, high = np.quantile(statistic(means), (0.025, 0.975))
     return float(low), float(high)
 
 

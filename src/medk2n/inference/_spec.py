@@ -1,7 +1,7 @@
 """What evaluation asks of any method, without torch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -9,14 +9,21 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One target: the image (s, h, w) in [0, 1] and the squared error predicted of it, None where a method has none."""
+    """One target.
+
+    Attributes:
+        image: (s, h, w) in [0, 1].
+        variance: the squared error predicted of it, None where a method has none.
+        weighed: input -> its weight in dB and whether it was let in (0 or 1); empty where a method does not weigh.
+    """
 
     image: np.ndarray
     variance: np.ndarray | None = None
+    weighed: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def thinned(self, at: Sequence[int]) -> "Answer":
         """Some slices of it."""
-        return Answer(self.image[at], None if self.variance is None else self.variance[at])
+        return replace(self, image=self.image[at], variance=None if self.variance is None else self.variance[at])
 
 
 class Predictor(Protocol):

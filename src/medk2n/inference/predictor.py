@@ -21,7 +21,7 @@ from medk2n.inference._spec import Answer
 from medk2n.inference.control import StudyControl
 from medk2n.models._spec import Prediction, Query
 from medk2n.models.medk2n import MedK2N, MedK2NPrediction
-from medk2n.models.medk2n_parts.control import Control, Plan
+from medk2n.models.medk2n_parts.control import Control, Plan, PlannedStep
 from medk2n.models.medk2n_parts.encoders.hiera import HieraEncoder
 from medk2n.models.medk2n_parts.progressive_fusion import Guidance, Scene
 
@@ -84,11 +84,20 @@ class SlicePredictor:
         self.name = config.model
         self.modalities = config.modalities
 
-    def predict(self, images: Mapping[str, np.ndarray], targets: Sequence[str]) -> dict[str, Answer]:
-        """See `Predictor`."""
+    def predict(
+        self, images: Mapping[str, np.ndarray], targets: Sequence[str], *, plan: Plan | None = None
+    ) -> dict[str, Answer]:
+        """See `Predictor`; for the plan see `infer`."""
         depth = len(next(iter(images.values()), ()))
-        found = self.infer(images, targets, only=every_nth(depth, self.every) if depth else None)
-        return {target: Answer(image, found.variances.get(target)) for target, image in found.means.items()}
+        found = self.infer(images, targets, only=every_nth(depth, self.every) if depth else None, plan=plan)
+        return {
+            target: Answer(image, found.variances.get(target), self._weighed(found.plan, target))
+            for target, image in found.means.items()
+        }
+
+    def _weighed(self, plan: Plan | None, target: str) -> dict[str, tuple[float, float]]:
+        steps = plan[self.modalities.index(target)] if plan else ()
+        return {self.modalities[step.source]: (step.weight, step.gate) for step in steps}
 
     @torch.inference_mode()
     def infer(
@@ -99,6 +108,7 @@ class SlicePredictor:
         *,
         only: Sequence[int] | None = None,
         control: StudyControl | None = None,
+        plan: Plan | None = None,
     ) -> Inference:
         """All targets of one study in one call.
 
@@ -108,6 +118,7 @@ class SlicePredictor:
             progress: called with (slices done, slices in all).
             only: slices to compute; all others stay 0. None is all. Decisions are taken from the whole study.
             control: what the user laid down about the fusion.
+            plan: decided beforehand, for every target; None decides here.
 
         Raises:
             UsageError: a modality that the model does not know, or no input.
@@ -123,8 +134,8 @@ class SlicePredictor:
         effective = {j: np.zeros(len(self.modalities)) for j in wanted}
         mass = 0.0
         shares: dict[str, dict[str, np.ndarray]] = {name: {} for name in targets}
-        plan, sight = None, None
-        if self.decides:
+        sight = None
+        if self.decides and plan is None:
             sight = self.sight(images, control)
             plan = self.module.decide(sight.scene, self.query(len(sight.at), seen), sight.control)
         size = (box[0].stop - box[0].start) * (box[1].stop - box[1].start)
@@ -189,6 +200,12 @@ class SlicePredictor:
             mask.repeat_interleave(slices, dim=0).to(self.device),
             torch.tensor(list(sources)).repeat_interleave(slices).to(self.device),
         )
+
+    def everything(self, images: Mapping[str, object], targets: Sequence[str]) -> Plan:
+        """The plan that lets every input in, whole: what the synthesizer of a model that decides makes by itself."""
+        memory = self.module.embeddings.new_zeros(self.module.embeddings.shape[1])
+        steps = tuple(PlannedStep(i, 0.0, 0.0, 1.0, False, memory) for i in self.indices(images))
+        return dict.fromkeys(self.indices(targets), steps)
 
     @property
     def decides(self) -> bool:

@@ -109,10 +109,25 @@ def _misplaced(chance: Chance, images: Tensor, level: Tensor) -> Tensor:
     return rolled.transpose(0, 1)
 
 
+def _partly(chance: Chance, images: Tensor, level: Tensor) -> Tensor:
+    coarse = chance.normal(len(images), 1, 4, 4)
+    field = functional.interpolate(coarse, size=images.shape[2:], mode="bicubic", align_corners=True)
+    shown = (images.amax(dim=1) > 0).flatten(1)
+    shown = shown | ~shown.any(dim=1, keepdim=True)
+    ranked = field.flatten(1).masked_fill(~shown, -torch.inf).sort(dim=1, descending=True).values
+    place = level[:, None] / 2 * (shown.sum(dim=1, keepdim=True) - 1)
+    above, below = ranked.gather(1, place.floor().long()), ranked.gather(1, place.ceil().long())
+    edge = torch.lerp(above, below, place.frac())
+    noise = (0.5 + 0.2 * chance.normal(*images.shape)).clamp_(0, 1)
+    instead = noise * _spread(chance.uniform(len(images)) < 0.5)
+    return torch.lerp(images, instead, (8 * (field - edge[..., None, None])).clamp(0, 1))
+
+
 _ALONE: dict[str, Callable[[Chance, Tensor, Tensor], Tensor]] = {
     "noise": _noise,
     "blank": _blank,
     "motion": _motion,
     "bias": _bias,
     "misplaced": _misplaced,
+    "partly": _partly,
 }
