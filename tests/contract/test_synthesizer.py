@@ -11,12 +11,13 @@ from medk2n import checkpoint, registry
 from medk2n.config.control import FusionRule, WeightRule, load_control
 from medk2n.errors import ConfigError, GeometryError, UnknownNameError, UsageError, VolumeReadError
 from medk2n.geometry.grid import Grid
-from medk2n.inference.contribution import shapley
+from medk2n.inference.control import StudyControl
 from medk2n.inference.predictor import SlicePredictor, deciding_slices, local_slope
 from medk2n.inference.progression import _orders, progressions
 from medk2n.inference.synthesizer import Synthesizer
 from medk2n.io.volume import Volume
 from medk2n.models._spec import Statistics
+from medk2n.shapley import shapley
 
 NAMES = ("ct", "t1c", "t1n", "t2w")
 SHAPE = (20, 24, 14)
@@ -248,7 +249,7 @@ def test_reference_must_be_an_input(synthesizer: Synthesizer) -> None:
 
 def test_deciding_slices_are_spread_and_few() -> None:
     assert deciding_slices(list(range(10, 110))) == sorted(set(deciding_slices(list(range(10, 110)))))
-    assert len(deciding_slices(list(range(100)))) == 16
+    assert len(deciding_slices(list(range(100)))) == 8
     assert deciding_slices([7]) == [7]
 
 
@@ -290,7 +291,7 @@ def test_weights_are_capped_and_fixed(synthesizer: Synthesizer) -> None:
         return next(step.effective_weight for step in sequence if step.source == "t2w")
 
     free = used()
-    assert 0.05 < free < 1, "the trial needs an input that the content lets in"
+    assert 0.05 < free <= 1, "the trial needs an input that the content lets in"
     assert used(t2w=WeightRule(at_most=free / 4)) == pytest.approx(free / 4, rel=0.02)
     assert used(t2w=WeightRule(at_most=1)) == pytest.approx(free, rel=1e-5)
     assert used(t2w=WeightRule(fixed=0.9)) == pytest.approx(0.9, rel=0.02)
@@ -306,7 +307,7 @@ def test_an_input_with_a_bound_is_worth_nothing_without_one_that_may_start(synth
 
 
 def test_a_mask_says_where_a_weight_holds(synthesizer: Synthesizer, tmp_path) -> None:
-    shape = (72, 24, 14)  # wide, since the coarsest stride sees far across the mask's edge
+    shape = (144, 24, 14)  # wide, since the coarsest stride sees far across the mask's edge
     study = {name: (head(seed, shape), AFFINE) for seed, name in enumerate(STUDY)}
     mask = np.zeros(shape, np.uint8)
     mask[: shape[0] // 2] = 1
@@ -322,8 +323,8 @@ def test_a_mask_says_where_a_weight_holds(synthesizer: Synthesizer, tmp_path) ->
     left, right = (abs(half - none), abs(half - free))
     rows = shape[0] // 2
     assert abs(free - none).mean() > 1, "the trial needs an input that matters"
-    assert left[: rows - 10].mean() < 0.3 * right[: rows - 10].mean()
-    assert right[rows + 10 :].mean() < 0.3 * left[rows + 10 :].mean()
+    assert left[: rows - 20].mean() < 0.5 * right[: rows - 20].mean()
+    assert right[rows + 20 :].mean() < 0.5 * left[rows + 20 :].mean()
 
 
 @pytest.mark.parametrize(
@@ -384,7 +385,7 @@ def test_a_progression_starts_at_the_key_frame_alone_and_ends_at_the_result(synt
     }
     images = {name: array.astype(np.float32) for name, array in images.items()}
     whole = predictor.infer(images, ["ct"])
-    found = progressions(predictor, images, ["ct"], whole.plan)["ct"]
+    found = progressions(predictor, ["ct"], whole)["ct"]
     steps = whole.plan[NAMES.index("ct")]
     assert [stage.source for stage in found.stages] == [NAMES[step.source] for step in steps]
     np.testing.assert_allclose(found.stages[-1].image, whole.means["ct"][0], atol=1e-5)
@@ -392,7 +393,44 @@ def test_a_progression_starts_at_the_key_frame_alone_and_ends_at_the_result(synt
     alone = predictor.infer({key: images[key]}, ["ct"]).means["ct"][0]
     np.testing.assert_allclose(found.stages[0].image, alone, atol=1e-5)
     assert found.orders == 6
-    assert 0 < found.order_deviation < 0.5
+    assert found.order_deviation == 0, "all frames are let in, in whatever order"
+    lonely = predictor.module.embeddings[NAMES.index("t2w")]  # let in as key frame alone
+    hook = predictor.module.fusion.threshold.register_forward_hook(
+        lambda _, given, tau: torch.where((given[0] == lonely).all(dim=1), 99.0, -99.0)
+    )
+    predictor.module.fusion.taught.fill_(1)
+    try:
+        whole = predictor.infer(images, ["ct"], control=StudyControl({"ct": FusionRule(key="t1n")}))
+        shut = progressions(predictor, ["ct"], whole)["ct"]
+        free = progressions(predictor, ["ct"], predictor.infer(images, ["ct"]))["ct"]
+    finally:
+        hook.remove()
+        predictor.module.fusion.taught.fill_(0)
+    assert shut.orders == 2
+    assert shut.order_deviation == 0
+    at = [stage.source for stage in shut.stages].index("t2w")
+    assert np.array_equal(shut.stages[at].image, shut.stages[at - 1].image), "a closed gate's stage is the one before"
+    assert 0 < free.order_deviation < 0.5
+
+
+def test_what_the_user_holds_in_counts_and_what_he_holds_out_does_not(synthesizer: Synthesizer) -> None:
+    """Whatever the gates say: contributions and progression tell of the image that was made."""
+    module = synthesizer._predictor.module
+    module.fusion.taught.fill_(1)
+    hook = module.fusion.threshold.register_forward_hook(lambda _, given, tau: torch.full_like(tau, 99.0))
+    try:
+        rule = FusionRule(key="t1n", weights={"t2w": WeightRule(fixed=1.0)})
+        told = synthesizer.synth(STUDY, ["ct"], control={"ct": rule}).explanations["ct"]
+    finally:
+        hook.remove()
+        module.fusion.taught.fill_(0)
+    assert {step.source: (step.gate, step.effective_weight) for step in told.steps} == {
+        "t1n": (1.0, 1.0), "t2w": (0.0, 1.0), "t1c": (0.0, 0.0),
+    }  # fmt: skip
+    assert told.contribution_db["t2w"] != 0
+    assert told.contribution_db["t1c"] == 0
+    at = [stage.source for stage in told.progression.stages].index("t2w")
+    assert not np.array_equal(told.progression.stages[at].image, told.progression.stages[at - 1].image)
 
 
 def test_orders_are_forced_only_as_far_as_the_user_left_them_open(synthesizer: Synthesizer) -> None:

@@ -17,6 +17,8 @@ from medk2n.inference.predictor import Inference, SlicePredictor
 from medk2n.shapley import shapley
 
 EXACT_UP_TO = 4
+LEAST_PRESENCE = 0.01
+"""Mean presence of an input in the patient from which on it counts as let in."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ def contributions(
     decibels = {}
     for target in targets:
         j = predictor.modalities.index(target)
-        let_in = tuple(sorted(step.source for step in inference.plan[j] if step.gate > 0))
+        let_in = tuple(sorted(present(predictor, inference, target)))
         nothing = -10 * np.log10(predictor.config.statistics.variance[target])
         sizes = range(1, len(let_in) + 1) if exact else (len(let_in) - 1, len(let_in))
         worth = {s: predicted_psnr(inference, s, j) for k in sizes if k for s in combinations(let_in, k)}
@@ -51,6 +53,13 @@ def contributions(
             shares = {i: worth[let_in] - worth[tuple(k for k in let_in if k != i)] for i in let_in}
         decibels[target] = {predictor.modalities[i]: float(shares.get(i, 0.0)) for i in sources}
     return Contributions(decibels, "shapley" if exact else "leave-one-out")
+
+
+def present(predictor: SlicePredictor, inference: Inference, target: str) -> list[int]:
+    """Inputs that a target let in, in the order of its steps: by the content, or by the user's rules."""
+    shares, names = inference.effective[target], predictor.modalities
+    steps = inference.plan[names.index(target)]
+    return [step.source for step in steps if shares[names[step.source]] >= LEAST_PRESENCE]
 
 
 def predicted_psnr(inference: Inference, members: Sequence[int], target: int) -> float:

@@ -7,7 +7,7 @@ from itertools import permutations
 import numpy as np
 import torch
 
-from medk2n.inference.contribution import predicted_psnr, proposed
+from medk2n.inference.contribution import predicted_psnr, present, proposed
 from medk2n.inference.predictor import Inference, SlicePredictor
 from medk2n.models.medk2n_parts.control import Control, PlannedStep
 
@@ -54,10 +54,10 @@ def progressions(predictor: SlicePredictor, targets: Sequence[str], inference: I
     found = {}
     for target in targets:
         j = predictor.modalities.index(target)
-        steps = inference.plan[j]
+        steps, there = inference.plan[j], present(predictor, inference, target)
         stages = []
         for k in range(1, len(steps) + 1):
-            members = _let_in(steps[:k])
+            members = [step.source for step in steps[:k] if step.source in there]
             picture = (proposed(inference, members, j)[0][row] * inside[row])[:h, :w]
             name = predictor.modalities[steps[k - 1].source]
             stages.append(Stage(name, predicted_psnr(inference, members, j), _numpy(picture)))

@@ -384,7 +384,7 @@ class _State:
             shown = torch.where(step.mapped[:, None, None], shown * as_map(step.map_logit, size), shown)
         bounded = control.bound(shown, self.query, step.rows, step.source)
         self.presence = self.presence.index_put((step.rows, step.source), bounded)
-        some = step.entered & (bounded > 0).any(dim=(1, 2))  # what a user bounds to nothing was not let in
+        some = (bounded > 0).any(dim=(1, 2))  # what a user bounds to nothing is no member, and what is fixed is one
         self.members = self.members.index_put((step.rows, step.source), some)
         even = (bounded == bounded[:, :1, :1]).all(dim=(1, 2)) & ((bounded[:, 0, 0] == 0) | (bounded[:, 0, 0] == 1))
         self.whole = self.whole.index_put((step.rows,), self.whole[step.rows] & even)
