@@ -191,7 +191,9 @@ def test_the_whole_kit_in_miniature(
     train.learn(train.parser().parse_args([str(first), *SMALL, *data, "--steps=3"]))
     digital.save(body, bodies / "body-00002.npz")
     facts = train.learn(
-        train.parser().parse_args([str(second), *SMALL, *data, "--steps=2", f"--resume={first}", "--total=2"])
+        train.parser().parse_args(
+            [str(second), *SMALL, *data, "--steps=2", f"--resume={first}", "--total=2", "--wait-bodies=2"]
+        )
     )
     assert facts["steps"] == 5
     assert [row["steps"] for row in facts["history"]] == [3, 5]
