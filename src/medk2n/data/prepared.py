@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from medk2n.data.intensity import Scaling
 from medk2n.data.statistics import Moments
@@ -25,6 +25,7 @@ from medk2n.errors import DatasetError
 from medk2n.geometry.grid import Grid
 from medk2n.geometry.orient import canonical_grid
 from medk2n.geometry.resample import working_grid
+from medk2n.io.door import door, read_text
 from medk2n.io.nifti import read_labels, read_volume
 from medk2n.io.volume import Header, Volume
 
@@ -114,14 +115,9 @@ def read_record(folder: Path) -> StudyRecord:
         DatasetError: it cannot be read, or is of another format.
     """
     path = folder / STUDY
-    try:
-        return StudyRecord.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValidationError) as error:
-        what = " ".join(str(error).split())[:160]
-        raise DatasetError(
-            f"{path}: expected a sidecar of medk2n prepare, format {FORMAT} ({what}); "
-            "remove the folder and prepare it again"
-        ) from error
+    expected = f"{path}: expected a sidecar of medk2n prepare, format {FORMAT}"
+    with door(DatasetError, expected, "remove the folder and prepare it again"):
+        return StudyRecord.model_validate_json(read_text(path))
 
 
 def prepared_subject(folder: Path) -> Subject:

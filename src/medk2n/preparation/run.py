@@ -14,6 +14,7 @@ from medk2n.data.prepared import FORMAT, SETTINGS, STUDY, is_prepared
 from medk2n.data.subject import Subject
 from medk2n.errors import DatasetError, Medk2nError, OutputExistsError, SystemLimitError, contained
 from medk2n.io.atomic import check_writable, write_json
+from medk2n.io.door import door, read_text
 from medk2n.preparation.study import Plan, folder_name, is_there, prepare_study, versions
 
 Report = Callable[[str, int, int], None]
@@ -91,11 +92,9 @@ def _open_set(out: Path, plan: Plan, *, overwrite: bool) -> None:
 
 
 def _settings(out: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
+    with door(OutputExistsError, f"{out / SETTINGS}: cannot be read", "add --overwrite to begin anew"):
+        found = json.loads(read_text(out / SETTINGS))
         return {"format": found["format"], "steps": found["steps"]}
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise OutputExistsError(f"{out / SETTINGS}: cannot be read ({error}); add --overwrite to begin anew") from error
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:

@@ -53,7 +53,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
     """A record; None where there is none that this version understands."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) and record.get("format") == FORMAT else None
 

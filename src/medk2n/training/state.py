@@ -71,7 +71,7 @@ def newest(root: Path) -> State | None:
     """The newest state that is whole; None if there is none."""
     damaged = []
     for folder in _newest_first(root):
-        with suppress(OSError, ValueError, AttributeError):
+        with suppress(Exception):  # whatever a damaged file makes a library raise: an older state is whole
             manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
             if _COUNTERS in manifest and all(sha256_file(folder / name) == digest for name, digest in manifest.items()):
                 files = [folder / name for name in manifest if name.endswith(".safetensors")]
