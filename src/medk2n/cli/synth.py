@@ -147,7 +147,7 @@ def _dicom_study(
     for name, one in found.series.items():
         typer.echo(f"{name}: series {one.uid}, {len(one.instances)} slices ({one.evidence})")
     for row in found.left_out:
-        typer.echo(f"left out: series {row.series}, {row.images} images ({row.reason})")
+        typer.echo(f"left out: {f'series {row.series}, ' if row.series else ''}{row.images} images ({row.reason})")
     for note in found.notes:
         typer.echo(f"note: {note}")
     run.facts["dicom"] = {

@@ -104,8 +104,9 @@ def _one_study(headers: dict[Path, Header], source: Path) -> str:
     Raises:
         DicomError: no DICOM at all, two patients, or two studies.
     """
+    headers = {path: header for path, header in headers.items() if header.study}
     if not headers:
-        raise DicomError(f"{source}: no DICOM file in it; expected a study's folder or .zip; check the path")
+        raise DicomError(f"{source}: no DICOM image in it; expected a study's folder or .zip; check the path")
     first: dict[str, tuple[Path, tuple[str, ...]]] = {}
     for path, header in headers.items():
         first.setdefault(header.study, (path, _same_patient(header.patient)))

@@ -101,7 +101,10 @@ class Frame:
 
 @dataclass(frozen=True)
 class Header:
-    """A file as far as it is known before its pixels are read: its frames, or why it is left out."""
+    """A file as far as it is known before its pixels are read: its frames, or why it is left out.
+
+    `study` and `series` are empty for what belongs to none, such as a DICOMDIR.
+    """
 
     study: str
     series: str
@@ -144,6 +147,8 @@ def _refuse_depth(items: Iterable[Any], left: int, path: Path) -> None:
 
 def _header(data: Any, path: Path, limits: Limits) -> Header:
     sop_class = str(data.get("SOPClassUID", ""))
+    if sop_class not in CLASSIC and sop_class not in ENHANCED and not data.get("StudyInstanceUID"):
+        return Header("", "", (), left_out=_no_scan(data, sop_class))  # such as a DICOMDIR
     header = Header(
         study=_uid(data, "StudyInstanceUID", path),
         series=_uid(data, "SeriesInstanceUID", path),
