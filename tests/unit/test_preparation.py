@@ -22,7 +22,7 @@ from medk2n.config.schema import load_config
 from medk2n.data import stored as stored_module
 from medk2n.data.batches import Augmentation, Store, draw_batch
 from medk2n.data.discover import discover, discover_study
-from medk2n.data.foreground import is_stripped
+from medk2n.data.patient import is_stripped
 from medk2n.data.prepared import read_record
 from medk2n.data.stored import SLICES, Stored
 from medk2n.data.working import Workspace, load_working
@@ -254,7 +254,7 @@ def test_what_is_outside_the_mask_becomes_air() -> None:
     for name, air in (("t1n", 0), ("ct", -1000)):
         assert (stripped.scans[name].array[~inside] == air).all()
         np.testing.assert_array_equal(stripped.scans[name].array[inside], draft.scans[name].array[inside])
-        assert is_stripped(stripped.scans[name].array)
+        assert is_stripped(stripped.scans[name])
     with pytest.raises(DatasetError, match=r"p: no head mask to strip by \(masks: brain\); use --strip-command"):
         Strip("head").apply(draft)
 

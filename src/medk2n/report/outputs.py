@@ -150,7 +150,7 @@ def image_sidecar(synthesis: "Synthesis", target: str, place: Place) -> dict[str
         ],
         "SkullStripped": synthesis.record["skull_stripped"],
         "SpatialReference": place.source(reference, "") if reference else "orig",
-        "Units": MODALITIES[target].unit,
+        "Units": _unit(synthesis, target),
         "Scaling": scaling_facts(synthesis, target),
         "KeyFrame": explanation.key,
         "Contribution": {"method": explanation.contribution_method, "db": dict(explanation.contribution_db)},
@@ -195,7 +195,13 @@ def scaling_facts(synthesis: "Synthesis", target: str) -> dict[str, Any]:
         origin = "typical of the training subjects"
     shift = f"{'-' if scaling.low >= 0 else '+'} {abs(scaling.low):.6g}"
     undo = f"scaled = (value {shift}) / {scaling.high - scaling.low:.6g}"
-    return {**scaling.to_json(), "unit": MODALITIES[target].unit, "origin": origin, "undo": undo}
+    return {**scaling.to_json(), "unit": _unit(synthesis, target), "origin": origin, "undo": undo}
+
+
+def _unit(synthesis: "Synthesis", target: str) -> str:
+    """The modality's, unless the target is a remake of an input that was in another."""
+    row, scaling = MODALITIES[target], synthesis.scalings[target]
+    return row.unit if row.scaling == scaling.kind else "arbitrary"
 
 
 def run_facts(synthesis: "Synthesis") -> dict[str, Any]:
@@ -211,6 +217,6 @@ def _deviation_sidecar(synthesis: "Synthesis", target: str, place: Place) -> dic
         "Modality": target,
         "Sources": [place.own(image)],
         "SkullStripped": synthesis.record["skull_stripped"],
-        "Units": MODALITIES[target].unit,
+        "Units": _unit(synthesis, target),
         "GeneratedBy": [generated_by()],
     }
