@@ -1,6 +1,7 @@
 """Read a study in this very process: for tests that read many, and look into what the confined one does."""
 
 import json
+import warnings
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,9 @@ from medk2n.dicom.limits import Limits
 
 
 def _ask(path, wishes, known, work, limits) -> Answer:
-    found = answer(Question(str(path), wishes, known, 60.0), work, limits)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as the confined process does
+        found = answer(Question(str(path), wishes, known, 60.0), work, limits)
     return TypeAdapter(Answer).validate_json(json.dumps(asdict(found)))
 
 

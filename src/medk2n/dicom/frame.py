@@ -328,13 +328,21 @@ def _texts(data: Any, name: str) -> tuple[str, ...]:
 
 
 def _number(data: Any, name: str, default: Any = None) -> Any:
-    """The (first) value of an attribute as a finite float; `default` if it is absent or empty."""
+    """The (first) value of an attribute as a float; `default` if it is absent or empty.
+
+    Raises:
+        ValueError: it is no finite number.
+    """
     value = data.get(name)
     if value is None or value == "":
         return default
     values = list(value) if hasattr(value, "__iter__") and not isinstance(value, str) else [value]
-    number = float(values[0]) if values else math.nan
-    return number if math.isfinite(number) else default
+    if not values:
+        return default
+    number = float(values[0])
+    if not math.isfinite(number):
+        raise ValueError(f"{name} is not finite")
+    return number
 
 
 def _numbers(data: Any, name: str, count: int, path: Path) -> Any:
