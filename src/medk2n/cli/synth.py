@@ -106,10 +106,12 @@ def synth(
         else:
             jobs = _jobs(study, inputs or [], wanted, config, out, failed)
         jobs = [replace(job, place=replace(job.place, form=form)) for job in _with_rules(jobs, control)]
+        several = len(jobs) + len(failed) > 1
+        if not several:
+            _read_headers(jobs[0])
         check_writable(out)
         run.device = resolve_device(device)
         run.facts["model"] = {"folder": str(folder), "sha256": config.sha256}
-        several = len(jobs) + len(failed) > 1
         data = study if several else None
         settings = Settings(data, folder, config.sha256, run.device, reference, seed, overwrite=overwrite)
         complete(jobs, settings, run, failed)
@@ -119,6 +121,18 @@ def synth(
             page = write_group(out, sorted(failed))
             typer.echo(f"Look at {page} first: all studies, the least sure ones on top")
         end_with(failed)
+
+
+def _read_headers(job: Job) -> None:
+    """Refuse what its header shows to be unusable before a model is loaded, which takes seconds."""
+    from medk2n.data.subject import Subject
+    from medk2n.io.nifti import read_header
+
+    for name in job.given:
+        if isinstance(job.study, Subject):
+            job.study.header(name)
+        elif isinstance(job.study[name], Path):
+            read_header(job.study[name])
 
 
 def _refuse_unknown(names: list[str], config: "ModelConfig", option: str) -> None:
