@@ -58,7 +58,7 @@ def test_a_folder_is_completed_with_derived_series(synth, study, tmp_path, patie
     assert re.search(r"t1n: series [\d.]+, 16 slices \(the description says t1n; TE 12 ms, TR 550 ms\)", told)
     out = tmp_path / "out"
     assert not list(out.glob("*.nii.gz"))
-    folders = {path.name.split("_", 1)[1]: read(path) for path in out.iterdir() if path.is_dir()}
+    folders = {path.name.split("_", 1)[1]: read(path) for path in out.glob("[!.]*") if path.is_dir()}
     assert set(folders) == {
         "desc-synth_FLAIR_dicom", "desc-synthstd_FLAIR_dicom", "desc-synth_ct_dicom", "desc-synthstd_ct_dicom",
     }  # fmt: skip
@@ -204,11 +204,13 @@ def test_burnt_in_is_a_word_that_replaces_nothing_but_a_corner(synth, study, tmp
 def test_existing_series_are_refused_or_replaced_whole(synth, study, tmp_path, capsys):
     assert synth(study, "-t", "t2f") == 0
     folder = next((tmp_path / "out").glob("*desc-synth_FLAIR_dicom"))
-    (folder / "9999.dcm").write_bytes(b"stale")
     assert synth(study, "-t", "t2f") == 2
     assert "--overwrite" in capsys.readouterr().err
     assert synth(study, "-t", "t2f", "--overwrite") == 0
     assert len(list(folder.iterdir())) == SHAPE[2]
+    (folder / "9999.dcm").write_bytes(b"mine")
+    assert synth(study, "-t", "t2f", "--overwrite") == 2
+    assert "9999.dcm is there, is not as medk2n left it" in capsys.readouterr().err
 
 
 def test_our_own_series_is_no_input(study):

@@ -85,7 +85,7 @@ def synth(
     from medk2n.checkpoint import find_model, read_config
     from medk2n.cli.common import end_with, modality_names, resolve_device, run_manifest
     from medk2n.config.control import load_control
-    from medk2n.io.atomic import check_writable
+    from medk2n.report.group import group_page, write_group
     from medk2n.report.places import StudyFolder
 
     options = {"study": study, "input": inputs, "target": targets, "reference": reference, "out": out}
@@ -109,15 +109,15 @@ def synth(
         several = len(jobs) + len(failed) > 1
         if not several:
             _read_headers(jobs[0])
-        check_writable(out)
         run.device = resolve_device(device)
         run.facts["model"] = {"folder": str(folder), "sha256": config.sha256}
         data = study if several else None
         settings = Settings(data, folder, config.sha256, run.device, reference, seed, overwrite=overwrite)
+        if several:
+            with group_page(out):
+                pass  # somebody else's would be told now
         complete(jobs, settings, run, failed)
         if several:
-            from medk2n.report.group import write_group
-
             page = write_group(out, sorted(failed))
             typer.echo(f"Look at {page} first: all studies, the least sure ones on top")
         end_with(failed)
@@ -212,8 +212,7 @@ def _jobs(
 ) -> list[Job]:
     """What is to be done; id -> complaint of the studies that cannot be used goes into `failed`."""
     from medk2n.errors import UsageError
-    from medk2n.io.names import study_id
-    from medk2n.preparation.study import folder_name
+    from medk2n.io.names import folder_names, study_id
     from medk2n.report.places import StudyFolder
 
     if (study is None) == (not inputs):
@@ -226,7 +225,8 @@ def _jobs(
     subjects = studies_in(study, failed)
     several = len(subjects) + len(failed) > 1
     plans = [(s, wanted or _missing(s.modalities, config, several=several)) for s in subjects]
-    places = [StudyFolder(out / folder_name(s.id) if several else out, s.id, out) for s in subjects]
+    folders = folder_names([s.id for s in subjects])
+    places = [StudyFolder(out / folders[s.id] if several else out, s.id, out) for s in subjects]
     jobs = [Job(s, targets, place) for (s, targets), place in zip(plans, places, strict=True) if targets]
     if not jobs:
         raise UsageError(f"{study}: all {len(subjects)} studies have everything the model knows; name a target with -t")
