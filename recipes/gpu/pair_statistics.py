@@ -1,6 +1,7 @@
 """What training subjects say before any step, for `train.py --statistics`: one JSON file.
 
-python recipes/gpu/pair_statistics.py OUT.json --modalities t1c,t1n,t2f,t2w --data DIR [--data DIR ...] [--exclude ID ...]
+python recipes/gpu/pair_statistics.py OUT.json --modalities t1c,t1n,t2f,t2w --data DIR [--data DIR ...]
+        [--exclude ID ...]
 """
 
 import argparse

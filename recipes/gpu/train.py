@@ -2,11 +2,12 @@
 
     python recipes/gpu/train.py OUT --pack PACK --bodies BODIES --minutes 8 [--total 20] [--resume STATE]
 
-Med-K2N's synthesizer and the reference U-Net see the same batches and take as many steps; then, for `--weighing` seconds,
-Med-K2N's weighting networks learn beside the averaged synthesizer, on subjects that it has not seen. All data live on the
-device (`medk2n.training.device_feed`). OUT gets state-K.safetensors (weights, and their averages, in files of at most 15 MB),
-state.json and log.csv, anew after each validation; `--resume` goes on from such a folder, so short runs add up to
-`--total` minutes of one schedule. Momenta are not kept: a resumed run warms up again.
+Med-K2N's synthesizer and the reference U-Net see the same batches and take as many steps; then, for `--weighing`
+seconds, Med-K2N's weighting networks learn beside the averaged synthesizer, on subjects that it has not seen. All data
+live on the device (`medk2n.training.device_feed`). OUT gets state-K.safetensors (weights, and their averages, in files of
+at most 15 MB), state.json and log.csv, anew after each validation, and with `--statistics` at the end a model folder;
+`--resume` goes on from such a folder, so short runs add up to `--total` minutes of one schedule. Momenta are not kept: a
+resumed run warms up again.
 """
 
 import argparse
@@ -58,7 +59,7 @@ from medk2n.training.lessons.medk2n import MedK2NLesson
 
 CANVAS = 144, 176
 SLICES = 3
-MOST_BYTES = 15_000_000
+MOST_BYTES, MOST_TOGETHER = 15_000_000, 60_000_000
 CORE = "t1c", "t1n", "t2f", "t2w"
 SHARES = {"lgg128": 0.3, "lgg128-incomplete": 0.04, "brains128": 0.4, "four128": 0.06, "digital": 0.2}
 FREE_SHARES = {"brains128": 0.3, "four128": 0.04, "digital": 0.66}
@@ -386,22 +387,24 @@ def rate_at(progress: float, settings: Optimiser, steps: int) -> float:
 
 
 def save_state(out: Path, learners: Sequence[Learner], facts: dict[str, Any]) -> None:
-    """Write the state beside the old one, then in its place; files of at most 15 MB.
+    """Write the state beside the old one, then in its place; files of at most 15 MB, 60 MB together where it can be.
 
-    32-bit weights where all fit into 60 MB, else 16-bit ones.
+    32-bit weights and averages where they fit, else 16-bit ones, else the averages alone.
     """
+    kinds = {"weights": [one.module for one in learners], "averaged": [one.averaged for one in learners]}
+    numbers = sum(p.numel() for modules in kinds.values() for m in modules for p in m.state_dict().values())
+    half = 4 * numbers > MOST_TOGETHER
+    if 2 * numbers > MOST_TOGETHER:
+        del kinds["weights"]
     tensors = {
-        f"{learner.name}.{kind}.{name}": tensor
-        for learner in learners
-        for kind, module in (("weights", learner.module), ("averaged", learner.averaged))
+        f"{learner.name}.{kind}.{name}": (tensor.half() if half else tensor.float()).cpu().contiguous()
+        for kind, modules in kinds.items()
+        for learner, module in zip(learners, modules, strict=True)
         for name, tensor in module.state_dict().items()
     }
-    size = sum(t.numel() for t in tensors.values()) * 4
-    half = size > 60_000_000
-    tensors = {n: (t.half() if half else t.float()).cpu().contiguous() for n, t in tensors.items()}
     out.mkdir(parents=True, exist_ok=True)
     shards: list[dict[str, Tensor]] = [{}]
-    for name, tensor in tensors.items():
+    for name, tensor in _pieces(tensors):
         if shards[-1] and sum(t.nbytes for t in shards[-1].values()) + tensor.nbytes > MOST_BYTES - 100_000:
             shards.append({})
         shards[-1][name] = tensor
@@ -414,6 +417,25 @@ def save_state(out: Path, learners: Sequence[Learner], facts: dict[str, Any]) ->
     for k, part in enumerate(parts, 1):
         part.rename(out / f"state-{k}.safetensors")
     (out / "state.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def _pieces(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Tensors by name, those that no file can hold in pieces: NAME#0, NAME#1 and so on, along the first axis."""
+    for name, tensor in tensors.items():
+        parts = tensor.chunk(math.ceil(tensor.nbytes / (MOST_BYTES // 2))) if tensor.nbytes > MOST_BYTES // 2 else ()
+        yield from ((f"{name}#{k}", part.contiguous()) for k, part in enumerate(parts))
+        if not parts:
+            yield name, tensor
+
+
+def _joined(pieces: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `_pieces` took apart."""
+    found: dict[str, list[tuple[int, Tensor]]] = {}
+    for name, tensor in pieces.items():
+        whole, _, k = name.partition("#")
+        found.setdefault(whole, []).append((int(k or 0), tensor))
+    return {name: torch.cat([part for _, part in sorted(parts, key=lambda p: p[0])]) if len(parts) > 1 else parts[0][1]
+            for name, parts in found.items()}  # fmt: skip
 
 
 def load_state(folder: Path, learners: Sequence[Learner]) -> dict[str, Any]:
@@ -431,10 +453,12 @@ def load_state(folder: Path, learners: Sequence[Learner]) -> dict[str, Any]:
     tensors: dict[str, Tensor] = {}
     for path in sorted(folder.glob("state-*.safetensors")):
         tensors |= load_file(path)
+    tensors = _joined(tensors)
     for learner in learners:
-        for kind, module in (("weights", learner.module), ("averaged", learner.averaged)):
+        for kind, module in (("averaged", learner.averaged), ("weights", learner.module)):
             prefix = f"{learner.name}.{kind}."
             mine = {n.removeprefix(prefix): t.float() for n, t in tensors.items() if n.startswith(prefix)}
+            mine = mine or {n: t for n, t in learner.averaged.state_dict().items()}  # a large state has no weights
             try:
                 module.load_state_dict(mine)
             except RuntimeError as error:
@@ -452,9 +476,11 @@ def learn(asked: argparse.Namespace) -> dict[str, Any]:
     weights = LossWeights()
     data = read_data(asked, device)
     chance = Chance(torch.Generator(device=device).manual_seed(asked.seed))
-    while data.take_bodies(chance, at_once=64) or len(data.taken) < asked.wait_bodies:
+    data.take_bodies(chance, at_once=max(asked.wait_bodies, 1))
+    while data.bodies is not None and len(data.taken) < asked.wait_bodies:
+        time.sleep(0.2)
         data.look_at = 0.0
-        time.sleep(0.5 if len(data.taken) < asked.wait_bodies else 0.0)
+        data.take_bodies(chance, at_once=asked.wait_bodies - len(data.taken))
     augmentation = Augmentation(strip=asked.strip, restyle=asked.restyle, corrupt=asked.corrupt)
     core = torch.tensor([name in CORE for name in data.modalities], device=device)
 
@@ -470,8 +496,9 @@ def learn(asked: argparse.Namespace) -> dict[str, Any]:
     learners = learners_of(asked, draw()[0], settings, device)
     facts = load_state(asked.resume, learners) if asked.resume else {"steps": 0, "seconds": 0.0, "history": []}
     chance.generator.manual_seed(asked.seed + 1 + facts["steps"])
-    _say(f"{device}: {len(data.feed)} studies, {len(data.taken)} of them digital; {time.monotonic() - began:.0f} s; "
-         + ", ".join(f"{one.name} {sum(p.numel() for p in one.module.parameters()) / 1e6:.1f} M" for one in learners))  # fmt: skip
+    sizes = ", ".join(f"{one.name} {sum(p.numel() for p in one.module.parameters()) / 1e6:.1f} M" for one in learners)
+    taken, spent = len(data.taken), time.monotonic() - began
+    _say(f"{device}: {len(data.feed)} studies; {taken} digital ones taken; {spent:.0f} s; {sizes}")
     for one in learners if asked.compile else ():
         done = one.compile(
             asked.compile_seconds, asked.compile, partial(lambda o: o.loss(*draw(), weights, bf16=bf16), one)
@@ -669,7 +696,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("out", type=Path, nargs="?", help="folder for the state and the log")
     made.add_argument("--pack", type=Path, help="folder of part-N.zip (recipes/gpu/pack.py)")
     made.add_argument("--bodies", type=Path, help="folder that recipes/gpu/digital.py writes, or has written")
-    made.add_argument("--wait-bodies", type=int, default=0, help="bodies to wait for before the first step")
+    made.add_argument(
+        "--wait-bodies", type=int, default=0, help="bodies to take before the first step; more come later"
+    )
     made.add_argument("--most-bodies", type=int, default=1000)
     made.add_argument("--room", type=int, default=24_000, help="MB of device memory for digital subjects")
     made.add_argument("--free", action="store_true", help="learn only from what leaves the weights Apache-2.0")

@@ -35,6 +35,7 @@ BUNDLED = Path(__file__).parent / "weights"
 _SEAL = "config_sha256"  # in the file alone
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 _LARGEST_SIZE = 8192
+_LARGEST_VALUE = 1e12
 _LARGEST_WEIGHT = 1e6
 _MOST_WEIGHTS = 8 * 2**30
 
@@ -134,7 +135,8 @@ def read_config(folder: Path) -> ModelConfig:
             first = error.errors()[0]
             known = [field.name for kind in (ModelConfig, Statistics) for field in fields(kind)]
             raise ValueError(complaint(first["loc"], first["type"], first["msg"], known)) from error
-        _refuse_giants(config.params)
+        _refuse_giants("params", config.params, _LARGEST_SIZE)
+        _refuse_giants("statistics", asdict(config.statistics), _LARGEST_VALUE)
     return config
 
 
@@ -150,12 +152,12 @@ def _sealed(text: str) -> str:
     return f"{before}{field}{hashlib.sha256(text.encode()).hexdigest()}{after}"
 
 
-def _refuse_giants(params: Any) -> None:
-    """Sizes of which a few letters would take the machine."""
-    if isinstance(params, (int, float)) and not abs(params) <= _LARGEST_SIZE:
-        raise ValueError(f"params: {params} is no size of a model")
-    for part in params.values() if isinstance(params, dict) else params if isinstance(params, list) else ():
-        _refuse_giants(part)
+def _refuse_giants(name: str, values: Any, most: float) -> None:
+    """Numbers that would take the machine, or give no number: none of those that a model needs is so large."""
+    if isinstance(values, (int, float)) and not abs(values) <= most:
+        raise ValueError(f"{name}: {values:g} is larger than any of a model")
+    for part in values.values() if isinstance(values, dict) else values if isinstance(values, (list, tuple)) else ():
+        _refuse_giants(name, part, most)
 
 
 def save(folder: Path, module: "nn.Module", config: ModelConfig, *, half: bool = False) -> ModelConfig:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from medk2n.errors import ConfigError
 from medk2n.io.atomic import atomic_write, sha256_file, write_json
+from medk2n.io.door import door, read_text
 from medk2n.models.medk2n_parts.encoders.hiera import ADAPTED, SIZES, HieraEncoder, Params, trunk_config
 
 if TYPE_CHECKING:
@@ -51,17 +52,14 @@ def read_trunk(params: Params) -> tuple[dict[str, "Tensor"], str]:
     Raises:
         ConfigError: not there, of another size, altered, or not such weights.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = find_trunk(params)
     digest = sha256_file(path)
     if params.sha256 not in ("", digest):
         raise ConfigError(f"weights: {path} has SHA-256 {digest}, expected {params.sha256}; give the file of that hash")
-    try:
+    with door(ConfigError, f"weights: {path} is not a safetensors file", "copy it again"):
         tensors = load_file(path)
-    except SafetensorError as error:
-        raise ConfigError(f"weights: {path} is not a safetensors file ({error}); copy it again") from error
     prefix = next((name.removesuffix(_FIRST) for name in tensors if name.endswith(_FIRST)), None)
     if prefix is None:
         raise ConfigError(f"weights: {path} holds no Hiera trunk (no {_FIRST}); give SAM2's, or recipes/pretrain.py's")
@@ -111,15 +109,13 @@ def load_adapter(folder: Path, encoder: HieraEncoder) -> None:
         ConfigError: not there, of another rank or size, or learned on other weights.
     """
     import torch
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     path = folder / ADAPTER
-    try:
-        with safe_open(path, "pt") as file:
-            base = (file.metadata() or {}).get("base_sha256", "")
-            tensors = {name.removeprefix("base_model.model."): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{path}: no adapter can be read ({error}); give a folder that save_adapter wrote") from error
+    refused = door(ConfigError, f"{path}: no adapter can be read", "give a folder that save_adapter wrote")
+    with refused, safe_open(path, "pt") as file:
+        base = (file.metadata() or {}).get("base_sha256", "")
+        tensors = {name.removeprefix("base_model.model."): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if base != encoder.params.sha256:
         raise ConfigError(f"{path} was learned on weights of SHA-256 {base}, the encoder has {encoder.params.sha256}")
     own = {_plain(name): p for name, p in encoder.adapters().items()}
@@ -158,14 +154,13 @@ def _check_size(path: Path, size: str) -> None:
     """Hold the trunk that a config.json describes against a size."""
     from transformers import Sam2HieraDetConfig
 
-    try:
-        described = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"weights: {path} cannot be read ({error}); expected a Hugging Face config.json") from error
-    trunk = _inside(described)
-    if trunk is None:
-        raise ConfigError(f"weights: {path} describes no Hiera trunk; give SAM2's, or what recipes/pretrain.py made")
-    found = Sam2HieraDetConfig(**{name: trunk[name] for name in (*_SHAPE, "hidden_size") if name in trunk})
+    with door(ConfigError, f"weights: {path} cannot be read", "expected a Hugging Face config.json"):
+        trunk = _inside(json.loads(read_text(path)))
+        if trunk is None:
+            raise ConfigError(
+                f"weights: {path} describes no Hiera trunk; give SAM2's, or what recipes/pretrain.py made"
+            )
+        found = Sam2HieraDetConfig(**{name: trunk[name] for name in (*_SHAPE, "hidden_size") if name in trunk})
     fits = [name for name in SIZES if all(getattr(found, s) == getattr(trunk_config(name), s) for s in _SHAPE)]
     if size not in fits:
         held = f"size {fits[0]}" if fits else f"no known size ({found.blocks_per_stage} blocks)"

@@ -22,6 +22,7 @@ LAYERS = (
     ("inference", "training"),
     ("evaluation",),
     ("report",),
+    ("node",),
     ("cli",),
     ("__main__",),
 )

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -12,7 +13,11 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
+from medk2n.dicom import Maker, read_study, write_series
+from medk2n.errors import DicomError
+
 from .conftest import AFFINE, SHAPE, scan
+from .here import read_here
 from .sources import CONTRASTS, Patient, classic, enhanced
 
 OLDER_THAN_SYNTHETIC_DATA = "(0x0008,0x001c)"  # which Debian's dciodvfy of 2022 does not know yet
@@ -53,7 +58,7 @@ def test_a_folder_is_completed_with_derived_series(synth, study, tmp_path, patie
     assert re.search(r"t1n: series [\d.]+, 16 slices \(the description says t1n; TE 12 ms, TR 550 ms\)", told)
     out = tmp_path / "out"
     assert not list(out.glob("*.nii.gz"))
-    folders = {path.name.split("_", 1)[1]: read(path) for path in out.iterdir() if path.is_dir()}
+    folders = {path.name.split("_", 1)[1]: read(path) for path in out.glob("[!.]*") if path.is_dir()}
     assert set(folders) == {
         "desc-synth_FLAIR_dicom", "desc-synthstd_FLAIR_dicom", "desc-synth_ct_dicom", "desc-synthstd_ct_dicom",
     }  # fmt: skip
@@ -90,8 +95,8 @@ def test_a_folder_is_completed_with_derived_series(synth, study, tmp_path, patie
 
 
 @pytest.mark.parametrize("kind", ["classic", "enhanced"])
-@pytest.mark.parametrize("modality", ["t2w", "ct"])
-def test_checkers_find_no_error(synth, tmp_path, patient, kind, modality):
+@pytest.mark.parametrize(("modality", "target"), [("t2w", "ct"), ("ct", "t1n")])
+def test_checkers_find_no_error(synth, tmp_path, patient, kind, modality, target):
     if not (shutil.which("dciodvfy") and shutil.which("dcentvfy")):
         pytest.skip("dicom3tools (dciodvfy, dcentvfy) is not installed: apt-get install dicom3tools")
     study, what = tmp_path / "study", "CT" if modality == "ct" else "MR"
@@ -99,9 +104,9 @@ def test_checkers_find_no_error(synth, tmp_path, patient, kind, modality):
         classic(study, scan(), AFFINE, patient, kind=what, **CONTRASTS[modality])
     else:
         enhanced(study / "image", scan(), AFFINE, patient, kind=what, **CONTRASTS[modality])
-    assert synth(study, "-t", "t1n", "-t", "ct") == 0
+    assert synth(study, "-t", target) == 0
     made = sorted((tmp_path / "out").rglob("*.dcm"))
-    assert len(made) == 4 * SHAPE[2]
+    assert len(made) == 2 * SHAPE[2]
     for path in made[:: SHAPE[2] - 1]:
         assert complaints("dciodvfy", path) == []
     assert complaints("dcentvfy", *made, *[path for path in study.rglob("*") if path.is_file()]) == []
@@ -114,7 +119,7 @@ def test_the_checks_can_fail(tmp_path, patient):
     assert complaints("dciodvfy", next(tmp_path.iterdir()))
 
 
-def test_nifti_and_dicom_agree(synth, study, tmp_path):
+def test_nifti_and_dicom_agree_and_dcm2niix_gives_the_affine_of_the_source(synth, study, tmp_path):
     assert synth(study, "-t", "t2f", "-t", "ct", "--format", "both", "--no-burn-in") == 0
     out = tmp_path / "out"
     for name in ("desc-synth_FLAIR", "desc-synthstd_FLAIR", "desc-synth_ct", "desc-synthstd_ct"):
@@ -127,13 +132,8 @@ def test_nifti_and_dicom_agree(synth, study, tmp_path):
         if name == "desc-synth_ct":
             assert step == 1
             assert values(series).min() >= -1024
-
-
-def test_dcm2niix_gives_the_affine_of_the_source(synth, study, tmp_path):
     if not shutil.which("dcm2niix"):
         pytest.skip("dcm2niix is not installed: apt-get install dcm2niix")
-    assert synth(study, "-t", "t2f", "--format", "both", "--no-burn-in") == 0
-    out = tmp_path / "out"
     made, source = next(out.glob("*desc-synth_FLAIR_dicom")), study / "a"
     images = []
     for name, folder in (("made", made), ("source", source)):
@@ -148,26 +148,34 @@ def test_dcm2niix_gives_the_affine_of_the_source(synth, study, tmp_path):
     np.testing.assert_allclose(ours.get_fdata(), theirs.get_fdata(), atol=step)
 
 
-def test_a_repetition_has_the_same_uids_and_other_settings_others(synth, study, tmp_path):
-    def uids(name: str, *options: str) -> set[str]:
-        assert synth(study, "-t", "t2f", *options, out=tmp_path / name) == 0
-        return {dcmread(path, stop_before_pixels=True).SOPInstanceUID for path in (tmp_path / name).rglob("*.dcm")}
+def test_a_repetition_has_the_same_uids_and_other_settings_others(study, tmp_path):
+    found = read_here(study)
+    maker = Maker("test", "ab" * 32, "1.0", "seed 0")
 
-    first = uids("a")
-    assert uids("b") == first
-    assert not uids("c", "--no-burn-in") & first
-    assert not uids("d", "--seed", "1") & first
+    def uids(**change: object) -> set[str]:
+        settings = {"reference": "t1n", "sources": ["t1n"], "maker": maker} | change
+        files = write_series(found.volumes["t1n"], found, tmp_path.joinpath, **settings)
+        return {dcmread(path, stop_before_pixels=True).SOPInstanceUID for path in files}
+
+    first = uids()
+    assert uids() == first
+    others = [
+        {"burnt": False}, {"error": True}, {"sources": ["t1n", "t2w"]}, {"maker": replace(maker, settings="seed 1")},
+        {"maker": replace(maker, model_sha256="cd" * 32)},
+    ]  # fmt: skip
+    for change in others:
+        assert not uids(**change) & first
 
 
-def test_a_zip_is_a_study_too(synth, study, tmp_path):
+def test_a_zip_is_a_study_too(study, tmp_path):
     with zipfile.ZipFile(tmp_path / "study.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for path in study.rglob("I*"):
             archive.write(path, path.relative_to(study))
         archive.writestr("README.txt", "hello")
-    assert synth(tmp_path / "study.zip", "-t", "t2f", out=tmp_path / "zip") == 0
-    assert synth(study, "-t", "t2f", out=tmp_path / "folder") == 0
-    made = [read(next((tmp_path / name).glob("*desc-synth_FLAIR_dicom"))) for name in ("zip", "folder")]
-    np.testing.assert_array_equal(values(made[0]), values(made[1]))
+    packed, plain = read_study(tmp_path / "study.zip"), read_study(study)
+    assert packed.id == plain.id
+    for name, volume in plain.volumes.items():
+        np.testing.assert_array_equal(packed.volumes[name].array, volume.array)
 
 
 def test_the_format_follows_the_input_and_can_be_asked_for(synth, study, tmp_path, capsys):
@@ -196,29 +204,33 @@ def test_burnt_in_is_a_word_that_replaces_nothing_but_a_corner(synth, study, tmp
 def test_existing_series_are_refused_or_replaced_whole(synth, study, tmp_path, capsys):
     assert synth(study, "-t", "t2f") == 0
     folder = next((tmp_path / "out").glob("*desc-synth_FLAIR_dicom"))
-    (folder / "9999.dcm").write_bytes(b"stale")
     assert synth(study, "-t", "t2f") == 2
     assert "--overwrite" in capsys.readouterr().err
     assert synth(study, "-t", "t2f", "--overwrite") == 0
     assert len(list(folder.iterdir())) == SHAPE[2]
+    (folder / "9999.dcm").write_bytes(b"mine")
+    assert synth(study, "-t", "t2f", "--overwrite") == 2
+    assert "9999.dcm is there, is not as medk2n left it" in capsys.readouterr().err
 
 
-def test_our_own_series_is_no_input(synth, study, tmp_path, capsys):
-    assert synth(study, "-t", "t2f") == 0
-    shutil.copytree(next((tmp_path / "out").glob("*desc-synth_FLAIR_dicom")), study / "again")
-    assert synth(study, "-t", "t2f", out=tmp_path / "b") == 0
-    assert f"{SHAPE[2]} images (synthetic, never acquired)" in capsys.readouterr().out
+def test_our_own_series_is_no_input(study):
+    found = read_here(study)
+    (study / "again").mkdir()
+    volume = replace(found.volumes["t1n"], modality="t2f")
+    maker = Maker("test", "ab" * 32, "1.0")
+    write_series(volume, found, (study / "again").joinpath, reference="t1n", sources=["t1n"], maker=maker)
+    again = read_here(study)
+    assert set(again.series) == {"t1n", "t2w"}
+    assert [(row.images, row.reason) for row in again.left_out] == [(SHAPE[2], "synthetic, never acquired")]
 
 
-def test_two_patients_and_two_studies_are_refused(synth, study, tmp_path, capsys, patient):
+def test_two_patients_and_two_studies_are_refused(study):
     classic(study / "d", scan(), AFFINE, Patient("OTHER^ONE", "ANON-2"), **CONTRASTS["t1c"])
-    assert synth(study) == 2
-    said = capsys.readouterr().err
-    assert "holds 2 patients" in said
-    assert "OTHER" not in said
-    assert "ANON" not in said
+    with pytest.raises(DicomError, match="holds 2 patients") as told:
+        read_here(study)
+    assert "OTHER" not in str(told.value)
+    assert "ANON" not in str(told.value)
     shutil.rmtree(study / "d")
     classic(study / "d", scan(), AFFINE, Patient(), **CONTRASTS["t1c"])
-    assert synth(study) == 2
-    assert "holds 2 studies" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    with pytest.raises(DicomError, match="holds 2 studies"):
+        read_here(study)

@@ -15,6 +15,7 @@ import pytest
 
 from medk2n.cli.main import main
 from medk2n.data.discover import discover
+from medk2n.report.places import RECORDS
 
 from .conftest import save, scan
 
@@ -157,9 +158,9 @@ def test_a_study_killed_while_its_files_were_moved_is_finished(model, cohort):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda cohort, out: (out / "b" / "b_desc-synth_T2w.nii.gz").write_bytes(b"mine"), "is not as it was written"),
+        (lambda cohort, out: (out / "b" / "b_desc-synth_T2w.nii.gz").write_bytes(b"mine"), "is not as medk2n left it"),
         (lambda cohort, out: save(cohort / "b" / "t1n.nii.gz", scan(7)), "made with other inputs"),
-        (lambda cohort, out: shutil.rmtree(out / ".medk2n"), "exists already"),
+        (lambda cohort, out: shutil.rmtree(out / ".medk2n"), "is not as medk2n left it"),
     ],
     ids=["an altered result", "another input", "no record"],
 )
@@ -173,11 +174,15 @@ def test_what_is_not_this_requests_is_refused(model, cohort, loads, capsys, chan
     assert snapshot(out) == before
 
 
-def test_overwrite_makes_all_again(model, cohort):
+def test_overwrite_makes_all_again_but_nothing_that_was_changed_since(model, cohort, capsys):
     out = cohort.parent / "out"
-    (out / "b" / "b_desc-synth_T2w.nii.gz").write_bytes(b"mine")
+    made = (out / "b" / "b_desc-synth_T2w.nii.gz").stat().st_mtime_ns
     assert synth(model, cohort, "-t", "t2w", "--overwrite") == 0
-    assert nib.load(out / "b" / "b_desc-synth_T2w.nii.gz").shape == scan().shape
+    assert (out / "b" / "b_desc-synth_T2w.nii.gz").stat().st_mtime_ns > made
+    (out / "b" / "b_desc-synth_T2w.nii.gz").write_bytes(b"mine")
+    assert synth(model, cohort, "-t", "t2w", "--overwrite") == 2
+    assert "is not as medk2n left it" in capsys.readouterr().err
+    assert (out / "b" / "b_desc-synth_T2w.nii.gz").read_bytes() == b"mine"
 
 
 def test_another_request_is_refused(model, cohort, capsys):
@@ -267,7 +272,7 @@ def test_the_model_is_loaded_once_for_a_data_set_and_not_at_all_when_all_is_ther
 
 def test_the_group_page_has_the_least_sure_study_on_top(bids, done):
     out = done / "derivatives" / "medk2n"
-    records = {name: out / ".medk2n" / f"{name}.json" for name in ("sub-01", "sub-02_ses-1", "sub-02_ses-2")}
+    records = {name: out / RECORDS / f"{name}.json" for name in ("sub-01", "sub-02_ses-1", "sub-02_ses-2")}
     for psnr, path in zip((30.0, 10.0, 20.0), records.values(), strict=True):
         record = json.loads(path.read_text())
         record["targets"]["t2w"]["predicted_psnr_db"] = psnr - 40
@@ -326,7 +331,7 @@ def test_acquired_images_are_no_place_for_results(bids, raw, tmp_path, capsys):
     assert bids(out=raw) == 2
     assert "never go among acquired" in capsys.readouterr().err
     assert bids("--overwrite", out=other) == 2
-    assert "another data set" in capsys.readouterr().err
+    assert "dataset_description.json is there, is not as medk2n left it" in capsys.readouterr().err
     assert (snapshot(raw), snapshot(other)) == before
 
 

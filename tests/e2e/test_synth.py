@@ -87,11 +87,11 @@ def test_one_bad_study_does_not_stop_the_others(synth, tmp_path, capsys):
 
 def test_existing_output_is_refused_before_any_work(synth, study, tmp_path, monkeypatch, capsys):
     assert synth(study, "-t", "t2f") == 0
-    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     monkeypatch.setattr("medk2n.inference.synthesizer.Synthesizer.from_pretrained", None)  # it must not get here
     assert synth(study, "-t", "t2f") == 2
     assert "--overwrite" in capsys.readouterr().err
-    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
     monkeypatch.undo()
     assert synth(study, "-t", "t2f", "--overwrite") == 0
 

@@ -404,8 +404,9 @@ def test_a_limit_can_be_set(tmp_path, monkeypatch):
         read_volume(path, "t1n")
 
 
-@pytest.mark.parametrize("make", [giant_voxels, a_pipe, other_header_size, a_gzip_bomb_of_voxels])
-def test_the_command_says_one_line(tmp_path, capfd, make):
+@pytest.mark.parametrize("make", [missing, giant_voxels, a_pipe, other_header_size, beyond_the_limit])
+def test_the_command_says_one_line_before_a_model_is_loaded(tmp_path, capfd, monkeypatch, make):
+    monkeypatch.setattr("medk2n.cli.common.resolve_device", lambda name: pytest.fail("torch was loaded"))
     assert main(["synth", "-i", f"t1n={make(tmp_path)}", "-t", "t2w", "-o", str(tmp_path / "out")]) == 2
     out, err = capfd.readouterr()
     assert not out

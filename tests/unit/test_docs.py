@@ -19,6 +19,7 @@ TEXTS = (
     "docs/dicom.md",
     "docs/evaluation.md",
     "docs/gpu.md",
+    "docs/node.md",
     "docs/training.md",
     "docs/results/README.md",
     "recipes/default.yaml",

@@ -489,7 +489,7 @@ FILES = {"differences.csv", "picture.png", "psnr.png", "records.csv", "table.csv
 def test_command_writes_tables_figures_and_manifest(world, tmp_path, capsys):
     assert world.run("--modalities", "T1,t2w,flair", "--exclude", "sub-01", "--manifest", tmp_path / "run.json") == 0
     output = capsys.readouterr()
-    assert {path.name for path in world.out.iterdir()} == FILES
+    assert {path.name for path in world.out.glob("[!.]*")} == FILES
     assert (world.out / "table.md").read_text() in output.out
     assert "no reference/unet" in output.err
     content = json.loads((world.out / "table.json").read_text())
@@ -535,10 +535,14 @@ def test_command_refuses_what_cannot_be_done(world, capsys, options, message):
 def test_command_refuses_an_existing_output_and_replaces_only_its_own_files(world, capsys):
     world.out.mkdir()
     (world.out / "notes.txt").write_text("mine")
+    assert world.run("--modalities", "t1n,t2w") == 0
     assert world.run("--modalities", "t1n,t2w") == 2
     assert "--overwrite" in capsys.readouterr().err
     assert world.run("--modalities", "t1n,t2w", "--overwrite") == 0
-    assert {path.name for path in world.out.iterdir()} == FILES | {"notes.txt"}
+    assert {path.name for path in world.out.glob("[!.]*")} == FILES | {"notes.txt"}
+    (world.out / "picture.png").write_text("drawn by hand")
+    assert world.run("--modalities", "t1n,t2w", "--overwrite") == 2
+    assert "picture.png is there, is not as medk2n left it" in capsys.readouterr().err
 
 
 def test_command_leaves_nothing_half_written(world, monkeypatch):
@@ -596,9 +600,9 @@ def test_command_refuses_damage_that_cannot_be(world, capsys, options, message):
 
 def test_command_adds_the_panel_and_leaves_the_rest_byte_for_byte(world, tmp_path, capsys):
     assert world.run("--modalities", "t1n,t2w") == 0
-    plain = {path.name: path.read_bytes() for path in world.out.iterdir() if path.name != "table.json"}
+    plain = {path.name: path.read_bytes() for path in world.out.glob("[!.]*") if path.name != "table.json"}
     assert world.run("--modalities", "t1n,t2w", "--protocol", "all", "--overwrite") == 0
-    assert {path.name for path in world.out.iterdir()} == FILES | {"protocols.csv", "protocols.md", "protocols.png"}
+    assert {path.name for path in world.out.glob("[!.]*")} == FILES | {"protocols.csv", "protocols.md", "protocols.png"}
     for name, content in plain.items():
         assert (world.out / name).read_bytes() == content, name
     text = (world.out / "protocols.md").read_text()

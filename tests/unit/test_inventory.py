@@ -89,7 +89,8 @@ def test_complaints_are_what_is_wrong_and_nothing_else(data: Path) -> None:
 def test_index_writes_tables_and_a_figure_and_ends_with_3(data: Path, tmp_path: Path, capsys) -> None:
     assert main(["index", str(data), "--out", str(tmp_path / "out")]) == 3
     assert "4 subjects, 9 images" in capsys.readouterr().out
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["index.csv", "index.json", "index.md", "index.png"]
+    names = sorted(p.name for p in (tmp_path / "out").glob("[!.]*"))
+    assert names == ["index.csv", "index.json", "index.md", "index.png"]
     rows = list(csv.DictReader((tmp_path / "out" / "index.csv").read_text().splitlines()))
     assert [r["shape"] for r in rows] == ["40 44 20"] * 9
     assert json.loads((tmp_path / "out" / "index.json").read_text())["images"][0]["orientation"] == "RAS"

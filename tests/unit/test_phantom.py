@@ -98,7 +98,7 @@ def test_a_diffusion_image_states_its_b_value(cohort: Path) -> None:
 def test_what_others_made_is_never_replaced(tmp_path: Path, what: str) -> None:
     (tmp_path / "c" / what).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / "c" / what).write_text("years of work")
-    with pytest.raises(OutputExistsError, match="is no cohort of medk2n phantom, and would be lost"):
+    with pytest.raises(OutputExistsError, match="is not as medk2n left it and would be lost"):
         make_cohort(tmp_path / "c", subjects=1, seed=0, spacing_mm=8.0, workers=1, overwrite=True)
     assert (tmp_path / "c" / what).read_text() == "years of work"
 
@@ -108,7 +108,7 @@ def test_a_strangers_file_in_a_cohort_is_kept(tmp_path: Path) -> None:
     out = make_cohort(tmp_path / "c", **options)
     make_cohort(out, **options, overwrite=True)
     (out / "notes.txt").write_text("mine")
-    with pytest.raises(OutputExistsError, match=r"also holds notes\.txt, and would be lost"):
+    with pytest.raises(OutputExistsError, match=r"notes\.txt is there, is not as medk2n left it"):
         make_cohort(out, **options, overwrite=True)
     assert (out / "notes.txt").read_text() == "mine"
 
@@ -170,7 +170,7 @@ def test_stripped_leaves_nothing_around_the_brain(tmp_path: Path) -> None:
 
 def test_an_existing_folder_is_refused_then_replaced(tmp_path: Path) -> None:
     out = make_cohort(tmp_path / "c", subjects=2, seed=0, spacing_mm=8.0, workers=1)
-    with pytest.raises(OutputExistsError, match="already exists"):
+    with pytest.raises(OutputExistsError, match="exists already"):
         make_cohort(out, subjects=1, seed=0, spacing_mm=8.0, workers=1)
     assert (out / "sub-002").exists()
     make_cohort(out, subjects=1, seed=0, spacing_mm=8.0, workers=1, overwrite=True)

@@ -402,7 +402,7 @@ def test_a_refused_run_plans_nothing(data: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(run, "make_plan", None)
     (tmp_path / "config.json").write_text("{}")
     assert main(["train", "--data", str(data), "--out", str(tmp_path)]) == 2
-    assert "--overwrite" in capsys.readouterr().err
+    assert "config.json is there" in capsys.readouterr().err
 
 
 def test_a_damaged_plan_is_refused(tmp_path: Path) -> None:

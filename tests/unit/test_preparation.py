@@ -22,12 +22,13 @@ from medk2n.config.schema import load_config
 from medk2n.data import stored as stored_module
 from medk2n.data.batches import Augmentation, Store, draw_batch
 from medk2n.data.discover import discover, discover_study
-from medk2n.data.foreground import is_stripped
+from medk2n.data.patient import is_stripped
 from medk2n.data.prepared import read_record
 from medk2n.data.stored import SLICES, Stored
 from medk2n.data.working import Workspace, load_working
 from medk2n.errors import DatasetError, OutputExistsError, SystemLimitError, UsageError
 from medk2n.geometry.grid import Grid
+from medk2n.io.names import folder_names
 from medk2n.io.nifti import read_volume, write_int16
 from medk2n.io.volume import LabelMap, Volume
 from medk2n.phantom.cohort import make_cohort
@@ -41,7 +42,7 @@ from medk2n.preparation.register import Register, largest_move
 from medk2n.preparation.regrid import Regrid
 from medk2n.preparation.run import prepare
 from medk2n.preparation.strip import MaskCommand, Strip, words_of
-from medk2n.preparation.study import Plan, folder_name
+from medk2n.preparation.study import Plan
 from medk2n.training.reading import read_data
 
 AFFINE = np.array([[-2.0, 0, 0, 30], [0, 2, 0, -40], [0, 0, 4, -20], [0, 0, 0, 1]])
@@ -254,7 +255,7 @@ def test_what_is_outside_the_mask_becomes_air() -> None:
     for name, air in (("t1n", 0), ("ct", -1000)):
         assert (stripped.scans[name].array[~inside] == air).all()
         np.testing.assert_array_equal(stripped.scans[name].array[inside], draft.scans[name].array[inside])
-        assert is_stripped(stripped.scans[name].array)
+        assert is_stripped(stripped.scans[name])
     with pytest.raises(DatasetError, match=r"p: no head mask to strip by \(masks: brain\); use --strip-command"):
         Strip("head").apply(draft)
 
@@ -513,10 +514,10 @@ def test_a_stopped_run_goes_on_and_leaves_nothing_half_written(
     monkeypatch.setattr(Stored, "save", dies)
     with pytest.raises(KeyboardInterrupt):
         prepared(data, out)
-    assert sorted(path.name for path in out.iterdir()) == ["A", "prepared.json"]
+    assert sorted(path.name for path in out.glob("[!.]*")) == ["A", "prepared.json"]
     monkeypatch.undo()
-    (out / ".tmp-B").mkdir()  # as a killed process leaves it
-    (out / ".tmp-B" / "t1n.nii").write_bytes(b"half")
+    (out / ".medk2n" / "new-0badcafe" / "B").mkdir(parents=True)  # as a killed process leaves it
+    (out / ".medk2n" / "new-0badcafe" / "B" / "t1n.nii").write_bytes(b"half")
     before = stamps(out)
     result = prepared(data, out)
     assert (result.there, result.prepared) == (["A"], ["B", "C"])
@@ -540,7 +541,7 @@ def test_a_killed_run_goes_on(data: Path, tmp_path: Path) -> None:
     assert main(line[3:]) == 0
     assert len(stamps(out)) == 3
     assert {name: stamps(out)[name] for name in whole} == whole
-    assert not list(out.glob(".tmp-*"))
+    assert not list(out.glob(".medk2n/new-*"))
 
 
 @pytest.mark.slow
@@ -576,7 +577,10 @@ def test_other_settings_are_refused_unless_all_is_to_be_made_again(data: Path, t
     (out / "notes").mkdir()
     assert prepared(data, out, Plan(spacing_mm=3.0), overwrite=True).prepared == ["A", "B", "C"]
     assert (out / "notes").is_dir(), "what is not ours stays"
-    with pytest.raises(OutputExistsError, match=r"data holds .* and is no prepared data set"):
+    (out / "B" / "desc-brain_mask.nii").write_text("corrected by hand")
+    with pytest.raises(OutputExistsError, match=r"desc-brain_mask\.nii is there, is not as medk2n left it"):
+        prepared(data, out, overwrite=True)
+    with pytest.raises(OutputExistsError, match=r"A/t1n\.nii\.gz is there, is not as medk2n left it"):
         prepared(data, data, overwrite=True)
 
 
@@ -600,13 +604,15 @@ def test_a_full_disk_ends_the_run(data: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(study_module, "write_labels", full)
     with pytest.raises(SystemLimitError, match="disk full"):
         prepared(data, tmp_path / "out")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["prepared.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".medk2n", "prepared.json"]
 
 
 def test_folders_of_ids_that_no_folder_may_have_are_told_apart() -> None:
-    assert folder_name("sub-01_ses-2") == "sub-01_ses-2"
-    names = {folder_name(name) for name in ("a/b", "a b", "..", ".hidden", "a-b")}
-    assert len(names) == 5
+    assert folder_names(["sub-01_ses-2"]) == {"sub-01_ses-2": "sub-01_ses-2"}
+    ids = ["a/b", "a b", "..", ".hidden", "a-b", "", "x" * 300, "x" * 301, "\udce9", "B", "b"]
+    names = set(folder_names(ids).values())
+    assert len({name.casefold() for name in names}) == len(ids)
+    assert max(map(len, names)) < 200
     assert all(name[0] != "." and "/" not in name for name in names)
 
 

@@ -16,7 +16,7 @@ from medk2n.io.volume import Volume
 from medk2n.report import synthesis as page
 from medk2n.report.comparison import Pair, save_comparison
 from medk2n.report.figures import View, planes, strip_png
-from medk2n.report.outputs import scaling_facts, write_synthesis
+from medk2n.report.outputs import scaling_facts, study_folder, write_synthesis
 from medk2n.report.page import flat
 from medk2n.report.places import StudyFolder
 from medk2n.report.synthesis import MOST_BYTES, bars, render_report
@@ -146,9 +146,11 @@ def test_scaling_can_be_undone():
 
 
 def test_every_planned_file_is_written_and_nothing_else(tmp_path):
-    files = write_synthesis(synthesis(), StudyFolder(tmp_path / "out", "s", tmp_path / "out"))
+    place = StudyFolder(tmp_path / "out", "s", tmp_path / "out")
+    with study_folder(place, synthesis().volumes) as folder:
+        files = write_synthesis(synthesis(), place, folder)
     assert {path.name for path in files} | {"dataset_description.json"} == {
-        p.name for p in (tmp_path / "out").iterdir()
+        p.name for p in (tmp_path / "out").glob("[!.]*")
     }
     assert files[-1].name == "report.html"
 

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from medk2n.inference.predictor import SlicePredictor
 
 BENCHMARKS = "evaluation/benchmarks"
+TABLE = "table1.md"
+FILES = (TABLE, "values.csv", *(f"table{number}.{kind}" for number in (1, 2) for kind in ("csv", "md", "tex", "png")),
+         "grid.png", "facts.json", "damage.csv", "damage.md", "damage.png")  # fmt: skip
 
 
 def benchmark(
@@ -48,13 +51,13 @@ def benchmark(
     """
     from medk2n.checkpoint import find_model
     from medk2n.cli.common import end_with, resolve_device, run_manifest, split_names
-    from medk2n.cli.scoring import costs, damage_asked, hardware, measure, measure_damage, new_folder
+    from medk2n.cli.scoring import costs, damage_asked, hardware, measure, measure_damage
     from medk2n.data.discover import discover
     from medk2n.evaluation.benchmark import Collector
     from medk2n.evaluation.copy import CopyPredictor
     from medk2n.evaluation.damage_table import write_damage
     from medk2n.evaluation.noise_ceiling import CEILING
-    from medk2n.io.atomic import check_writable, refuse_existing
+    from medk2n.io.outputs import output_folder
 
     options = {"name": name, "model": model, "data": data, "out": out, "subjects": subjects, "every": every}
     options |= {"damage": damage, "severity": severity}
@@ -66,42 +69,41 @@ def benchmark(
         faults: dict[str, Medk2nError] = {}
         found = _usable(chosen, discover(data, subjects=asked or None, faulty=faults.__setitem__), data)
         asked_damage = damage_asked(split_names(damage), severity, found, chosen.modalities)
-        refuse_existing([out], overwrite)
-        check_writable(out if out.exists() else out.parent)
-        run.device = resolve_device(device)
-        models = _models(chosen, folder, run.device, every)
-        config = models[0].config
-        _refuse_learned(models, data, found)
-        noise_free = _noise_free(data, config.spacing_mm, every)
-        methods = [*(p.name for p in models), "copy", *([CEILING] if noise_free else [])]
-        collector = Collector(methods[0], noise_free)
-        asked_how = {"modalities": chosen.modalities, "config": config, "every": every}
-        compared = [*models, CopyPredictor(config)]
-        records, failed = measure(compared, found, **asked_how, listener=collector)
-        bad = measure_damage(compared, found, **asked_how, damage=asked_damage, seed=seed)
-        failed |= {subject: str(fault) for subject, fault in faults.items()}
-        scored = [subject.id for subject in found if subject.id not in failed]
-        facts = {
-            "benchmark": {"name": chosen.name, "label": chosen.label, "modalities": chosen.modalities},
-            "model": {"folder": folder.name, "sha256": {p.name: p.config.sha256 for p in models}},
-            "data": {
-                "folder": str(data),
-                "groups": {g.label: g.among(scored) for g in chosen.groups},
-                "failed": failed,
-            },
-            "methods": methods,
-            "spacing_mm": config.spacing_mm,
-            "every_nth_slice": every,
-            "training": costs(models),
-            "seed": seed,
-        }
-        with new_folder(out) as temporary:
-            said = _write(
-                temporary, chosen, collector, collector.values(records), {**facts, "hardware": hardware(run.device)}
-            )
-            if bad:
-                said.append(write_damage(temporary, bad, seed=seed))
-        run.outputs += sorted(path for path in out.iterdir() if path.is_file())
+        with output_folder(out, FILES, overwrite=overwrite) as place:
+            run.device = resolve_device(device)
+            models = _models(chosen, folder, run.device, every)
+            config = models[0].config
+            _refuse_learned(models, data, found)
+            noise_free = _noise_free(data, config.spacing_mm, every)
+            methods = [*(p.name for p in models), "copy", *([CEILING] if noise_free else [])]
+            collector = Collector(methods[0], noise_free)
+            asked_how = {"modalities": chosen.modalities, "config": config, "every": every}
+            compared = [*models, CopyPredictor(config)]
+            records, failed = measure(compared, found, **asked_how, listener=collector)
+            bad = measure_damage(compared, found, **asked_how, damage=asked_damage, seed=seed)
+            failed |= {subject: str(fault) for subject, fault in faults.items()}
+            scored = [subject.id for subject in found if subject.id not in failed]
+            facts = {
+                "benchmark": {"name": chosen.name, "label": chosen.label, "modalities": chosen.modalities},
+                "model": {"folder": folder.name, "sha256": {p.name: p.config.sha256 for p in models}},
+                "data": {
+                    "folder": str(data),
+                    "groups": {g.label: g.among(scored) for g in chosen.groups},
+                    "failed": failed,
+                },
+                "methods": methods,
+                "spacing_mm": config.spacing_mm,
+                "every_nth_slice": every,
+                "training": costs(models),
+                "seed": seed,
+            }
+            with place.whole(last=TABLE) as new:
+                said = _write(
+                    new, chosen, collector, collector.values(records), {**facts, "hardware": hardware(run.device)}
+                )
+                if bad:
+                    said.append(write_damage(new, bad, seed=seed))
+        run.outputs += [out / name for name in sorted(FILES) if (out / name).is_file()]
         run.facts |= facts
         typer.echo("\n".join(said))
         typer.echo(f"Tables and figures: {out}; read table1.md first, then table1.png and grid.png")

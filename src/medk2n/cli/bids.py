@@ -147,7 +147,7 @@ def _check_folders(raw: Path, out: Path, *, validate: bool) -> None:
     try:
         found = json.loads(described.read_text(encoding="utf-8"))
         proper = isinstance(found, dict) and {"Name", "BIDSVersion"} <= set(found)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         proper = False
     if not proper:
         raise DatasetError(

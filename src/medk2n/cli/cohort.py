@@ -6,7 +6,7 @@ where it was when the same command is given again.
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from medk2n.data.subject import Subject
     from medk2n.inference.predictor import Progress
     from medk2n.inference.synthesizer import Synthesizer
+    from medk2n.io.outputs import OutputFolder
     from medk2n.io.volume import Volume
     from medk2n.report.places import Place
 
@@ -72,10 +73,6 @@ def complete(jobs: Sequence[Job], settings: Settings, run: Manifest, failed: dic
         OutputExistsError: before anything is computed, if outputs are there that are not this very request's.
         SystemLimitError: disk full; the studies that are done stay.
     """
-    from medk2n.report.outputs import refuse_foreign
-
-    for dataset in {job.place.dataset for job in jobs}:
-        refuse_foreign(dataset)
     alone = len(jobs) + len(failed) == 1
     left = [job for job in jobs if not _is_done(job, settings)]
     run.facts["complete_before"] = [job.id for job in jobs if job not in left]
@@ -111,14 +108,19 @@ def _complete(left: Sequence[Job], settings: Settings, run: Manifest, failed: di
 
 
 def _is_done(job: Job, settings: Settings) -> bool:
-    from medk2n.io.atomic import refuse_existing
-    from medk2n.report.places import planned_outputs
     from medk2n.report.record import is_complete
 
-    if settings.data is None or settings.overwrite:
-        refuse_existing(planned_outputs(job.place, job.targets), settings.overwrite)
-        return False
-    return is_complete(job.place, partial(_request, job, settings, settings.data), job.targets)
+    with _held(job, settings):
+        if settings.data is None or settings.overwrite:
+            return False
+        return is_complete(job.place, partial(_request, job, settings, settings.data), job.targets)
+
+
+def _held(job: Job, settings: Settings) -> "AbstractContextManager[OutputFolder]":
+    """The place of a study; of a data set, what is there of it was looked at when the run began."""
+    from medk2n.report.outputs import study_folder
+
+    return study_folder(job.place, job.targets, overwrite=settings.overwrite or settings.data is not None)
 
 
 def _request(job: Job, settings: Settings, data: Path) -> dict[str, Any]:
@@ -141,22 +143,24 @@ def _one(synthesizer: "Synthesizer", job: Job, settings: Settings, run: Manifest
     from medk2n.report.outputs import write_synthesis
 
     request = None if settings.data is None else _request(job, settings, settings.data)
-    with bars.study(job.id) as progress:
-        synthesis = synthesizer.synth(
-            job.study,
-            job.targets,
-            reference=settings.reference,
-            seed=settings.seed,
-            control=job.control,
-            progress=progress,
-        )
-    written = write_synthesis(synthesis, job.place, request=request, overwrite=settings.overwrite)
+    with _held(job, settings) as folder:
+        with bars.study(job.id) as progress:
+            synthesis = synthesizer.synth(
+                job.study,
+                job.targets,
+                reference=settings.reference,
+                seed=settings.seed,
+                control=job.control,
+                progress=progress,
+            )
+        written = write_synthesis(synthesis, job.place, folder, request=request)
     run.inputs += [Path(path) for path in synthesis.record["control_masks"]]
     run.inputs += [Path(v.provenance["path"]) for v in synthesis.inputs.values() if v.provenance.get("path")]
     run.outputs += written
     for line in synthesis.record["warnings"]:
         typer.echo(f"medk2n: warning: {one_line(f'{job.id}: {line}')}", err=True)
-    typer.echo(f"{job.id}: {', '.join(synthesis.inputs)} -> {', '.join(job.targets)}; look at {written[-1]} first")
+    done = f"{', '.join(synthesis.inputs)} -> {', '.join(job.targets)}"
+    typer.echo(one_line(f"{job.id}: {done}; look at {written[-1]} first"))
     return {"inputs": list(synthesis.inputs), "targets": job.targets, "elapsed_s": synthesis.record["elapsed_s"]}
 
 

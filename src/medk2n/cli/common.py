@@ -148,43 +148,43 @@ def run_manifest(
             `overwrite`.
     """
     from medk2n.inference.memory import peak_memory_mb
-    from medk2n.io.atomic import check_writable, refuse_existing, write_json
+    from medk2n.io.atomic import write_json
+    from medk2n.io.outputs import output_file
 
     if path is None:
         yield Manifest()
         return
     if path.suffix != ".json":
         raise UsageError(f"--manifest {path}: expected the name of a .json file")
-    refuse_existing([path], overwrite)
-    check_writable(path.parent)
-    manifest, start, started = Manifest(), time.perf_counter(), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    message = None
-    try:
-        yield manifest
-    except typer.Exit as leave:
-        manifest.exit_code = leave.exit_code
-        raise
-    except BaseException as error:
-        message, manifest.exit_code = explain(error)
-        raise
-    finally:
-        write_json(
-            path,
-            {
-                "command": command,
-                "options": {key: _plain(value) for key, value in options.items()},
-                "exit_code": manifest.exit_code,
-                "error": message,
-                "started": started,
-                "elapsed_s": round(time.perf_counter() - start, 3),
-                "peak_memory_mb": peak_memory_mb(),
-                "device": manifest.device,
-                "versions": versions(),
-                "inputs": _hashed(manifest.inputs),
-                "outputs": _hashed(manifest.outputs),
-                **{key: _plain(value) for key, value in manifest.facts.items()},
-            },
-        )
+    with output_file(path, overwrite=overwrite):
+        manifest, start, started = Manifest(), time.perf_counter(), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        message = None
+        try:
+            yield manifest
+        except typer.Exit as leave:
+            manifest.exit_code = leave.exit_code
+            raise
+        except BaseException as error:
+            message, manifest.exit_code = explain(error)
+            raise
+        finally:
+            write_json(
+                path,
+                {
+                    "command": command,
+                    "options": {key: _plain(value) for key, value in options.items()},
+                    "exit_code": manifest.exit_code,
+                    "error": message,
+                    "started": started,
+                    "elapsed_s": round(time.perf_counter() - start, 3),
+                    "peak_memory_mb": peak_memory_mb(),
+                    "device": manifest.device,
+                    "versions": versions(),
+                    "inputs": _hashed(manifest.inputs),
+                    "outputs": _hashed(manifest.outputs),
+                    **{key: _plain(value) for key, value in manifest.facts.items()},
+                },
+            )
 
 
 def versions() -> dict[str, str]:

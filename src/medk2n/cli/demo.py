@@ -18,6 +18,7 @@ INPUTS = ("t1n", "t2w")
 TARGETS = ("t1c", "t2f", "ct")
 _SPACING_MM = 2.0
 _STUDY = "sub-001"
+_PATIENT, _PICTURE = "patient", "demo.png"
 
 
 def demo(
@@ -32,33 +33,36 @@ def demo(
     from medk2n.checkpoint import find_model
     from medk2n.cli.common import resolve_device, run_manifest
     from medk2n.inference.synthesizer import Synthesizer
-    from medk2n.io.atomic import check_writable, refuse_existing
+    from medk2n.io.outputs import output_folder
     from medk2n.phantom.cohort import make_cohort
     from medk2n.report.comparison import save_comparison
-    from medk2n.report.outputs import write_synthesis
-    from medk2n.report.places import StudyFolder, planned_outputs
+    from medk2n.report.outputs import DATASET, make_synthesis
+    from medk2n.report.places import REPORT, StudyFolder, planned_names
 
     options = {"out": out, "model": model, "device": device, "seed": seed, "overwrite": overwrite}
     with run_manifest(manifest, "demo", options, overwrite=overwrite) as run:
         folder = find_model(model)
-        cohort, picture, place = out / "patient", out / "demo.png", StudyFolder(out, _STUDY, dataset=out)
-        refuse_existing([cohort, picture, *planned_outputs(place, TARGETS)], overwrite)
-        check_writable(out)
-        run.device = resolve_device(device)
-        typer.echo("1/3 making a digital patient (physics, no person was scanned) ...")
-        make_cohort(cohort, subjects=1, seed=seed, spacing_mm=_SPACING_MM, workers=1, overwrite=overwrite)
-        truth, lesion = _read(cohort)
-        synthesizer = Synthesizer.from_pretrained(folder, device=run.device)
-        targets = [name for name in TARGETS if name in synthesizer.config.modalities]
-        typer.echo(f"2/3 synthesising {', '.join(targets)} from {', '.join(INPUTS)} ...")
-        synthesis = synthesizer.synth({name: truth[name] for name in INPUTS}, targets, seed=seed)
-        typer.echo("3/3 comparing with the truth and writing the report ...")
-        pairs = _compare(synthesis, truth)
-        run.outputs += write_synthesis(synthesis, place, overwrite=overwrite)
-        save_comparison(picture, list(synthesis.inputs.values()), pairs, focus=lesion)
-        run.outputs.append(picture)
+        place = StudyFolder(out, _STUDY, dataset=out)
+        planned = [f"{_PATIENT}/*", _PICTURE, *planned_names(place, TARGETS)]
+        with (
+            output_folder(out, planned, shared=[DATASET], overwrite=overwrite) as held,
+            held.whole(last=REPORT) as new,
+        ):
+            run.device = resolve_device(device)
+            typer.echo("1/3 making a digital patient (physics, no person was scanned) ...")
+            make_cohort(new / _PATIENT, subjects=1, seed=seed, spacing_mm=_SPACING_MM, workers=1)
+            truth, lesion = _read(new / _PATIENT)
+            synthesizer = Synthesizer.from_pretrained(folder, device=run.device)
+            targets = [name for name in TARGETS if name in synthesizer.config.modalities]
+            typer.echo(f"2/3 synthesising {', '.join(targets)} from {', '.join(INPUTS)} ...")
+            synthesis = synthesizer.synth({name: truth[name] for name in INPUTS}, targets, seed=seed)
+            typer.echo("3/3 comparing with the truth and writing the report ...")
+            pairs = _compare(synthesis, truth)
+            made = make_synthesis(synthesis, place, new)
+            save_comparison(new / _PICTURE, list(synthesis.inputs.values()), pairs, focus=lesion)
+        run.outputs += [*made, out / _PICTURE]
         run.facts["psnr_db"] = {pair.synthetic.modality: round(pair.psnr_db, 2) for pair in pairs}
-    _tell(pairs, out, picture)
+    _tell(pairs, out, out / _PICTURE)
 
 
 def _read(cohort: Path) -> "tuple[dict[str, Volume], np.ndarray]":

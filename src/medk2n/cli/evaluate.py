@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from medk2n.evaluation.panel import Panel
     from medk2n.inference._spec import Predictor
 
+TABLE = "table.md"
+FILES = (TABLE, "records.csv", "table.csv", "differences.csv", "table.json", "psnr.png", "picture.png",
+         "protocols.csv", "protocols.md", "protocols.png", "damage.csv", "damage.md", "damage.png")  # fmt: skip
 _MANY = 5  # modalities: 30 input subsets a subject; more deserves a warning
 
 
@@ -72,11 +75,11 @@ def evaluate(
     """
     from medk2n.checkpoint import find_model, read_config
     from medk2n.cli.common import end_with, modality_names, resolve_device, run_manifest, split_names
-    from medk2n.cli.scoring import costs, damage_asked, hardware, measure, measure_damage, new_folder
+    from medk2n.cli.scoring import costs, damage_asked, hardware, measure, measure_damage
     from medk2n.data.discover import discover
     from medk2n.evaluation.damage_table import write_damage
     from medk2n.evaluation.panel_table import write_panel
-    from medk2n.io.atomic import check_writable, refuse_existing
+    from medk2n.io.outputs import output_folder
 
     options = {"model": model, "data": data, "out": out, "modalities": modalities, "subjects": subjects}
     options |= {"exclude": exclude, "split": split, "every": every, "protocol": protocol}
@@ -94,30 +97,36 @@ def evaluate(
         tested = _modalities_under_test(modality_names(modalities, "--modalities"), config.modalities, found, data)
         usable = [s for s in found if len(set(tested) & set(s.modalities)) > 1]
         asked = damage_asked(split_names(damage), severity, usable, tested)
-        refuse_existing([out], overwrite)
-        check_writable(out if out.exists() else out.parent)
-        run.device = resolve_device(device)
-        predictors, methods = _predictors(folder, config, run.device, every)
-        task = _Task(predictors, methods, usable, tested, config.spacing_mm, every, panel)
-        records, failed = measure(predictors, usable, modalities=tested, config=config, every=every, listener=panel)
-        failed |= {subject: str(fault) for subject, fault in faults.items()}
-        bad = measure_damage(predictors, usable, modalities=tested, config=config, every=every, damage=asked, seed=seed)
-        facts = {
-            "model": {"folder": str(folder), "sha256": config.sha256, "modalities": list(config.modalities)},
-            "data": {"folder": str(data), "modalities": tested, "subjects": [s.id for s in usable], "failed": failed},
-            "spacing_mm": config.spacing_mm,
-            "every_nth_slice": every,
-            "training": costs(predictors),
-            "seed": seed,
-        }
-        with new_folder(out) as temporary:
-            table = _write(temporary, records, methods, {**facts, "hardware": hardware(run.device)})
-            if panel:
-                table += "\n" + write_panel(temporary, panel, methods=methods)
-            if bad:
-                table += "\n" + write_damage(temporary, bad, seed=seed)
-            _draw(temporary, records, task, failed)
-        run.outputs += sorted(path for path in out.iterdir() if path.is_file())
+        with output_folder(out, FILES, overwrite=overwrite) as place:
+            run.device = resolve_device(device)
+            predictors, methods = _predictors(folder, config, run.device, every)
+            task = _Task(predictors, methods, usable, tested, config.spacing_mm, every, panel)
+            records, failed = measure(predictors, usable, modalities=tested, config=config, every=every, listener=panel)
+            failed |= {subject: str(fault) for subject, fault in faults.items()}
+            bad = measure_damage(
+                predictors, usable, modalities=tested, config=config, every=every, damage=asked, seed=seed
+            )
+            facts = {
+                "model": {"folder": str(folder), "sha256": config.sha256, "modalities": list(config.modalities)},
+                "data": {
+                    "folder": str(data),
+                    "modalities": tested,
+                    "subjects": [s.id for s in usable],
+                    "failed": failed,
+                },
+                "spacing_mm": config.spacing_mm,
+                "every_nth_slice": every,
+                "training": costs(predictors),
+                "seed": seed,
+            }
+            with place.whole(last=TABLE) as new:
+                table = _write(new, records, methods, {**facts, "hardware": hardware(run.device)})
+                if panel:
+                    table += "\n" + write_panel(new, panel, methods=methods)
+                if bad:
+                    table += "\n" + write_damage(new, bad, seed=seed)
+                _draw(new, records, task, failed)
+        run.outputs += [out / name for name in sorted(FILES) if (out / name).is_file()]
         run.facts |= facts
         typer.echo(table)
         also = "; protocols.md and protocols.png show the same images as others measure" if panel else ""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medk2n.cli.common import DATA_HELP, ManifestOption, OverwriteOption, SeedOption
-from medk2n.cli.complaints import SOME_FAILED
+from medk2n.cli.complaints import SOME_FAILED, one_line
 
 if TYPE_CHECKING:
     from medk2n.data.inventory import Inventory
@@ -42,8 +42,9 @@ def index(
     from medk2n.cli.common import run_manifest, split_names
     from medk2n.data.discover import discover
     from medk2n.data.split import FILE, count_parts, draw_split
-    from medk2n.io.atomic import check_writable, refuse_existing, write_json
-    from medk2n.report.inventory import FILES, write_inventory
+    from medk2n.io.atomic import write_json
+    from medk2n.io.outputs import output_folder
+    from medk2n.report.inventory import FILES, PAGE, write_inventory
 
     options = {"data": data, "out": out, "subjects": subjects, "exclude": exclude, "overwrite": overwrite}
     options |= {"split": split, "seed": seed}
@@ -52,17 +53,19 @@ def index(
         faults: dict[str, Medk2nError] = {}
         kept = split_names(subjects) or None
         found = discover(data, subjects=kept, exclude=split_names(exclude), faulty=faults.__setitem__)
-        refuse_existing([out / name for name in (*FILES, *([FILE] if shares else []))], overwrite)
-        check_writable(out)
-        inventory = _read(found, faults)
-        drawn = draw_split(found, inventory, validation=shares[0], test=shares[1], seed=seed) if shares else None
-        run.outputs += write_inventory(inventory, str(data), out)
+        names = [*FILES, *([FILE] if shares else [])]
+        with output_folder(out, names, overwrite=overwrite) as place:
+            inventory = _read(found, faults)
+            drawn = draw_split(found, inventory, validation=shares[0], test=shares[1], seed=seed) if shares else None
+            with place.whole(last=PAGE) as new:
+                write_inventory(inventory, str(data), new)
+                if drawn:
+                    write_json(new / FILE, drawn.model_dump())
+        run.outputs += [out / name for name in names]
         run.facts["images"] = len(inventory.images)
         run.facts["complaints"] = len(inventory.complaints)
         _tell(inventory, out)
         if drawn:
-            write_json(out / FILE, drawn.model_dump())
-            run.outputs.append(out / FILE)
             typer.echo(f"Split: {count_parts(drawn)}: {out / FILE}")
         if any(complaint.kind == "unreadable" for complaint in inventory.complaints):
             raise typer.Exit(SOME_FAILED)
@@ -96,7 +99,7 @@ def _tell(inventory: "Inventory", out: Path) -> None:
         typer.echo(f"  {len(having):5d}  {' '.join(names)}")
     for complaint in inventory.complaints[:_MOST_LINES]:
         whose = f"{complaint.subject} {complaint.modality}".strip()
-        typer.echo(f"{complaint.kind}: {whose}: {complaint.what}")
+        typer.echo(one_line(f"{complaint.kind}: {whose}: {complaint.what}"))
     if len(inventory.complaints) > _MOST_LINES:
         typer.echo(f"and {len(inventory.complaints) - _MOST_LINES} more")
     typer.echo(f"Tables and figure: {out}; look at index.png first, then index.md")

@@ -17,6 +17,7 @@ from medk2n.cli.complaints import EXIT_CODES, INTERRUPTED, explain
 VERBS = (
     "synth",
     "bids",
+    "node",
     "index",
     "prepare",
     "plan",

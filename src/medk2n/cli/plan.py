@@ -30,11 +30,13 @@ def plan(
     them open (auto); what you state with --set stays. Headers are read, and one image of a few subjects.
     """
     import json
+    from contextlib import nullcontext
 
     from medk2n.cli.common import progress_bar, resolve_device, run_manifest
     from medk2n.config.draft import read_draft
     from medk2n.errors import UsageError
-    from medk2n.io.atomic import refuse_existing, write_text
+    from medk2n.io.atomic import write_text
+    from medk2n.io.outputs import output_file
     from medk2n.training.plan import make_plan
     from medk2n.training.planfile import as_yaml
 
@@ -42,8 +44,10 @@ def plan(
         raise UsageError(f"--out {out}: expected the name of a .yaml file")
     wanted = [*(overrides or []), f"data={json.dumps(data)}"]
     options = {"data": data, "out": out, "preset": preset, "config": config, "set": wanted, "overwrite": overwrite}
-    with run_manifest(manifest, "plan", options, overwrite=overwrite) as run:
-        refuse_existing([out] if out else [], overwrite)
+    with (
+        run_manifest(manifest, "plan", options, overwrite=overwrite) as run,
+        output_file(out, overwrite=overwrite) if out else nullcontext(),
+    ):
         draft = read_draft(config or preset, wanted)
         run.device = resolve_device(device)
         with progress_bar() as bar:

@@ -24,14 +24,18 @@ def report(
     """
     from medk2n.cli.common import run_manifest
     from medk2n.errors import UsageError
-    from medk2n.io.atomic import refuse_existing, write_text
+    from medk2n.io.atomic import write_text
+    from medk2n.io.outputs import output_file
     from medk2n.report.training import render_training
 
     path = out or run / _NAME
     if path.suffix != ".html":
         raise UsageError(f"--out {path}: expected the name of a .html file")
-    with run_manifest(manifest, "report", {"run": run, "out": path, "overwrite": overwrite}, overwrite=overwrite) as it:
-        refuse_existing([path], overwrite)
+    options = {"run": run, "out": path, "overwrite": overwrite}
+    with (
+        run_manifest(manifest, "report", options, overwrite=overwrite) as it,
+        output_file(path, overwrite=overwrite),
+    ):
         write_text(path, render_training(run))
         it.outputs.append(path)
     typer.echo(f"Report: {path}")

@@ -1,4 +1,4 @@
-"""What verbs that measure models share: asking them, what they cost, and a folder that appears whole."""
+"""What verbs that measure models share: asking them, and what they cost."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -150,22 +150,3 @@ def hardware(device: str) -> dict[str, Any]:
     import platform
 
     return {"device": device, "machine": platform.machine(), "cpus": os.cpu_count()}
-
-
-@contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that becomes `out`; in one that is there, files of the same name are replaced."""
-    import shutil
-    import tempfile
-
-    temporary = Path(tempfile.mkdtemp(prefix=f".tmp-{out.name}-", dir=out.parent))
-    try:
-        yield temporary
-        if out.exists():
-            for path in temporary.iterdir():
-                path.replace(out / path.name)
-        else:
-            temporary.chmod(0o755)  # mkdtemp's is private
-            temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

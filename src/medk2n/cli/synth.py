@@ -85,7 +85,7 @@ def synth(
     from medk2n.checkpoint import find_model, read_config
     from medk2n.cli.common import end_with, modality_names, resolve_device, run_manifest
     from medk2n.config.control import load_control
-    from medk2n.io.atomic import check_writable
+    from medk2n.report.group import group_page, write_group
     from medk2n.report.places import StudyFolder
 
     options = {"study": study, "input": inputs, "target": targets, "reference": reference, "out": out}
@@ -106,19 +106,33 @@ def synth(
         else:
             jobs = _jobs(study, inputs or [], wanted, config, out, failed)
         jobs = [replace(job, place=replace(job.place, form=form)) for job in _with_rules(jobs, control)]
-        check_writable(out)
+        several = len(jobs) + len(failed) > 1
+        if not several:
+            _read_headers(jobs[0])
         run.device = resolve_device(device)
         run.facts["model"] = {"folder": str(folder), "sha256": config.sha256}
-        several = len(jobs) + len(failed) > 1
         data = study if several else None
         settings = Settings(data, folder, config.sha256, run.device, reference, seed, overwrite=overwrite)
+        if several:
+            with group_page(out):
+                pass  # somebody else's would be told now
         complete(jobs, settings, run, failed)
         if several:
-            from medk2n.report.group import write_group
-
             page = write_group(out, sorted(failed))
             typer.echo(f"Look at {page} first: all studies, the least sure ones on top")
         end_with(failed)
+
+
+def _read_headers(job: Job) -> None:
+    """Refuse what its header shows to be unusable before a model is loaded, which takes seconds."""
+    from medk2n.data.subject import Subject
+    from medk2n.io.nifti import read_header
+
+    for name in job.given:
+        if isinstance(job.study, Subject):
+            job.study.header(name)
+        elif isinstance(job.study[name], Path):
+            read_header(job.study[name])
 
 
 def _refuse_unknown(names: list[str], config: "ModelConfig", option: str) -> None:
@@ -147,7 +161,7 @@ def _dicom_study(
     for name, one in found.series.items():
         typer.echo(f"{name}: series {one.uid}, {len(one.instances)} slices ({one.evidence})")
     for row in found.left_out:
-        typer.echo(f"left out: series {row.series}, {row.images} images ({row.reason})")
+        typer.echo(f"left out: {f'series {row.series}, ' if row.series else ''}{row.images} images ({row.reason})")
     for note in found.notes:
         typer.echo(f"note: {note}")
     run.facts["dicom"] = {
@@ -198,8 +212,7 @@ def _jobs(
 ) -> list[Job]:
     """What is to be done; id -> complaint of the studies that cannot be used goes into `failed`."""
     from medk2n.errors import UsageError
-    from medk2n.io.names import study_id
-    from medk2n.preparation.study import folder_name
+    from medk2n.io.names import folder_names, study_id
     from medk2n.report.places import StudyFolder
 
     if (study is None) == (not inputs):
@@ -212,7 +225,8 @@ def _jobs(
     subjects = studies_in(study, failed)
     several = len(subjects) + len(failed) > 1
     plans = [(s, wanted or _missing(s.modalities, config, several=several)) for s in subjects]
-    places = [StudyFolder(out / folder_name(s.id) if several else out, s.id, out) for s in subjects]
+    folders = folder_names([s.id for s in subjects])
+    places = [StudyFolder(out / folders[s.id] if several else out, s.id, out) for s in subjects]
     jobs = [Job(s, targets, place) for (s, targets), place in zip(plans, places, strict=True) if targets]
     if not jobs:
         raise UsageError(f"{study}: all {len(subjects)} studies have everything the model knows; name a target with -t")

@@ -65,6 +65,7 @@ def train(
     from medk2n.cli.common import first_process, resolve_device, run_manifest, split_names
     from medk2n.config.draft import read_draft
     from medk2n.errors import UsageError
+    from medk2n.io.outputs import HOME
 
     given = (data, val, split, subjects, exclude, models, config, minutes, seed is not None, overrides, overwrite)
     if resume and any(given):
@@ -94,7 +95,7 @@ def train(
             run.facts["config"] = draft.tree
         run.device = resolve_device(device)
         _train(draft, out, run, overwrite=overwrite)
-        run.outputs += sorted(path for path in out.rglob("*") if path.is_file())
+        run.outputs += sorted(path for path in out.rglob("*") if path.is_file() and HOME not in path.parts)
     if leads:
         typer.echo(f"Model: {out}; measure it with: medk2n evaluate --model {out} --data DIR --out OUT")
 

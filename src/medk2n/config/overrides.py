@@ -1,13 +1,12 @@
-"""`--set key=value`, YAML as YAML 1.2 means it, and what is wrong with a setting in one line."""
+"""`--set key=value`, and what is wrong with a setting in one line."""
 
-import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-import yaml
-
+from medk2n.config.yaml12 import load
 from medk2n.errors import ConfigError
+from medk2n.io.door import door
 
 AUTO = "auto"
 """Stands where a plan is to decide (config/draft.py)."""
@@ -20,6 +19,8 @@ MOVED = {
     "joint": "widths, five numbers: the synthesizer's channels at strides 1, 2, 4, 8, 16",
 }
 """Settings of older versions, by their last name, and what is there instead."""
+_DEEPEST = 16
+_SHOWN = 80  # letters of an option in a message
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:
@@ -29,16 +30,15 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
         ConfigError: no "=", a key below a plain value, or a name that no entry of a list has.
     """
     key, separator, value = override.partition("=")
+    shown = override if len(override) <= _SHOWN else f"{override[:_SHOWN]}..."
     if not separator or not key:
-        raise ConfigError(f"--set {override!r}: expected key=value")
-    try:
-        parsed = yaml.load(value, Loader=Yaml12)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: the value is not YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"--set {shown!r}: expected key=value")
+    with door(ConfigError, f"--set {shown!r}: the value is not YAML", "put text in quotes"):
+        parsed = load(value)
     try:
         put(tree, key, parsed)
     except ConfigError as error:
-        raise ConfigError(f"--set {override!r}: {error}") from error
+        raise ConfigError(f"--set {shown!r}: {error}") from error
 
 
 def put(tree: dict[str, Any], key: str, value: Any) -> None:
@@ -48,6 +48,8 @@ def put(tree: dict[str, Any], key: str, value: Any) -> None:
         ConfigError: a key below a plain value, or a name that no entry of a list has.
     """
     *parents, leaf = key.split(".")
+    if len(parents) > _DEEPEST:
+        raise ConfigError(f"{len(parents) + 1} names one below another; no setting lies so deep")
     branch: Any = tree
     for parent in parents:
         if isinstance(branch, list):
@@ -80,21 +82,3 @@ def complaint(loc: Sequence[int | str], kind: str, message: str, known: Iterable
         return f"{where}: is of an older version; now there is {MOVED[str(loc[-1])]}"
     near = get_close_matches(str(loc[-1]), known, n=1)
     return f"{where}: unknown setting" + (f", did you mean {near[0]!r}?" if near else "")
-
-
-class Yaml12(yaml.SafeLoader):
-    """SafeLoader without YAML 1.1's guesses: 1e-4 is a number, `no` and `on` are words."""
-
-
-Yaml12.yaml_implicit_resolvers = {
-    first: [
-        (tag, pattern) for tag, pattern in resolvers if tag not in {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"}
-    ]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-Yaml12.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false|True|False)$"), list("tfTF"))
-Yaml12.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$"),
-    list("-+0123456789."),
-)

@@ -7,11 +7,12 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from medk2n.config.overrides import AUTO, Yaml12, apply_override, complaint
+from medk2n.config.overrides import AUTO, apply_override, complaint
+from medk2n.config.yaml12 import MOST, load
 from medk2n.errors import ConfigError, UnknownNameError
+from medk2n.io.door import door, read_text
 from medk2n.registry import names
 from medk2n.vocabulary import modality
 
@@ -23,7 +24,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelChoice(_Strict):
@@ -211,10 +212,8 @@ def read_tree(
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
         raise ConfigError(f"no preset or file {str(preset_or_file)!r}; presets: {known}")
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=Yaml12)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    with door(ConfigError, f"{path} is not YAML", "compare with the presets of the package"):
+        tree = load(read_text(path, most=MOST))
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping of settings")
     for override in overrides or []:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from medk2n.errors import UnknownNameError, UsageError
+from medk2n.io.door import door, read_text
 from medk2n.io.names import entities, recognise, stem
 from medk2n.vocabulary import modality
 
@@ -36,10 +37,8 @@ def read_filters(path: Path) -> Filters:
         UsageError: no such file, no JSON, or no object of objects.
         UnknownNameError: a key that is no modality.
     """
-    try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--bids-filter-file {path}: cannot be read as JSON ({error})") from error
+    with door(UsageError, f"--bids-filter-file {path}: cannot be read as JSON", "see its help"):
+        given = json.loads(read_text(path))
     if not isinstance(given, dict) or not all(isinstance(value, dict) for value in given.values()):
         raise UsageError(
             f'--bids-filter-file {path}: expected an object of objects, such as {{"t1w": {{"acquisition": "mprage"}}}}'

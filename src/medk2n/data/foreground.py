@@ -1,4 +1,9 @@
-"""Foreground: where the patient is, in skull-stripped images and in heads with air around them."""
+"""Foreground: where the patient is, in skull-stripped images and in heads with air around them.
+
+All functions take an (x, y, z) array in RAS order; `data/patient.py` turns volumes so.
+"""
+
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import ndimage
@@ -13,18 +18,81 @@ _SPECK_SHARE = 0.01  # a component smaller than this share of the largest is a s
 _AIR_SHARE = 0.3  # of the outer faces, that one grey level must fill to be taken for air
 _DARKER_SHARE = 0.02  # of the image, darker than air, for air not to be the darkest
 _MOST_SPLITS = 2
+_PAD_SHARE = 0.005  # of the image, that one value at its faces must fill to be padding
+_PAD_APART = 0.02  # of the content's range, between that value and the air within it
+_DARK = 0.1  # of the range above the darkest content: what may be air
+_AIRY = (0.5, 0.2)  # least share of such among the content's outer voxels, and in all of it
+_TIGHT = 0.06  # of the range: from the 10th percentile of the outer voxels to their median, where they are air
+_FRAMED_SHARE = 0.1  # of the outer voxels, that one value must fill to be taken for padding within padding
+_PAD_SAMPLE = 1_000_000  # voxels that padding is looked for in
 _THICK = 4  # an axis with fewer voxels has no faces and is not smoothed along
 
 
-def background_value(array: np.ndarray) -> float | None:
+def without_padding(array: np.ndarray, air_below: float | None = None) -> np.ndarray:
+    """The array with what a scanner or a program filled up with one value set to the level of the air inside it.
+
+    Such a value lies at the image's faces, in areas, and what it borders on is mostly air: as dark as the content
+    gets, and all alike. (The outer 2 voxels of 162 skull-stripped real scans: 5 to 45 % dark, 10th percentile to
+    median over 7 % of the range; of real heads inside a padded circle: 82 to 100 %, under 4 %.) What borders on the
+    background of a stripped image is tissue.
+
+    Args:
+        air_below: where the unit tells air from tissue, that limit decides.
+    """
+    step = 1 + int((array.size / _PAD_SAMPLE) ** (1 / 3))
+    thin = array[tuple(slice(None, None, step if n >= _THICK * step else 1) for n in array.shape)]
+    pad, _ = _commonest(np.concatenate([face.ravel() for face in _faces(thin)]))
+    if (beside := _around(thin, [pad])) is None:
+        return array
+    inner, share = _commonest(beside[1])
+    for pads in ([pad, inner], [pad]) if share > _FRAMED_SHARE else ([pad],):  # a frame around a padded circle
+        beside = _around(thin, pads)
+        if beside is not None and (air := _air_beside(pads[-1], *beside, air_below)) is not None:
+            return np.where(np.isin(array, pads), array.dtype.type(air), array)
+    return array
+
+
+def _commonest(values: np.ndarray) -> tuple[float, float]:
+    """The commonest value and its share."""
+    found, counts = np.unique(values, return_counts=True)
+    return found[np.argmax(counts)], float(counts.max() / values.size)
+
+
+def _around(array: np.ndarray, pads: Sequence[float]) -> tuple[np.ndarray, np.ndarray] | None:
+    """What is not at those values, and of it the outer two voxels; None if these values form no areas."""
+    content = ~np.isin(array, pads)
+    if not content.any() or np.mean(content) > 1 - _PAD_SHARE or _borders_a_line(content) > _MOST_BORDERS:
+        return None
+    outer = ndimage.binary_dilation(~content, iterations=2) & content
+    return array[content], array[outer]
+
+
+def _air_beside(pad: float, content: np.ndarray, outer: np.ndarray, air_below: float | None) -> float | None:
+    """The level of the air that padding borders on; None if it is no padding, or so near that it does not matter."""
+    low, high = np.percentile(content, [0.5, 99.5])
+    dark = low + _DARK * (high - low)
+    tenth, air = (float(level) for level in np.percentile(outer, [10, 50]))
+    if not abs(float(pad) - air) > _PAD_APART * (high - low):
+        return None
+    if air_below is not None:
+        return air if air < air_below else None
+    airy = np.mean(outer < dark) >= _AIRY[0] and np.mean(content < dark) >= _AIRY[1]
+    return air if airy and air - tenth < _TIGHT * (high - low) else None
+
+
+def background_value(array: np.ndarray, air_below: float | None = None) -> float | None:
     """The exact constant around a skull-stripped (or otherwise masked) image, None if there is none.
 
     It covers most of the image's faces, at least a tenth of all voxels, and forms areas, not a sprinkle
     (air that was rounded to few grey levels is noise, not a constant: a line through it enters and
     leaves the "content" many times; through 59 skull-stripped real scans 1.1 to 1.4 times). Nor is a
     blank frame around a picture of head and air one: there 8 to 60 % of the content is as dark as the
-    frame, in the stripped scans under 5 %.
+    frame, in the stripped scans under 5 %. Nor is padding (`without_padding`).
     """
+    return _background_value(without_padding(array, air_below))
+
+
+def _background_value(array: np.ndarray) -> float | None:
     faces = _faces(array)
     values, counts = np.unique(np.concatenate([face.ravel() for face in faces]), return_counts=True)
     value = values[np.argmax(counts)]
@@ -41,18 +109,14 @@ def background_value(array: np.ndarray) -> float | None:
     return float(value) if faint <= _MOST_FAINT else None
 
 
-def is_stripped(array: np.ndarray) -> bool:
-    """Whether an exact constant background surrounds the content."""
-    return background_value(array) is not None
-
-
-def foreground(array: np.ndarray) -> np.ndarray:
+def foreground(array: np.ndarray, air_below: float | None = None) -> np.ndarray:
     """Boolean mask, shape of `array`: the patient, holes included; all False if nothing is there.
 
     With a constant background: what differs from it. Otherwise: what stands out from the noise of the
-    air around a head, its largest connected part, filled slice by slice (across the last axis).
+    air around a head, its largest connected part, filled slice by slice (across each axis).
     """
-    background = background_value(array)
+    array = without_padding(array, air_below)
+    background = _background_value(array)
     if background is not None:
         return _fill_holes(_without_specks(array != background, _SPECK_SHARE), by_slice=False)
     levels = _above_air(array.astype(np.float32, copy=False))
@@ -142,15 +206,24 @@ def _without_specks(mask: np.ndarray, share_of_largest: float) -> np.ndarray:
 
 
 def _fill_holes(mask: np.ndarray, *, by_slice: bool) -> np.ndarray:
-    """Add what is enclosed: in three dimensions, or within each slice of the last axis.
+    """Add what is enclosed: in three dimensions, or within a slice of any axis that has more than one."""
+    if not by_slice:
+        return _closed(mask, None)
+    thick = [axis for axis, n in enumerate(mask.shape) if n >= _THICK] or [mask.ndim - 1]
+    across = thick if len(thick) == mask.ndim else [axis for axis in range(mask.ndim) if axis not in thick]
+    return np.logical_or.reduce([_closed(mask, axis) for axis in across])
+
+
+def _closed(mask: np.ndarray, across: int | None) -> np.ndarray:
+    """The mask and its holes; within the slices across one axis, if one is given.
 
     (The background is labelled; parts that reach no outer face are holes. Far faster than
     `binary_fill_holes`, which dilates step by step.)
     """
     structure = ndimage.generate_binary_structure(mask.ndim, 1)
-    if by_slice:
-        structure[..., 0] = structure[..., 2] = False
+    if across is not None:
+        np.moveaxis(structure, across, 0)[[0, 2]] = False
     labels, _ = ndimage.label(~mask, structure)
-    open_axes = [a for a, n in enumerate(mask.shape) if n > 1 and not (by_slice and a == mask.ndim - 1)]
+    open_axes = [a for a, n in enumerate(mask.shape) if n > 1 and a != across]
     outside = np.unique(np.concatenate([labels.take(end, axis=a).ravel() for a in open_axes for end in (0, -1)]))
     return ~np.isin(labels, outside[outside > 0], kind="table")

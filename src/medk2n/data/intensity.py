@@ -12,6 +12,9 @@ PERCENTILES = (0.5, 99.5)
 """Of the values inside the foreground: what becomes 0 and 1."""
 
 _MOST_SAMPLES = 1_000_000
+_LEAST_SPREAD_HU = 30.0  # grey and white matter alone are that far apart, with noise
+_WATER_HU = 0.0
+_MOST_FROM_WATER_HU = 500.0  # of the median inside a patient: a body with its lungs is within
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,23 @@ class Scaling:
         return asdict(self)
 
 
+def unit_doubt(scaling: Scaling, modality: str) -> str | None:
+    """For people: that a volume's values cannot be in the unit of its modality; None if nothing speaks against it."""
+    row = vocabulary_row(modality)
+    if row.scaling == scaling.kind or row.scaling == "robust":
+        return None
+    return (
+        f"its values cannot be {row.unit} (mostly {scaling.low:.4g} to {scaling.high:.4g} inside the patient); "
+        "scaled by their own range"
+    )
+
+
 def fit_scaling(array: np.ndarray, mask: np.ndarray, modality: str) -> Scaling:
     """The scaling of one volume by its modality's policy.
 
     "robust": the 0.5 and 99.5 percentiles inside `mask`. "fixed": the vocabulary's window; but values
-    that plainly are grey levels and not that unit (an 8-bit picture of a CT) are scaled robustly, and
-    `kind` says so.
+    that cannot be in that unit (an 8-bit picture of a CT, a CT without its intercept or scaled to [-1, 1])
+    are scaled robustly, and `kind` says so.
 
     Raises:
         VolumeReadError: nothing inside the mask, or no contrast there.
@@ -53,7 +67,7 @@ def fit_scaling(array: np.ndarray, mask: np.ndarray, modality: str) -> Scaling:
     values = array[mask]
     if values.size == 0:
         raise VolumeReadError(f"{row.name} volume: no foreground found; expected a patient in it; check the image")
-    if row.scaling == "fixed" and not _is_grey_levels(array, row.window):
+    if row.scaling == "fixed" and not (_is_grey_levels(array, row.window) or _is_no_hounsfield(array, values)):
         return Scaling(*row.window, kind="fixed")
     low, high = np.percentile(values[:: values.size // _MOST_SAMPLES + 1], PERCENTILES)
     if not high - low > 1e-6 * max(abs(low), abs(high), 1e-30):
@@ -62,6 +76,12 @@ def fit_scaling(array: np.ndarray, mask: np.ndarray, modality: str) -> Scaling:
             "check the image or leave it out"
         )
     return Scaling(float(low), float(high), kind="robust")
+
+
+def _is_no_hounsfield(array: np.ndarray, inside: np.ndarray) -> bool:
+    """Whether Hounsfield units are ruled out: next to no spread, or soft tissue far from water, which is at 0."""
+    low, high = np.percentile(array.ravel()[:: array.size // _MOST_SAMPLES + 1], PERCENTILES)
+    return bool(high - low < _LEAST_SPREAD_HU or abs(float(np.median(inside)) - _WATER_HU) > _MOST_FROM_WATER_HU)
 
 
 def _is_grey_levels(array: np.ndarray, window: tuple[float, float]) -> bool:

@@ -10,13 +10,16 @@ from scipy import ndimage
 from skimage.metrics import normalized_mutual_information
 from skimage.registration import phase_cross_correlation
 
-from medk2n.data.foreground import is_stripped
+from medk2n.data.intensity import unit_doubt
+from medk2n.data.patient import air_level, is_stripped
 from medk2n.data.subject import Subject
+from medk2n.data.working import scaled
 from medk2n.errors import GeometryError, Medk2nError, contained
 from medk2n.geometry.orient import to_canonical
 from medk2n.geometry.resample import check_overlap, resample
 from medk2n.io.atomic import sha256_array
 from medk2n.io.volume import Volume
+from medk2n.vocabulary import modality
 
 MISALIGNED_BY = 1.0
 """Voxels: a shift of more than this is told."""
@@ -121,6 +124,8 @@ def _look(subject: Subject, name: str, volume: Volume, first: Volume | None) -> 
     shift, complaints = None, []
     if note := volume.provenance.get("note"):
         complaints.append(Complaint(subject.id, name, "header", note))
+    if modality(name).scaling == "fixed" and (doubt := unit_doubt(scaled(volume, name)[2], name)):
+        complaints.append(Complaint(subject.id, name, "unit", doubt))
     try:
         shift = displacement(first, volume) if first else None
     except GeometryError as error:
@@ -142,7 +147,7 @@ def _facts(subject: Subject, name: str, volume: Volume, shift: tuple[float, floa
         volume.grid.shape,
         None if volume.provenance.get("spacing") == "unknown" else (x, y, z),
         "".join(nib.aff2axcodes(volume.grid.affine)),
-        is_stripped(volume.array),
+        is_stripped(volume),
         sha256_array(np.ascontiguousarray(canonical)),
         shift,
     )
@@ -160,7 +165,7 @@ def displacement(fixed: Volume, moving: Volume) -> tuple[float, float, float] | 
     """
     if not moving.grid.same_as(fixed.grid):
         check_overlap(fixed.grid, moving.grid, fixed.modality, moving.modality)
-        array = resample(moving.array, moving.grid, fixed.grid, fill=float(moving.array.min()))
+        array = resample(moving.array, moving.grid, fixed.grid, fill=air_level(moving))
     else:
         array = moving.array
     a, _ = to_canonical(fixed.array, fixed.grid)

@@ -12,22 +12,26 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
+from math import inf
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from medk2n.data.intensity import Scaling
 from medk2n.data.statistics import Moments
 from medk2n.data.subject import Reader, Subject
-from medk2n.errors import DatasetError
+from medk2n.errors import DatasetError, GeometryError
 from medk2n.geometry.grid import Grid
 from medk2n.geometry.orient import canonical_grid
 from medk2n.geometry.resample import working_grid
+from medk2n.io.door import door, read_text
 from medk2n.io.nifti import read_labels, read_volume
 from medk2n.io.volume import Header, Volume
 
+FileName = Annotated[str, Field(pattern=r"^[^./\\\x00][^/\\\x00]*$")]
+"""Names of files in a subject's folder, and in no other."""
 SETTINGS, STUDY = "prepared.json", "study.json"
 FORMAT = 1
 
@@ -59,6 +63,14 @@ class ImageRecord(BaseModel):
     target: bool
     scaling: dict[str, Any] | None
 
+    @field_validator("scaling")
+    @classmethod
+    def _sound(cls, given: dict[str, Any] | None) -> dict[str, Any] | None:
+        scaling = Scaling(**given) if given else None
+        if scaling and not -inf < scaling.low < scaling.high < inf:
+            raise ValueError(f"a scale from {scaling.low} to {scaling.high}")
+        return given
+
 
 class StudyRecord(BaseModel):
     """A study's sidecar.
@@ -80,8 +92,8 @@ class StudyRecord(BaseModel):
     site: str
     sources: dict[str, str]
     grid: Shape
-    images: dict[str, ImageRecord]
-    masks: list[str]
+    images: dict[FileName, ImageRecord]
+    masks: list[FileName]
     digests: dict[str, str]
     moments: dict[str, Any]
     steps: list[dict[str, Any]]
@@ -96,7 +108,15 @@ class StudyRecord(BaseModel):
         return working_grid(grid, spacing_mm, self.grid.slice_axis).grid.same_as(canonical_grid(grid))
 
     def statistics(self) -> Moments:
-        """The study's part in the statistics of a training set."""
+        """The study's part in the statistics of a training set.
+
+        Raises:
+            DatasetError: damaged moments.
+        """
+        with door(DatasetError, f"{self.id}: its sidecar's moments cannot be read", "prepare it again"):
+            return self._statistics()
+
+    def _statistics(self) -> Moments:
         scalings = {i.modality: Scaling(**i.scaling) for i in self.images.values() if i.target and i.scaling}
         mean, product = np.array(self.moments["mean"]), np.array(self.moments["product"])
         return Moments(tuple(self.moments["modalities"]), mean, product, scalings)
@@ -114,24 +134,22 @@ def read_record(folder: Path) -> StudyRecord:
         DatasetError: it cannot be read, or is of another format.
     """
     path = folder / STUDY
-    try:
-        return StudyRecord.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValidationError) as error:
-        what = " ".join(str(error).split())[:160]
-        raise DatasetError(
-            f"{path}: expected a sidecar of medk2n prepare, format {FORMAT} ({what}); "
-            "remove the folder and prepare it again"
-        ) from error
+    expected = f"{path}: expected a sidecar of medk2n prepare, format {FORMAT}"
+    with door(DatasetError, expected, "remove the folder and prepare it again"):
+        return StudyRecord.model_validate_json(read_text(path))
 
 
 def prepared_subject(folder: Path) -> Subject:
     """The subject in one folder of a prepared data set; reads its sidecar, no voxels.
 
     Raises:
-        DatasetError: as `read_record`.
+        DatasetError, GeometryError: as `read_record`, or a grid that cannot be.
     """
     record = read_record(folder)
-    subject = subject_of(folder, record.id, record.grid, record.images, record.masks)
+    try:
+        subject = subject_of(folder, record.id, record.grid, record.images, record.masks)
+    except GeometryError as error:
+        raise GeometryError(f"{folder / STUDY}: {error}") from error
     return replace(subject, site=record.site, prepared=folder)
 
 

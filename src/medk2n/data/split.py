@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from medk2n.data.inventory import Inventory
 from medk2n.data.subject import Subject
 from medk2n.errors import DatasetError, UsageError
+from medk2n.io.door import door, read_text
 
 FILE = "split.json"
 Part = Literal["train", "validation", "test"]
@@ -160,11 +161,8 @@ def read_split(path: Path | str) -> Split:
     Raises:
         DatasetError: not a split, or one with a patient in two parts.
     """
-    try:
-        split = Split.model_validate_json(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValidationError) as error:
-        what = " ".join(str(error).split())[:160]
-        raise DatasetError(f"{path}: expected a split as medk2n index --split writes it; {what}") from error
+    with door(DatasetError, f"{path}: expected a split as medk2n index --split writes it", "draw it again"):
+        split = Split.model_validate_json(read_text(Path(path)))
     parts: dict[str, set[str]] = {}
     for placed in split.subjects.values():
         parts.setdefault(placed.patient, set()).add(placed.part)

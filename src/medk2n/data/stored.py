@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save as to_safetensors
 
 from medk2n.data.grey import UNCHANGED, Style, shares_below, stretched, to_bytes
 from medk2n.data.working import WorkingStudy
 from medk2n.errors import DatasetError
 from medk2n.io.atomic import atomic_write
+from medk2n.io.door import door
 
 ENOUGH = 0.03
 """Share of a slice that has to be patient (or brain) to be learned from."""
@@ -96,17 +97,18 @@ class Stored:
         Raises:
             DatasetError: incomplete or damaged files.
         """
-        try:
-            with safe_open(folder / TABLES, "numpy") as file:
-                tables = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-                written = json.loads(file.metadata()["study"])
-            shape = np.load(folder / SLICES, mmap_mode="r").shape
-            if shape[:2] != (len(tables["foreground"]), 2 + sum(written["acquisitions"].values())):
-                raise ValueError(f"{SLICES} has shape {shape}")
-        except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
-            raise DatasetError(
-                f"{folder}: cannot be read as a prepared study ({error}); remove the folder and prepare it again"
-            ) from error
+        cure = "remove the folder and prepare it again"
+        with door(DatasetError, f"{folder}: cannot be read as a prepared study", cure):
+            return cls._opened(folder, modalities, known)
+
+    @classmethod
+    def _opened(cls, folder: Path, modalities: Sequence[str], known: Collection[str]) -> "Stored":
+        with safe_open(folder / TABLES, "numpy") as file:
+            tables = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            written = json.loads(file.metadata()["study"])
+        shape = np.load(folder / SLICES, mmap_mode="r").shape
+        if shape[:2] != (len(tables["foreground"]), 2 + sum(written["acquisitions"].values())):
+            raise ValueError(f"{SLICES} has shape {shape}")
         first = dict(zip(written["acquisitions"], np.cumsum([2, *written["acquisitions"].values()]), strict=False))
         counts = {name: count for name, count in written["acquisitions"].items() if name in known}
         channels = tuple(tuple(range(first[name], first[name] + counts[name])) if name in counts else ()

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from medk2n.data.foreground import foreground, is_stripped
 from medk2n.data.intensity import Scaling, fit_scaling
+from medk2n.data.patient import air_level, is_stripped, patient
 from medk2n.data.subject import Subject
 from medk2n.errors import GeometryError, VolumeReadError
 from medk2n.geometry.grid import Grid
+from medk2n.geometry.orient import to_canonical
 from medk2n.geometry.resample import WorkingGrid, check_overlap, resample, working_grid
 from medk2n.io.volume import LabelMap, Volume
 
@@ -97,18 +98,40 @@ def scaled(volume: Volume, modality: str, head: np.ndarray | None = None) -> tup
     Raises:
         VolumeReadError: no patient in it, or no contrast; names the file.
     """
-    array = volume.array
-    inside = foreground(array) if head is None or is_stripped(array) else head
+    inside = patient(volume) if head is None or is_stripped(volume) else head
     known = volume.provenance.get("scaling")
     try:
-        scaling = Scaling(**known) if known else fit_scaling(array, inside, modality)
+        turned = (to_canonical(array, volume.grid)[0] for array in (volume.array, inside))
+        scaling = Scaling(**known) if known else fit_scaling(*turned, modality)
     except VolumeReadError as error:
         raise VolumeReadError(f"{volume.provenance.get('path') or 'image in memory'}: {error}") from error
-    return np.where(inside, np.clip(scaling.apply(array), 0.0, 1.0), 0.0).astype(np.float32), inside, scaling
+    return np.where(inside, np.clip(scaling.apply(volume.array), 0.0, 1.0), 0.0).astype(np.float32), inside, scaling
+
+
+def scaled_on(
+    volume: Volume, reference: Grid, reference_name: str, head: LabelMap | None = None
+) -> tuple[np.ndarray, np.ndarray, Scaling]:
+    """As `scaled`, brought to a grid of the same scanner space; outside the volume's field of view there is no patient.
+
+    The patient is found and the scaling fitted where the volume was acquired, so that what it is filled up with
+    decides nothing.
+
+    Raises:
+        VolumeReadError: as `scaled`.
+        GeometryError: volume or mask do not overlap the reference.
+    """
+    name = str(volume.provenance.get("path") or volume.modality)
+    mask = None if head is None else mask_on(head, volume.grid, name)
+    values, inside, scaling = scaled(volume, volume.modality, mask)
+    if volume.grid.same_as(reference):
+        return values, inside, scaling
+    check_overlap(reference, volume.grid, reference_name, name)
+    inside = resample(inside, volume.grid, reference, order=0) > 0
+    return np.where(inside, resample(values, volume.grid, reference), np.float32(0)), inside, scaling
 
 
 def align(volumes: Mapping[str, Volume], reference: Grid, reference_name: str) -> dict[str, Volume]:
-    """All volumes on one grid of the same scanner space; outside a volume's field of view is its background.
+    """All volumes on one grid of the same scanner space; outside a volume's field of view is its background or air.
 
     Raises:
         GeometryError: if a volume does not overlap the reference.
@@ -117,8 +140,7 @@ def align(volumes: Mapping[str, Volume], reference: Grid, reference_name: str) -
     for name, volume in volumes.items():
         if not volume.grid.same_as(reference):
             check_overlap(reference, volume.grid, reference_name, volume.provenance.get("path", name))
-            outside = float(volume.array.min())
-            array = resample(volume.array, volume.grid, reference, fill=outside)
+            array = resample(volume.array, volume.grid, reference, fill=air_level(volume))
             volume = Volume(array, reference, volume.modality, volume.provenance)
         aligned[name] = volume
     return aligned
@@ -126,7 +148,7 @@ def align(volumes: Mapping[str, Volume], reference: Grid, reference_name: str) -
 
 def skull_stripped(volumes: Mapping[str, Volume]) -> bool:
     """Whether every volume has an exactly constant background."""
-    return all(is_stripped(volume.array) for volume in volumes.values())
+    return all(is_stripped(volume) for volume in volumes.values())
 
 
 def every_nth(depth: int, n: int) -> list[int]:
@@ -145,16 +167,15 @@ def load_working(subject: Subject, spacing_mm: float | None) -> WorkingStudy:
     reference = volumes[first].grid
     space = Workspace.around(volumes[first], spacing_mm)
     images, scalings, inside = {}, {}, np.zeros(reference.shape, dtype=bool)
-    head = mask_on(subject.masks["head"](), reference, subject.id) if "head" in subject.masks else None
-    for name, volume in align(volumes, reference, first).items():
-        values, mask, scalings[name] = scaled(volume, name, head)
+    head = subject.masks["head"]() if "head" in subject.masks else None
+    for name, volume in volumes.items():
+        values, mask, scalings[name] = scaled_on(volume, reference, first, head)
         images[name] = space.stack(values)
         inside |= mask
     further: dict[str, list[np.ndarray]] = {}
     for name, readers in subject.inputs_only.items():
         for read in readers:
-            other = align({name: read()}, reference, first)[name]
-            further.setdefault(name, []).append(space.stack(scaled(other, name, head)[0]))
+            further.setdefault(name, []).append(space.stack(scaled_on(read(), reference, first, head)[0]))
     masks = {
         kind: space.stack(mask_on(subject.masks[kind](), reference, subject.id), order=0) > 0
         for kind in ("brain", "lesion")

@@ -42,21 +42,26 @@ def main() -> None:
     question = Question(**json.load(sys.stdin))
     confine(limits, question.wall_clock_s)
     try:
-        answer = _answer(question, work, limits)
+        found = answer(question, work, limits)
     except Medk2nError as error:
-        answer = Answer(error=(type(error).__name__, str(error)))
+        found = Answer(error=(type(error).__name__, str(error)))
     except MemoryError:
-        answer = Answer(
+        found = Answer(
             error=("DicomError", f"{question.source}: needs more memory than a study may take; name one study")
         )
     except Exception as error:  # a bug of ours; what it says may hold a patient's data, so only its place is told
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}"
-        answer = Answer(error=("InternalError", f"{question.source}: the reader of DICOM failed ({where})"))
-    (work / ANSWER).write_text(json.dumps(asdict(answer)))
+        found = Answer(error=("InternalError", f"{question.source}: the reader of DICOM failed ({where})"))
+    (work / ANSWER).write_text(json.dumps(asdict(found)))
 
 
-def _answer(question: Question, work: Path, limits: Limits) -> Answer:
+def answer(question: Question, work: Path, limits: Limits) -> Answer:
+    """Read the study that `question` names, in this process; unpacked files and voxels go to the folder `work`.
+
+    Raises:
+        DicomError, UsageError: as `read_study`.
+    """
     source = Path(question.source)
     folder = source
     if source.is_file():
@@ -99,8 +104,9 @@ def _one_study(headers: dict[Path, Header], source: Path) -> str:
     Raises:
         DicomError: no DICOM at all, two patients, or two studies.
     """
+    headers = {path: header for path, header in headers.items() if header.study}
     if not headers:
-        raise DicomError(f"{source}: no DICOM file in it; expected a study's folder or .zip; check the path")
+        raise DicomError(f"{source}: no DICOM image in it; expected a study's folder or .zip; check the path")
     first: dict[str, tuple[Path, tuple[str, ...]]] = {}
     for path, header in headers.items():
         first.setdefault(header.study, (path, _same_patient(header.patient)))

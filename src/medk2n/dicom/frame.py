@@ -101,7 +101,10 @@ class Frame:
 
 @dataclass(frozen=True)
 class Header:
-    """A file as far as it is known before its pixels are read: its frames, or why it is left out."""
+    """A file as far as it is known before its pixels are read: its frames, or why it is left out.
+
+    `study` and `series` are empty for what belongs to none, such as a DICOMDIR.
+    """
 
     study: str
     series: str
@@ -144,6 +147,8 @@ def _refuse_depth(items: Iterable[Any], left: int, path: Path) -> None:
 
 def _header(data: Any, path: Path, limits: Limits) -> Header:
     sop_class = str(data.get("SOPClassUID", ""))
+    if sop_class not in CLASSIC and sop_class not in ENHANCED and not data.get("StudyInstanceUID"):
+        return Header("", "", (), left_out=_no_scan(data, sop_class))  # such as a DICOMDIR
     header = Header(
         study=_uid(data, "StudyInstanceUID", path),
         series=_uid(data, "SeriesInstanceUID", path),
@@ -323,13 +328,21 @@ def _texts(data: Any, name: str) -> tuple[str, ...]:
 
 
 def _number(data: Any, name: str, default: Any = None) -> Any:
-    """The (first) value of an attribute as a finite float; `default` if it is absent or empty."""
+    """The (first) value of an attribute as a float; `default` if it is absent or empty.
+
+    Raises:
+        ValueError: it is no finite number.
+    """
     value = data.get(name)
     if value is None or value == "":
         return default
     values = list(value) if hasattr(value, "__iter__") and not isinstance(value, str) else [value]
-    number = float(values[0]) if values else math.nan
-    return number if math.isfinite(number) else default
+    if not values:
+        return default
+    number = float(values[0])
+    if not math.isfinite(number):
+        raise ValueError(f"{name} is not finite")
+    return number
 
 
 def _numbers(data: Any, name: str, count: int, path: Path) -> Any:

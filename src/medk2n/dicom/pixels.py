@@ -53,7 +53,8 @@ def _values(raw: np.ndarray, frame: Frame, file: Path) -> np.ndarray:
         raise DicomError(
             f"{file}: decodes to {raw.shape}, its header states {frame.rows} x {frame.columns}; the file is damaged"
         )
-    values = raw.astype(np.float32) * np.float32(frame.slope) + np.float32(frame.intercept)
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = raw.astype(np.float32) * np.float32(frame.slope) + np.float32(frame.intercept)
     if frame.padding is not None and frame.facts.modality == "CT":
         values[raw == frame.padding] = AIR_HU
     if not np.isfinite(values).all():

@@ -115,7 +115,8 @@ def read_study(
         raise DicomError(f"{path}: no such file or folder; expected a DICOM study; check the path")
     with tempfile.TemporaryDirectory(prefix="medk2n-dicom-") as folder:
         work = Path(folder)
-        answer = _ask(path.resolve(), series or {}, known, work, limits)
+        wishes = {modality_row(name).name: uid for name, uid in (series or {}).items()}
+        answer = _ask(path.resolve(), wishes, known, work, limits)
         notes = list(answer.notes)
         found = {row.modality: _series(row, work, notes) for row in answer.series}
     if len({one.frame_of_reference for one in found.values()}) > 1:
@@ -139,7 +140,7 @@ def _require_extra() -> None:
         raise UsageError('DICOM needs the extra "dicom": pip install "medk2n[dicom]"')
 
 
-def _ask(path: Path, series: Mapping[str, str], known: Collection[str] | None, work: Path, limits: Limits) -> Answer:
+def _ask(path: Path, wishes: dict[str, str], known: Collection[str] | None, work: Path, limits: Limits) -> Answer:
     """Let the confined process read, and hear it out.
 
     Raises:
@@ -149,7 +150,6 @@ def _ask(path: Path, series: Mapping[str, str], known: Collection[str] | None, w
 
     files = [path] if path.is_file() else regular_files(path)
     wall_clock_s = limits.wall_clock_s(sum(file.stat().st_size for file in files))
-    wishes = {modality_row(name).name: uid for name, uid in series.items()}
     question = Question(str(path), wishes, None if known is None else list(known), wall_clock_s)
     try:
         done = subprocess.run(

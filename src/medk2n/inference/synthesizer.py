@@ -22,9 +22,9 @@ import medk2n
 from medk2n.checkpoint import ModelConfig, find_model
 from medk2n.config.control import FusionRule, by_short_name
 from medk2n.data.discover import discover_study
-from medk2n.data.intensity import Scaling
+from medk2n.data.intensity import Scaling, unit_doubt
 from medk2n.data.subject import Subject
-from medk2n.data.working import Workspace, align, scaled, skull_stripped
+from medk2n.data.working import Workspace, align, scaled_on, skull_stripped
 from medk2n.errors import UsageError, VolumeReadError
 from medk2n.geometry.grid import Grid
 from medk2n.inference.contribution import contributions
@@ -177,10 +177,10 @@ class Synthesizer:
         self._predictor.indices(inputs)
         first = self._reference(reference, inputs)
         grid, space = inputs[first].grid, Workspace.around(inputs[first], self.config.spacing_mm)
-        inputs = align(inputs, grid, str(inputs[first].provenance.get("path", first)))
+        path = str(inputs[first].provenance.get("path", first))
         stacks, finer, patient, own = {}, {}, {}, {}
         for name, volume in inputs.items():
-            values, patient[name], own[name] = scaled(volume, name)
+            values, patient[name], own[name] = scaled_on(volume, grid, path)
             stacks[name] = space.stack(values)
             finer[name] = values - space.unstack(stacks[name])
         rules = _rules(control or {})
@@ -188,6 +188,7 @@ class Synthesizer:
         inference = self._predictor.infer(stacks, wanted, progress, control=laid_down)
         scalings = {name: own.get(name) or self._typical(name) for name in wanted}
         stripped = skull_stripped(inputs)
+        inputs = align(inputs, grid, path)
         record = {
             "model": self.name,
             "model_sha256": self.config.sha256,
@@ -200,7 +201,7 @@ class Synthesizer:
             "working_spacing_mm": self.config.spacing_mm,
             "skull_stripped": stripped,
             "ignored_inputs": ignored,
-            "warnings": [f"{name}: {v.provenance['note']}" for name, v in inputs.items() if v.provenance.get("note")],
+            "warnings": _warnings(inputs, own),
             "sources": {name: dict(volume.provenance) for name, volume in inputs.items()},
         }
         volumes, deviations = {}, {}
@@ -283,6 +284,12 @@ class Synthesizer:
                 grown[target],
             )
         return explanations
+
+
+def _warnings(inputs: Mapping[str, Volume], scalings: Mapping[str, Scaling]) -> list[str]:
+    """What was taken on trust about the inputs, for people."""
+    told = {name: (volume.provenance.get("note"), unit_doubt(scalings[name], name)) for name, volume in inputs.items()}
+    return [f"{name}: {line}" for name, lines in told.items() for line in lines if line]
 
 
 def _rules(control: Mapping[str, FusionRule]) -> dict[str, FusionRule]:

@@ -4,15 +4,20 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from medk2n.errors import OutputExistsError, OutputPermissionError, SystemLimitError
+from medk2n.errors import Medk2nError, OutputExistsError, OutputPermissionError, SystemLimitError
+
+_TAIL = 48  # letters of a file's name that its temporary name ends with; the whole would be too long for some
+_TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{8}-(.+)", re.DOTALL)
 
 
 def atomic_write(path: Path | str, write: Callable[[Path], object]) -> None:
@@ -27,30 +32,69 @@ def atomic_write(path: Path | str, write: Callable[[Path], object]) -> None:
         SystemLimitError: the disk is full.
     """
     path = Path(path)
-    temporary = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")
+    temporary = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name[-_TAIL:]}")
+    with explaining(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(temporary)
+            with temporary.open("rb+") as handle:
+                os.fsync(handle.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def explaining(path: Path) -> Iterator[None]:
+    """What the system says against writing to `path`, as errors of ours."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with temporary.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        temporary.replace(path)
+        yield
+    except Medk2nError:
+        raise
     except OSError as error:
         raise _explained(error, path) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _explained(error: OSError, path: Path) -> OSError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return SystemLimitError(f"disk full while writing {path}: nothing was written; free some space and repeat")
+    if error.errno == errno.EFBIG:
+        return SystemLimitError(f"{path} would be larger than a file may be here (ulimit -f): nothing was written")
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
         return OutputPermissionError(f"no permission to write {path}: choose another --out or change its permissions")
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return OutputPermissionError(f"{path} is not a folder but a file: choose another --out")
+    if error.errno == errno.ENAMETOOLONG:
+        return OutputPermissionError(f"{path}: the name is too long for the file system: choose a shorter --out")
     return error
 
 
+def is_left_over(name: str) -> bool:
+    """Whether a file has a name as `atomic_write` gives while it writes."""
+    return bool(_TEMPORARY.fullmatch(name))
+
+
+def remove_left_over(folder: Path, names: Collection[str]) -> None:
+    """Remove what `atomic_write` had not finished of files of these names (or patterns) when its process was killed."""
+    for path in folder.iterdir() if folder.is_dir() and not folder.is_symlink() else ():
+        found = _TEMPORARY.fullmatch(path.name)
+        if found and path.is_file() and any(fnmatchcase(found[1], name[-_TAIL:]) for name in names):
+            path.unlink(missing_ok=True)
+
+
+def flush(folder: Path) -> None:
+    """Make a rename last through a power cut, where the system lets a folder be synced."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def write_text(path: Path | str, text: str) -> None:
-    """Write UTF-8 text atomically."""
-    atomic_write(path, lambda temporary: temporary.write_bytes(text.encode("utf-8")))
+    """Write UTF-8 text atomically; what no UTF-8 can say (of a file's name) becomes an escape."""
+    atomic_write(path, lambda temporary: temporary.write_bytes(text.encode("utf-8", "backslashreplace")))
 
 
 def write_json(path: Path | str, data: Any) -> None:
@@ -58,9 +102,11 @@ def write_json(path: Path | str, data: Any) -> None:
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def sha256_file(path: Path | str) -> str:
-    """Hex digest of a file's bytes."""
+def sha256_file(path: Path | str, *, flushed: bool = False) -> str:
+    """Hex digest of a file's bytes, which are on the disk then if wanted."""
     with Path(path).open("rb") as handle:
+        if flushed:
+            os.fsync(handle.fileno())
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 

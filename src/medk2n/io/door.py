@@ -33,7 +33,7 @@ def reason(error: Any) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def read_text(path: Path, *, encoding: str = "utf-8") -> str:
+def read_text(path: Path, *, encoding: str = "utf-8", most: int = MOST_TEXT) -> str:
     """A table or settings file; to be called inside a `door`.
 
     Raises:
@@ -41,6 +41,6 @@ def read_text(path: Path, *, encoding: str = "utf-8") -> str:
     """
     if path.exists() and not path.is_file():
         raise ValueError("it is no regular file")
-    if path.stat().st_size > MOST_TEXT:
-        raise ValueError(f"it is larger than {MOST_TEXT // 2**20} MiB")
+    if path.stat().st_size > most:
+        raise ValueError(f"it is larger than {most / 2**20:g} MiB")
     return path.read_bytes().decode(encoding)

@@ -3,9 +3,12 @@
 Understands BraTS 2018 to 2025, BIDS, ISLES, IXI and plain names such as `t1n.nii.gz`.
 """
 
+import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from medk2n.io.words import (
@@ -22,6 +25,7 @@ from medk2n.io.words import (
 )
 from medk2n.vocabulary import modality, short_name
 
+_LONGEST = 160  # bytes of what an output's name begins with
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".img", ".hdr")
 # fmt: off
 _ENTITIES = frozenset({
@@ -182,8 +186,30 @@ def _label(text: str, entity: str) -> str:
 def synth_name(study: str, modality_name: str) -> str:
     """Name of an output: `<study>_desc-synth_T2w.nii.gz`, t1c `<study>_ce-gadolinium_desc-synth_T1w.nii.gz`."""
     row = modality(modality_name)
-    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", study).strip("-._") or "study"
+    safe = _shortened(re.sub(r"[^A-Za-z0-9._-]+", "-", study).strip("-._") or "study", study)
     return "_".join([safe, *row.bids_entities, "desc-synth", row.bids_suffix]) + ".nii.gz"
+
+
+def folder_name(subject: str) -> str:
+    """A subject's folder: its id, or what of it a folder may be called, with a hash that keeps two apart."""
+    safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in subject).lstrip(".")
+    return _shortened(safe, subject) if safe and safe == subject else _hashed(safe, subject)
+
+
+def folder_names(subjects: Sequence[str]) -> dict[str, str]:
+    """A folder for each subject, different even where the file system takes A for a."""
+    plain = {subject: folder_name(subject) for subject in subjects}
+    often = Counter(name.casefold() for name in plain.values())
+    return {s: name if often[name.casefold()] == 1 else _hashed(name, s) for s, name in plain.items()}
+
+
+def _shortened(safe: str, whole: str) -> str:
+    return safe if len(os.fsencode(safe)) <= _LONGEST else _hashed(safe, whole)
+
+
+def _hashed(safe: str, whole: str) -> str:
+    start = os.fsencode(safe)[:_LONGEST].decode("utf-8", "ignore")
+    return f"{start}-{sha256(os.fsencode(whole)).hexdigest()[:8]}"
 
 
 def study_id(paths: Sequence[Path | str]) -> str:

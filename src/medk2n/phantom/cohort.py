@@ -4,7 +4,6 @@ import csv
 import json
 import multiprocessing
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -14,9 +13,9 @@ from typing import Any, Literal
 import numpy as np
 
 import medk2n
-from medk2n.errors import OutputExistsError, UsageError
-from medk2n.io.atomic import check_writable
+from medk2n.errors import UsageError
 from medk2n.io.names import bids_name
+from medk2n.io.outputs import output_folder
 from medk2n.phantom.acquire import coil_shading, scan, scan_adc
 from medk2n.phantom.anatomy import Anatomy, load_icbm152
 from medk2n.phantom.body import Body, build_body
@@ -31,7 +30,7 @@ Progress = Callable[[int, int], None]
 # Strength of what shades one scan alone; diffusion is read out of an array coil and stored without a correction.
 OWN_SHADING, OWN_SHADING_DWI = 0.10, 0.22
 _MADE_BY = "medk2n phantom"
-_OURS = ("README", ".bidsignore", "dataset_description.json", "derivatives", "participants.tsv")
+_DESCRIPTION = "dataset_description.json"
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def make_cohort(
     A subject depends on `seed` and its own number alone, not on how many there are or who makes it.
 
     Args:
-        out: folder to make; appears only when all is written.
+        out: folder to make; what is in it appears when all is written, its description last.
         subjects: how many, at least 1.
         seed: of the cohort.
         spacing_mm: edge of the isotropic voxels.
@@ -76,7 +75,7 @@ def make_cohort(
         stripped: brain only; MR and ADC are 0 around it and CT is -1000.
         slice_thickness_mm: blur along z as slices this thick would; the grid stays isotropic.
         workers: processes; by default two, or one where there is one core.
-        overwrite: replace an existing folder.
+        overwrite: replace an earlier cohort.
         progress: called with (subjects done, subjects wanted).
 
     Returns:
@@ -84,48 +83,20 @@ def make_cohort(
 
     Raises:
         UsageError: an argument out of range.
-        OutputExistsError: `out` exists and `overwrite` is False.
-        OutputPermissionError: the folder above `out` may not be written to.
+        OutputExistsError: a cohort is there and `overwrite` is False, or anything else is.
+        OutputPermissionError, SystemLimitError.
     """
-    out = Path(out)
     if subjects < 1 or not 0.5 <= spacing_mm <= 8 or protocols not in ("fixed", "random") or seed < 0:
         raise UsageError(
             f"phantom: expected subjects >= 1, seed >= 0, spacing 0.5 to 8 mm and protocols fixed or random; "
             f"got subjects {subjects}, seed {seed}, spacing {spacing_mm}, protocols {protocols!r}"
         )
-    if out.exists() and not overwrite:
-        raise OutputExistsError(f"{out}: already exists; choose another folder or pass --overwrite")
-    _refuse_others_work(out)
-    working = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    check_writable(out.parent)
-    plan = CohortPlan(
-        working, seed, spacing_mm, protocols, Path(anatomy) if anatomy else None, stripped, slice_thickness_mm
-    )
-    try:
-        working.mkdir(parents=True)
+    head = Path(anatomy) if anatomy else None
+    with output_folder(out, ["*"], overwrite=overwrite) as place, place.whole(last=_DESCRIPTION) as new:
+        plan = CohortPlan(new, seed, spacing_mm, protocols, head, stripped, slice_thickness_mm)
         records = _make_all(plan, subjects, workers or min(2, os.cpu_count() or 1), progress)
         _write_tables(plan, [records[i] for i in sorted(records)])
-        if out.exists():
-            shutil.rmtree(out)
-        working.rename(out)
-    finally:
-        shutil.rmtree(working, ignore_errors=True)
-    return out
-
-
-def _refuse_others_work(out: Path) -> None:
-    """Only a cohort of ours may be replaced as a whole."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    try:
-        made_by = json.loads((out / "dataset_description.json").read_text(encoding="utf-8"))["GeneratedBy"]
-        foreign = made_by[0]["Name"] != _MADE_BY
-    except (OSError, ValueError, LookupError, TypeError):
-        foreign = True
-    strangers = [] if foreign else [p.name for p in out.iterdir() if p.name not in _OURS and not p.match("sub-*")]
-    if foreign or strangers:
-        what = "is no cohort of medk2n phantom" if foreign else f"also holds {', '.join(sorted(strangers)[:3])}"
-        raise OutputExistsError(f"{out} {what}, and would be lost; choose another folder")
+    return Path(out)
 
 
 def _make_all(plan: CohortPlan, subjects: int, workers: int, progress: Progress | None) -> dict[int, dict[str, Any]]:
@@ -285,8 +256,8 @@ def _write_tables(plan: CohortPlan, records: list[dict[str, Any]]) -> None:
     }
     raw = {"Name": "Digital cohort (synthetic)", "DatasetType": "raw"} | common | {"Settings": settings}
     derived = {"Name": "Truth of the digital cohort", "DatasetType": "derivative"} | common
-    _json(plan.folder / "dataset_description.json", raw)
-    _json(truth / "dataset_description.json", derived)
+    _json(plan.folder / _DESCRIPTION, raw)
+    _json(truth / _DESCRIPTION, derived)
     (plan.folder / "README").write_text("Synthetic heads made by `medk2n phantom`; no person was scanned.\n")
     (plan.folder / ".bidsignore").write_text("**/ct\n")  # BIDS has no place for it yet
     people = [

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 import SimpleITK as sitk
 
-from medk2n.data.foreground import background_value, foreground
+from medk2n.data.patient import background, patient
 from medk2n.errors import VolumeReadError
 from medk2n.io.volume import Volume
 from medk2n.preparation.draft import Draft, Outcome
@@ -44,14 +44,14 @@ class N4:
                     field = self.field(volume, f"{draft.id}: {label}")
                 facts[label] = {"weakest": round(float(field.min()), 4), "strongest": round(float(field.max()), 4)}
                 array = volume.array / field
-                if (air := background_value(volume.array)) is not None:
+                if (air := background(volume)) is not None:
                     array[volume.array == air] = air
                 flat[label] = Volume(array, volume.grid, volume.modality, volume.provenance)
         return Outcome(draft.with_volumes(flat), facts)
 
     def field(self, volume: Volume, what: str) -> np.ndarray:
         """(x, y, z) float32, by which the signal is multiplied; its mean log inside the patient is 0."""
-        inside = foreground(volume.array) & (volume.array > 0)
+        inside = patient(volume) & (volume.array > 0)
         step = [-(-n // _COARSE) for n in volume.grid.shape]
         full, mask = image_of(volume.array, volume.grid), image_of(inside, volume.grid)
         corrector = sitk.N4BiasFieldCorrectionImageFilter()

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from medk2n.data.foreground import foreground
+from medk2n.data.patient import patient
 from medk2n.io.atomic import atomic_write
 from medk2n.preparation.draft import Draft
 
@@ -22,7 +22,7 @@ def write_preview(draft: Draft, path: Path) -> None:
     """
     reference = draft.scans[draft.reference]
     spacing = reference.grid.spacing_mm
-    inside = foreground(reference.array)
+    inside = patient(reference)
     middle = [
         int(np.median(np.nonzero(inside)[axis])) if inside.any() else n // 2 for axis, n in enumerate(inside.shape)
     ]

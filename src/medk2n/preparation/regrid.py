@@ -5,8 +5,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from medk2n.data.foreground import background_value
-from medk2n.data.intensity import Scaling
+from medk2n.data.intensity import Scaling, unit_doubt
+from medk2n.data.patient import air_level, background
 from medk2n.data.working import mask_on, scaled
 from medk2n.geometry.grid import Grid
 from medk2n.geometry.resample import check_overlap, resample, working_grid
@@ -41,11 +41,13 @@ class Regrid:
         i, j, k = (working.grid.shape[axis] for axis in order)
         grid = Grid((i, j, k), working.grid.affine[:, [*order, 3]])
 
-        scans = {}
+        scans, warnings = {}, []
         for label, volume in draft.scans.items():
             check_overlap(reference.grid, volume.grid, draft.reference, str(volume.provenance.get("path", label)))
             head = mask_on(draft.masks["head"], volume.grid, draft.id) if "head" in draft.masks else None
             _, inside, scaling = scaled(volume, volume.modality, head)
+            if doubt := unit_doubt(scaling, volume.modality):
+                warnings.append(f"{label}: {doubt}")
             facts = {**volume.provenance, "slice_axis": across, "scaling": scaling.to_json()}
             scans[label] = Volume(_brought(volume, grid, inside, scaling), grid, volume.modality, facts)
         masks = {}
@@ -59,7 +61,7 @@ class Regrid:
             "slice_axis": across,
             "kept_voxels": [label for label, v in draft.scans.items() if _same_voxels(v.grid, grid)],
         }
-        return Outcome(Draft(draft.id, scans, masks), facts)
+        return Outcome(Draft(draft.id, scans, masks), facts, tuple(warnings))
 
 
 def _brought(volume: Volume, grid: Grid, inside: np.ndarray, scaling: Scaling) -> np.ndarray:
@@ -68,10 +70,9 @@ def _brought(volume: Volume, grid: Grid, inside: np.ndarray, scaling: Scaling) -
     The edge of a stripped image fades to what is scaled to 0, as it does where a scaled image is resampled: a mix of
     tissue and a background far below it would be a level that no tissue has. Beyond the edge is exact background.
     """
-    air = background_value(volume.array)
+    air = background(volume)
     if air is None or _same_voxels(volume.grid, grid):
-        fill = float(volume.array.min()) if air is None else air
-        return resample(volume.array, volume.grid, grid, fill=fill)
+        return resample(volume.array, volume.grid, grid, fill=air_level(volume))
     faded = np.where(inside, volume.array, np.float32(scaling.low))
     kept = resample(inside, volume.grid, grid, order=0) > 0
     return np.where(kept, resample(faded, volume.grid, grid, fill=scaling.low), np.float32(air))

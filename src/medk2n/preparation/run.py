@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -10,11 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medk2n.data.prepared import FORMAT, SETTINGS, STUDY, is_prepared
+from medk2n.data.prepared import FORMAT, SETTINGS, is_prepared
 from medk2n.data.subject import Subject
 from medk2n.errors import DatasetError, Medk2nError, OutputExistsError, SystemLimitError, contained
-from medk2n.io.atomic import check_writable, write_json
-from medk2n.preparation.study import Plan, folder_name, is_there, prepare_study, versions
+from medk2n.io.atomic import write_json
+from medk2n.io.door import door, read_text
+from medk2n.io.names import folder_names
+from medk2n.io.outputs import OutputFolder, output_folder
+from medk2n.preparation.study import Plan, is_there, prepare_study, versions
 
 Report = Callable[[str, int, int], None]
 """Called with the subject just done, subjects done, and subjects in all."""
@@ -53,49 +55,46 @@ def prepare(
         DatasetError: every subject failed.
         SystemLimitError: the disk is full, or a process was killed for want of memory.
     """
-    _open_set(out, plan, overwrite=overwrite)
     result = Result()
-    tasks = [(subject, plan, out / folder_name(subject.id), root) for subject in subjects]
-    for done, (subject_id, outcome) in enumerate(_each(tasks, min(jobs, len(tasks))), 1):
-        if isinstance(outcome, Medk2nError):
-            result.failed[subject_id] = str(outcome)
-        elif outcome is None:
-            result.there.append(subject_id)
-        else:
-            result.prepared.append(subject_id)
-            if outcome:
-                result.warnings[subject_id] = outcome
-        if report:
-            report(subject_id, done, len(tasks))
-    if len(result.failed) == len(tasks):
-        raise DatasetError(f"all {len(tasks)} subjects failed; the first: {next(iter(result.failed.values()))}")
+    folders = folder_names([subject.id for subject in subjects])
+    with output_folder(out, ["*"], goes_on=True) as place, place.scratch() as scratch:
+        _open_set(place, plan, overwrite=overwrite)
+        tasks = [(subject, plan, out / folders[subject.id], root, scratch) for subject in subjects]
+        for done, (subject_id, outcome) in enumerate(_each(tasks, min(jobs, len(tasks))), 1):
+            if isinstance(outcome, Medk2nError):
+                result.failed[subject_id] = str(outcome)
+            elif outcome is None:
+                result.there.append(subject_id)
+            else:
+                result.prepared.append(subject_id)
+                if outcome:
+                    result.warnings[subject_id] = outcome
+            if report:
+                report(subject_id, done, len(tasks))
+        if len(result.failed) == len(tasks):
+            raise DatasetError(f"all {len(tasks)} subjects failed; the first: {next(iter(result.failed.values()))}")
     return result
 
 
-def _open_set(out: Path, plan: Plan, *, overwrite: bool) -> None:
-    """Make the folder, or see that it was begun with the same settings."""
+def _open_set(place: OutputFolder, plan: Plan, *, overwrite: bool) -> None:
+    """Begin the set, or see that it was begun with the same settings."""
     settings = {"format": FORMAT, "steps": plan.to_json()}
-    strangers = [] if not out.is_dir() or is_prepared(out) else [p.name for p in out.iterdir()]
-    if strangers:
-        raise OutputExistsError(f"{out} holds {strangers[0]} and is no prepared data set; choose another --out")
-    check_writable(out)
-    if is_prepared(out):
-        if overwrite:
-            _clear(out)
-        elif (before := _settings(out)) != settings:
-            raise OutputExistsError(
-                f"{out} was prepared with other settings ({_difference(before, settings)}); give the same ones to go "
-                "on, choose another --out, or add --overwrite to begin anew"
-            )
-    write_json(out / SETTINGS, settings | {"versions": versions()})
+    if overwrite or not is_prepared(place.path):
+        place.check(overwrite=overwrite)
+        place.clear()
+    elif (before := _settings(place.path)) != settings:
+        raise OutputExistsError(
+            f"{place.path} was prepared with other settings ({_difference(before, settings)}); give the same ones to "
+            "go on, choose another --out, or add --overwrite to begin anew"
+        )
+    with place.whole(last=SETTINGS, planned=[SETTINGS]) as new:
+        write_json(new / SETTINGS, settings | {"versions": versions()})
 
 
 def _settings(out: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
+    with door(OutputExistsError, f"{out / SETTINGS}: cannot be read", "add --overwrite to begin anew"):
+        found = json.loads(read_text(out / SETTINGS))
         return {"format": found["format"], "steps": found["steps"]}
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise OutputExistsError(f"{out / SETTINGS}: cannot be read ({error}); add --overwrite to begin anew") from error
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
@@ -109,24 +108,17 @@ def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     return "another format"
 
 
-def _clear(out: Path) -> None:
-    """Take away what an earlier run made, and nothing else."""
-    (out / SETTINGS).unlink()
-    for sidecar in out.glob(f"*/{STUDY}"):
-        shutil.rmtree(sidecar.parent)
-
-
-_Task = tuple[Subject, Plan, Path, Path]
+_Task = tuple[Subject, Plan, Path, Path, Path]
 _Outcome = list[str] | None | Medk2nError
 
 
 def _one(task: _Task) -> _Outcome:
     """Warnings of a subject that was prepared, None for one that was there, or what went wrong with it."""
-    subject, plan, place, root = task
+    subject, plan, place, root, scratch = task
     try:
         if is_there(subject, place, root):
             return None
-        return prepare_study(subject, plan, place, root).warnings
+        return prepare_study(subject, plan, place, root, scratch).warnings
     except Exception as error:
         return contained(error)
 

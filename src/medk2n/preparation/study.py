@@ -1,6 +1,5 @@
 """One study through all steps, and what is written of it."""
 
-import hashlib
 import json
 import platform
 import shutil
@@ -27,6 +26,7 @@ from medk2n.data.working import load_working
 from medk2n.errors import OutputExistsError
 from medk2n.io.atomic import sha256_array, sha256_file, write_json
 from medk2n.io.nifti import write_int16, write_labels
+from medk2n.io.outputs import record_folder
 from medk2n.preparation.ants import AntsRegister
 from medk2n.preparation.draft import Draft, Step, read_draft
 from medk2n.preparation.n4 import N4
@@ -76,27 +76,28 @@ class Plan:
         return json.loads(json.dumps([{"step": "read", "reference": self.reference}, *steps]))
 
 
-def prepare_study(subject: Subject, plan: Plan, place: Path, root: Path) -> StudyRecord:
+def prepare_study(subject: Subject, plan: Plan, place: Path, root: Path, scratch: Path) -> StudyRecord:
     """Take one subject through the steps and write it to the folder `place`, whole or not at all.
 
     Args:
         root: of its data set; sources are named relative to it.
+        scratch: folder on the same disk where it is made.
 
     Raises:
         Medk2nError: it cannot be read, a step cannot be taken, or a file cannot be written.
     """
     sources = hashes(subject, root)
     draft, done, warnings = _through_steps(subject, plan)
-    filling = place.with_name(f".tmp-{place.name}")
-    shutil.rmtree(filling, ignore_errors=True)  # of a run that was killed
+    filling = scratch / place.name
     try:
-        filling.mkdir(parents=True)
+        filling.mkdir()
         cut = _write_images(draft, filling)
         write_preview(draft, filling / PREVIEW)
         warnings += [
             f"{label}: {count} voxels were far beyond all others and were cut off" for label, count in cut.items()
         ]
         record = _write_cache(draft, subject, filling, sources=sources, steps=done, warnings=warnings)
+        record_folder(filling)
         filling.rename(place)
     finally:
         shutil.rmtree(filling, ignore_errors=True)
@@ -204,12 +205,6 @@ def is_there(subject: Subject, place: Path, root: Path) -> bool:
             "--out"
         )
     return True
-
-
-def folder_name(subject_id: str) -> str:
-    """A subject's folder: its id, or what of it a folder may be called, with a hash that keeps two apart."""
-    safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in subject_id).lstrip(".")
-    return safe if safe == subject_id else f"{safe}-{hashlib.sha256(subject_id.encode()).hexdigest()[:8]}"
 
 
 def versions() -> dict[str, str]:

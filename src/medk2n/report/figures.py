@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medk2n.data.foreground import foreground
+from medk2n.data.patient import patient
 from medk2n.geometry.orient import to_canonical
 from medk2n.io.volume import Volume
 from medk2n.vocabulary import MODALITIES
@@ -45,7 +45,7 @@ class View:
             focus: mask of the shape of `volume`, a lesion for example; an empty one counts for nothing.
         """
         array, _ = to_canonical(volume.array, volume.grid)
-        inside = np.argwhere(foreground(array))
+        inside = np.argwhere(to_canonical(patient(volume), volume.grid)[0])
         if not inside.size:
             inside = np.argwhere(np.ones(array.shape, dtype=bool))
         margin = np.ceil(_MARGIN * np.array(array.shape)).astype(int)
@@ -73,7 +73,7 @@ def display_range(volume: Volume) -> tuple[float, float]:
     row = MODALITIES[volume.modality]
     if row.name == "ct" and volume.array.min() < -200:
         return -160.0, 240.0
-    values = volume.array[foreground(volume.array)]
+    values = volume.array[patient(volume)]
     if values.size == 0:
         return float(volume.array.min()), float(volume.array.max())
     low, high = np.percentile(values, [0.5, 98.5])

@@ -2,12 +2,14 @@
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import medk2n
 from medk2n.io.atomic import write_text
+from medk2n.io.outputs import OutputFolder, output_folder
 from medk2n.report.page import render
 from medk2n.report.record import records
 from medk2n.report.words import quality_words
@@ -42,8 +44,16 @@ def write_group(dataset: Path, absent: Sequence[str] = ()) -> Path:
     html = _page(dataset, found, absent, pictures=True)
     if len(html.encode()) > MOST_BYTES:
         html = _page(dataset, found, absent, pictures=False)
-    write_text(dataset / GROUP, html)
+    with group_page(dataset) as folder, folder.whole(last=GROUP) as new:
+        write_text(new / GROUP, html)
     return dataset / GROUP
+
+
+@contextmanager
+def group_page(dataset: Path) -> Iterator[OutputFolder]:
+    """Hold the place of the page; raises OutputExistsError if a page of somebody else is there."""
+    with output_folder(dataset, [], shared=[GROUP], part="group") as folder:
+        yield folder
 
 
 def _page(dataset: Path, found: Sequence[dict[str, Any]], absent: Sequence[str], *, pictures: bool) -> str:

@@ -11,18 +11,18 @@ import numpy as np
 from medk2n.data.inventory import Image, Inventory
 from medk2n.io.atomic import atomic_write, write_json, write_text
 
-FILES = ("index.csv", "index.json", "index.md", "index.png")
+PAGE = "index.md"
+FILES = ("index.csv", "index.json", PAGE, "index.png")
 _MOST_PATTERNS = 30
 
 
-def write_inventory(inventory: Inventory, name: str, out: Path) -> list[Path]:
+def write_inventory(inventory: Inventory, name: str, out: Path) -> None:
     """Write `FILES` to `out`; `name` is that of the data set."""
     paths = [out / file for file in FILES]
     write_text(paths[0], _csv(inventory))
     write_json(paths[1], {"data": name} | asdict(inventory))
     write_text(paths[2], _markdown(inventory, name))
     atomic_write(paths[3], lambda path: _figure(inventory, name, path))
-    return paths
 
 
 def _csv(inventory: Inventory) -> str:

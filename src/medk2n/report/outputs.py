@@ -1,76 +1,87 @@
 """What a synthesis leaves on disk: images, sidecars, error maps and the report; all of them or none."""
 
 import json
-import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import medk2n
-from medk2n.errors import OutputExistsError
-from medk2n.io.atomic import check_writable, refuse_existing, write_json, write_text
+from medk2n.io.atomic import write_json, write_text
 from medk2n.io.nifti import write_volume
-from medk2n.report.places import Place, deviation_of, planned_outputs, series_of, sidecar_of
+from medk2n.io.outputs import OutputFolder, output_folder
+from medk2n.report.places import Place, deviation_of, planned_names, series_of, sidecar_of
 from medk2n.vocabulary import MODALITIES
 
 if TYPE_CHECKING:
     from medk2n.inference.synthesizer import Synthesis
 
-DATASET = "dataset_description.json"
+DATASET, _IGNORED = "dataset_description.json", ".bidsignore"
+
+
+@contextmanager
+def study_folder(place: Place, targets: Iterable[str], *, overwrite: bool = False) -> Iterator[OutputFolder]:
+    """Hold the place of one study; raises as `output_folder`. Results never go among the scans of somebody else."""
+    shared = (DATASET, _IGNORED, _name(place, place.record))
+    names = planned_names(place, targets)
+    with output_folder(place.dataset, names, shared=shared, part=place.part, overwrite=overwrite) as folder:
+        yield folder
 
 
 def write_synthesis(
-    synthesis: "Synthesis", place: Place, *, request: Mapping[str, Any] | None = None, overwrite: bool = False
+    synthesis: "Synthesis", place: Place, folder: OutputFolder, *, request: Mapping[str, Any] | None = None
 ) -> list[Path]:
-    """Write everything of one study; returns the files, images first, the report last.
-
-    The files are made in a temporary folder inside the data set and moved when all of them are there.
+    """Write everything of one study, whole or not at all; returns the files, images first, the report last.
 
     Args:
+        folder: `study_folder` of that place.
         request: what decides about the result; with it a record is kept, so that a cohort can go on.
 
     Raises:
         OutputExistsError, OutputPermissionError, SystemLimitError.
     """
-    from medk2n.report.record import is_complete, write_record
+    from medk2n.report.record import write_record
+
+    planned = planned_names(place, synthesis.volumes)
+    with folder.whole(last=planned[0], planned=planned) as new:
+        made = make_synthesis(synthesis, place, new)
+        if request is not None:
+            write_record(synthesis, place, request, made, new / _name(place, place.record))
+    return sorted(made, key=lambda path: (path == place.report, "synthstd" in str(path), ".json" in path.name))
+
+
+def make_synthesis(synthesis: "Synthesis", place: Place, root: Path) -> dict[Path, Path]:
+    """Make all files of one study below `root`, which they are to leave for the data set of `place`.
+
+    Returns:
+        The place of each file -> where it lies now; without those that describe the data set.
+    """
     from medk2n.report.synthesis import render_report
 
-    targets = list(synthesis.volumes)
-    if request is None:
-        refuse_existing(planned_outputs(place, targets), overwrite)
-    elif not overwrite:
-        is_complete(place, lambda: request, targets)  # looked at again: hours may have passed
-    check_writable(place.report.parent)
-    place.dataset.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=place.dataset) as folder:
-        made: dict[Path, Path] = {}
+    made: dict[Path, Path] = {}
 
-        def new(path: Path) -> Path:
-            made[path] = Path(folder) / path.relative_to(place.dataset)
-            made[path].parent.mkdir(parents=True, exist_ok=True)
-            return made[path]
+    def new(path: Path) -> Path:
+        made[path] = root / _name(place, path)
+        made[path].parent.mkdir(parents=True, exist_ok=True)
+        return made[path]
 
-        for target in targets:
-            image = place.image(target)
-            _write_image(synthesis, target, place, new)
-            write_json(new(sidecar_of(image)), image_sidecar(synthesis, target, place))
-            if target in synthesis.deviations:
-                deviation = deviation_of(image)
-                _write_image(synthesis, target, place, new, error=True)
-                write_json(new(sidecar_of(deviation)), _deviation_sidecar(synthesis, target, place))
-        write_text(new(place.report), render_report(synthesis, place.study))
-        if place.form.nifti:
-            write_dataset_description(place)
-        if request is not None:
-            write_record(synthesis, place, request, made)
-        for path, now in made.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            now.replace(path)
-        for path in {path.parent for path in made if path.suffix == ".dcm"}:
-            for stale in set(path.iterdir()) - set(made):  # slices of the series that was there before
-                stale.unlink()
-    return sorted(made, key=lambda path: (path == place.report, "synthstd" in str(path), ".json" in path.name))
+    for target in synthesis.volumes:
+        image = place.image(target)
+        _write_image(synthesis, target, place, new)
+        write_json(new(sidecar_of(image)), image_sidecar(synthesis, target, place))
+        if target in synthesis.deviations:
+            deviation = deviation_of(image)
+            _write_image(synthesis, target, place, new, error=True)
+            write_json(new(sidecar_of(deviation)), _deviation_sidecar(synthesis, target, place))
+    write_text(new(place.report), render_report(synthesis, place.study))
+    if place.form.nifti:
+        _describe_dataset(place, root)
+    return made
+
+
+def _name(place: Place, path: Path) -> str:
+    return path.relative_to(place.dataset).as_posix()
 
 
 def _write_image(
@@ -101,33 +112,17 @@ def _write_image(
         )
 
 
-def write_dataset_description(place: Place) -> None:
-    """What makes a folder of outputs a BIDS derivative; written anew each time, since it is always the same.
-
-    Raises:
-        OutputExistsError: the folder is another data set.
-    """
-    refuse_foreign(place.dataset)
-    check_writable(place.dataset)
+def _describe_dataset(place: Place, root: Path) -> None:
+    """What makes a folder of outputs a BIDS derivative; the same for all of its studies."""
     description = {
         "Name": "Synthetic images made by medk2n",
         "BIDSVersion": "1.11.0",
         "DatasetType": "derivative",
         "GeneratedBy": [generated_by()],
     }
-    write_json(place.dataset / DATASET, description | place.described())
+    write_json(root / DATASET, description | place.described())
     if ignored := place.ignored():
-        write_text(place.dataset / ".bidsignore", "\n".join(ignored) + "\n")
-
-
-def refuse_foreign(dataset: Path) -> None:
-    """Raise OutputExistsError if a folder is a data set of somebody else: results never go among scans."""
-    try:
-        said = (dataset / DATASET).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return
-    if f'"Name": "{generated_by()["Name"]}"' not in said:
-        raise OutputExistsError(f"{dataset} is another data set ({DATASET}); expected another --out")
+        write_text(root / _IGNORED, "\n".join(ignored) + "\n")
 
 
 def generated_by() -> dict[str, str]:
@@ -150,7 +145,7 @@ def image_sidecar(synthesis: "Synthesis", target: str, place: Place) -> dict[str
         ],
         "SkullStripped": synthesis.record["skull_stripped"],
         "SpatialReference": place.source(reference, "") if reference else "orig",
-        "Units": MODALITIES[target].unit,
+        "Units": _unit(synthesis, target),
         "Scaling": scaling_facts(synthesis, target),
         "KeyFrame": explanation.key,
         "Contribution": {"method": explanation.contribution_method, "db": dict(explanation.contribution_db)},
@@ -195,7 +190,13 @@ def scaling_facts(synthesis: "Synthesis", target: str) -> dict[str, Any]:
         origin = "typical of the training subjects"
     shift = f"{'-' if scaling.low >= 0 else '+'} {abs(scaling.low):.6g}"
     undo = f"scaled = (value {shift}) / {scaling.high - scaling.low:.6g}"
-    return {**scaling.to_json(), "unit": MODALITIES[target].unit, "origin": origin, "undo": undo}
+    return {**scaling.to_json(), "unit": _unit(synthesis, target), "origin": origin, "undo": undo}
+
+
+def _unit(synthesis: "Synthesis", target: str) -> str:
+    """The modality's, unless the target is a remake of an input that was in another."""
+    row, scaling = MODALITIES[target], synthesis.scalings[target]
+    return row.unit if row.scaling == scaling.kind else "arbitrary"
 
 
 def run_facts(synthesis: "Synthesis") -> dict[str, Any]:
@@ -211,6 +212,6 @@ def _deviation_sidecar(synthesis: "Synthesis", target: str, place: Place) -> dic
         "Modality": target,
         "Sources": [place.own(image)],
         "SkullStripped": synthesis.record["skull_stripped"],
-        "Units": MODALITIES[target].unit,
+        "Units": _unit(synthesis, target),
         "GeneratedBy": [generated_by()],
     }

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from medk2n.io.names import bids_name, synth_name
+from medk2n.io.outputs import HOME
 from medk2n.vocabulary import modality
 
 if TYPE_CHECKING:
     from medk2n.dicom import DicomStudy
 
 REPORT = "report.html"
-RECORDS = ".medk2n"
+RECORDS = f"{HOME}/studies"
 _LINK = "raw"  # what the data set that a derivative was made from is called in its URIs
 # What BIDS has no name for: pages, CT, MR of unstated contrast, and a diffusion image without a table of gradients.
 _NOT_IN_BIDS = ("*.html", "ct", "*_MR.*", "*_dwi.*")
@@ -50,6 +51,11 @@ class StudyFolder:
     study: str
     dataset: Path
     form: Form = Form()
+
+    @property
+    def part(self) -> str:
+        """What of the data set it is; nothing else is made there if it is all of it."""
+        return "" if self.out == self.dataset else self.out.name
 
     @property
     def report(self) -> Path:
@@ -105,6 +111,11 @@ class BidsDerivative:
         return f"sub-{self.subject}" + (f"_ses-{self.session}" if self.session else "")
 
     @property
+    def part(self) -> str:
+        """What of the data set it is: other sessions may be made meanwhile."""
+        return self.study
+
+    @property
     def report(self) -> Path:
         """The page to read first, at the top of the data set."""
         return self.dataset / f"{self.study}.html"
@@ -152,6 +163,13 @@ def planned_outputs(place: Place, targets: Iterable[str]) -> list[Path]:
             files += [image] if place.form.nifti else []
             files += [series_of(image)] if place.form.dicom else []
     return files
+
+
+def planned_names(place: Place, targets: Iterable[str]) -> list[str]:
+    """The same as `output_folder` wants it: the report first, a series as the pattern of its files."""
+    paths = planned_outputs(place, targets)
+    names = [path.relative_to(place.dataset).as_posix() for path in paths]
+    return [name if name.endswith((".html", ".nii.gz", ".json")) else f"{name}/*" for name in names]
 
 
 def deviation_of(image: Path) -> Path:

@@ -53,7 +53,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
     """A record; None where there is none that this version understands."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) and record.get("format") == FORMAT else None
 
@@ -64,15 +64,18 @@ def records(dataset: Path) -> list[dict[str, Any]]:
     return [record for record in found if record and (dataset / record["report"]).is_file()]
 
 
-def write_record(synthesis: "Synthesis", place: Place, request: Mapping[str, Any], made: Mapping[Path, Path]) -> None:
+def write_record(
+    synthesis: "Synthesis", place: Place, request: Mapping[str, Any], made: Mapping[Path, Path], at: Path
+) -> None:
     """Write the record of a study whose files are made.
 
     Args:
         made: final place of each file -> where it lies now.
+        at: where the record is to be written for now.
     """
     view = View.around(synthesis.inputs[synthesis.reference])
     write_json(
-        place.record,
+        at,
         {
             "format": FORMAT,
             "study": place.study,

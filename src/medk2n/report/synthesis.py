@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import medk2n
-from medk2n.data.foreground import foreground
+from medk2n.data.patient import patient
 from medk2n.io.volume import Volume
 from medk2n.report.figures import View, display_range, stage_png, strip_png
 from medk2n.report.outputs import run_facts, scaling_facts, sources
@@ -106,7 +106,7 @@ def _deviation(synthesis: "Synthesis", name: str, view: View, dpi: int) -> dict[
     volume = synthesis.deviations.get(name)
     if volume is None:
         return None
-    inside = volume.array[foreground(synthesis.inputs[synthesis.reference].array)]
+    inside = volume.array[patient(synthesis.inputs[synthesis.reference])]
     most = float(np.percentile(inside, 99)) if inside.size else float(volume.array.max())
     image = strip_png(volume, view, (0.0, most), synthetic=True, colours="magma", vertical=False, dpi=dpi)
     return {"image": image, "most": f"{most:.3g}"}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import medk2n
 from medk2n import checkpoint
 from medk2n.errors import CheckpointError
+from medk2n.io.door import door, read_text
 from medk2n.report.page import flat, render
 from medk2n.training.log import METRICS, VALIDATION, Point, read_log
 from medk2n.training.plan import Decision
@@ -58,10 +59,8 @@ def render_training(run: Path) -> str:
 
 def _settings(run: Path) -> dict[str, Any]:
     path = run / "train.json"
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: no settings of a run ({error}); expected the folder of medk2n train") from error
+    with door(CheckpointError, f"{path}: no settings of a run", "expected the folder of medk2n train"):
+        return dict(json.loads(read_text(path)))
 
 
 def _plan(run: Path) -> dict[str, Any] | None:

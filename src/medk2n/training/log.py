@@ -4,11 +4,13 @@ import csv
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medk2n.errors import CheckpointError
 from medk2n.io.atomic import write_text
+from medk2n.io.door import door, read_text
 
 if TYPE_CHECKING:
     from medk2n.training.contender import Contender
@@ -37,9 +39,8 @@ def read_log(path: Path) -> list[Point]:
     Raises:
         CheckpointError: no such file, or not of a run.
     """
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            header, *rows = csv.reader(file)
+    with door(CheckpointError, f"{path}: no metrics of a run", "expected the folder that medk2n train --out wrote"):
+        header, *rows = csv.reader(StringIO(read_text(path), newline=""))
         if tuple(header) != COLUMNS:
             raise ValueError(f"columns {', '.join(header)}")
         whole = [row for row in rows if len(row) == len(COLUMNS)]
@@ -47,10 +48,6 @@ def read_log(path: Path) -> list[Point]:
             Point(model, int(step), float(seconds), float(progress), name, float(value))
             for model, step, seconds, progress, name, value in whole
         ]
-    except (OSError, ValueError, csv.Error) as error:
-        raise CheckpointError(
-            f"{path}: no metrics of a run ({error}); expected the folder that medk2n train --out wrote"
-        ) from error
 
 
 class Log:

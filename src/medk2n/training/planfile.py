@@ -6,10 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from medk2n.config.yaml12 import dump
 from medk2n.errors import CheckpointError
 from medk2n.io.atomic import write_json
+from medk2n.io.door import door, read_text
 from medk2n.training.plan import Decision, Plan
 
 FILE = "plan.json"
@@ -33,11 +33,9 @@ def read_plan(run: Path) -> dict[str, Any] | None:
     path = run / FILE
     if not path.exists():
         return None
-    try:
-        kept = dict(json.loads(path.read_text(encoding="utf-8")))
+    with door(CheckpointError, f"{path}: no plan of a run", "remove it, or train again"):
+        kept = dict(json.loads(read_text(path)))
         return {name: kept[name] for name in _KEPT}
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{path}: no plan of a run ({error}); remove it, or train again") from error
 
 
 def as_yaml(plan: Plan, heading: Sequence[str]) -> str:
@@ -47,7 +45,7 @@ def as_yaml(plan: Plan, heading: Sequence[str]) -> str:
         about = [d for d in plan.decisions if d.field.split(".")[0] == key and d.by == "planned"]
         lines += ["", *(f"# {d.field}: {d.reason}." for d in about)]
         flow = None if isinstance(value, (dict, list)) else False  # innermost lists and mappings on one line
-        lines.append(yaml.safe_dump({key: value}, sort_keys=False, default_flow_style=flow, width=120).rstrip())
+        lines.append(dump({key: value}, flow=flow).rstrip())
     return "\n".join(lines) + "\n"
 
 

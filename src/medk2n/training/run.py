@@ -9,7 +9,8 @@ import math
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,17 +30,20 @@ from medk2n.errors import (
     SystemLimitError,
     out_of_memory,
 )
-from medk2n.io.atomic import check_writable, refuse_existing, write_json
+from medk2n.io.atomic import write_json
+from medk2n.io.outputs import OutputFolder, output_folder
 from medk2n.losses.reconstruction import mean_squared_error
 from medk2n.models._flops import counting
 from medk2n.training import state
 from medk2n.training.begin import chosen
+from medk2n.training.board import FOLDER as BOARD
 from medk2n.training.board import Board
 from medk2n.training.contender import Contender
 from medk2n.training.feed import Feed, Part, seed_of
 from medk2n.training.log import METRICS, VALIDATION, Log
 from medk2n.training.outcome import save_models
 from medk2n.training.plan import Plan, make_plan
+from medk2n.training.planfile import FILE as PLAN
 from medk2n.training.planfile import keep_plan
 from medk2n.training.queries import as_query, draw_sources, every_target
 from medk2n.training.reading import Report, TrainingData, read_data
@@ -49,6 +53,10 @@ from medk2n.training.stop import Stop
 from medk2n.training.world import World
 
 _CONFIG, _STATE = "train.json", "state"
+MODELS = (checkpoint.CONFIG, checkpoint.WEIGHTS, f"{_STATE}/step-*/*",
+          f"reference/*/{checkpoint.CONFIG}", f"reference/*/{checkpoint.WEIGHTS}")  # fmt: skip
+HISTORY = (_CONFIG, PLAN, split.FILE, METRICS, f"{FOLDER}/*.png", f"{BOARD}/*/events.out.tfevents.*")
+"""Of a run that was cut before it saved a model, these are left; the next one may begin in their place."""
 _SAVE_EVERY_S = 300.0
 _VALIDATE_AT = 8
 _COUNTED = 8
@@ -81,22 +89,34 @@ def train(
     draft = settings if isinstance(settings, Draft) else None
     config = draft.config if draft else settings
     world = World(device, config.precision)
-    if world.leads:
-        refuse_existing([out / checkpoint.CONFIG, out / _STATE], overwrite)
-        check_writable(out)
-        for choice in config.models:
-            chosen(choice)  # before the data are read, which takes long
-        plan = make_plan(draft, device, report) if draft else None
-        config = plan.config if plan else config
-        if not config.data:
-            raise ConfigError("no training data: give --data DIR")
-        keep_plan(plan, out)
-        if plan and show:
-            show(plan)
-        if config.split:
-            write_json(out / split.FILE, split.read_split(config.split).model_dump())
-    config = TrainConfig.model_validate_json(world.told(config.model_dump_json()))
-    return _with_threads(config, out, world, report, resumed=None)
+    with _held(out, world, overwrite=overwrite) as place:
+        if place:
+            config = _decided(config, draft, out, device, report, show)
+        config = TrainConfig.model_validate_json(world.told(config.model_dump_json()))
+        return _with_threads(config, out, world, place, report, resumed=None)
+
+
+def _decided(
+    config: TrainConfig,
+    draft: Draft | None,
+    out: Path,
+    device: str,
+    report: Report | None,
+    show: Callable[[Plan], None] | None,
+) -> TrainConfig:
+    """The configuration with nothing left open; plan.json and split.json are written."""
+    for choice in config.models:
+        chosen(choice)  # before the data are read, which takes long
+    plan = make_plan(draft, device, report) if draft else None
+    config = plan.config if plan else config
+    if not config.data:
+        raise ConfigError("no training data: give --data DIR")
+    keep_plan(plan, out)
+    if plan and show:
+        show(plan)
+    if config.split:
+        write_json(out / split.FILE, split.read_split(config.split).model_dump())
+    return config
 
 
 def resume(out: Path, *, device: str = "cpu", report: Report | None = None) -> Path:
@@ -115,20 +135,41 @@ def resume(out: Path, *, device: str = "cpu", report: Report | None = None) -> P
     for folder in kept.damaged:
         warnings.warn(f"{folder} is damaged; going on from the state before it", stacklevel=2)
     config = load_config(out / _CONFIG)
-    return _with_threads(config, out, World(device, config.precision), report, resumed=kept)
+    world = World(device, config.precision)
+    with _held(out, world, goes_on=True) as place:
+        return _with_threads(config, out, world, place, report, resumed=kept)
 
 
-def _with_threads(config: TrainConfig, out: Path, world: World, report: Report | None, resumed: State | None) -> Path:
+@contextmanager
+def _held(out: Path, world: World, *, overwrite: bool = False, goes_on: bool = False) -> Iterator[OutputFolder | None]:
+    """The folder of the run, for the process that leads; the others write nothing."""
+    if not world.leads:
+        yield None
+        return
+    with output_folder(out, MODELS, shared=HISTORY, overwrite=overwrite, goes_on=goes_on) as place, place.in_place():
+        yield place
+
+
+def _with_threads(
+    config: TrainConfig,
+    out: Path,
+    world: World,
+    place: OutputFolder | None,
+    report: Report | None,
+    resumed: State | None,
+) -> Path:
     report = report or (lambda stage, share, numbers: None)
     before = torch.get_num_threads()
     torch.set_num_threads(config.threads or before)
     try:
-        return _train(config, out, world, report, resumed)
+        return _train(config, out, world, place, report, resumed)
     finally:
         torch.set_num_threads(before)
 
 
-def _train(config: TrainConfig, out: Path, world: World, report: Report, resumed: State | None) -> Path:
+def _train(
+    config: TrainConfig, out: Path, world: World, place: OutputFolder | None, report: Report, resumed: State | None
+) -> Path:
     parts = world.share(config.batch.accumulate)
     if config.split:
         config = config.model_copy(update={"split": str(out / split.FILE)})  # the run's own, wherever the run is moved
@@ -138,11 +179,11 @@ def _train(config: TrainConfig, out: Path, world: World, report: Report, resumed
         contenders = [Contender.of(choice, config, data.statistics, str(world.device)) for choice in config.models]
     log = Log(out / METRICS)
     validated = 0 if resumed is None else _restore(resumed, contenders, data)
-    if world.leads:
+    if place:
+        if resumed is None:
+            place.clear(but=[PLAN, split.FILE])
         write_json(out / _CONFIG, config.model_dump())
         if resumed is None:
-            for folder in (_STATE, FOLDER):
-                shutil.rmtree(out / folder, ignore_errors=True)
             log.start()
         else:
             log.restore(resumed.counters["log"])
@@ -275,8 +316,9 @@ def _counted(runner: Contender, parts: Sequence[Part], world: World) -> dict[str
         return runner.step(parts, world)
     with counting() as counter:
         numbers = runner.step(parts, world)
-    before = runner.flops_per_step or 0.0
-    runner.flops_per_step = before + (float(counter.get_total_flops()) * world.size - before) / max(runner.steps, 1)
+    if counted := runner.steps:  # none where the step came to nothing
+        before = runner.flops_per_step or 0.0
+        runner.flops_per_step = before + (float(counter.get_total_flops()) * world.size - before) / counted
     return numbers
 
 

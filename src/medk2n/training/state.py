@@ -6,7 +6,6 @@ two stay. No pointer file says which is newest: the manifests do.
 """
 
 import json
-import os
 import secrets
 import shutil
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from medk2n.io.atomic import atomic_write, sha256_file, write_json
+from medk2n.io.atomic import atomic_write, flush, sha256_file, write_json
 
 KEPT = 2
 _COUNTERS, _MANIFEST = "counters.json", "MANIFEST.json"
@@ -60,7 +59,7 @@ def write(root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], co
         if place.exists():  # the same step again: a run that was stopped where it had just saved
             shutil.rmtree(place)
         filling.rename(place)
-        _flush(root)
+        flush(root)
     finally:
         shutil.rmtree(filling, ignore_errors=True)
     for old in _newest_first(root)[KEPT:]:
@@ -71,7 +70,7 @@ def newest(root: Path) -> State | None:
     """The newest state that is whole; None if there is none."""
     damaged = []
     for folder in _newest_first(root):
-        with suppress(OSError, ValueError, AttributeError):
+        with suppress(Exception):  # whatever a damaged file makes a library raise: an older state is whole
             manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
             if _COUNTERS in manifest and all(sha256_file(folder / name) == digest for name, digest in manifest.items()):
                 files = [folder / name for name in manifest if name.endswith(".safetensors")]
@@ -90,13 +89,3 @@ def _tidy(root: Path) -> None:
     """Remove what a killed process was writing."""
     for left in root.glob(".tmp-*"):
         shutil.rmtree(left, ignore_errors=True)
-
-
-def _flush(folder: Path) -> None:
-    """Make a rename last through a power cut, where the system lets a folder be synced."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

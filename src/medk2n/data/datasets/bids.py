@@ -5,10 +5,13 @@ Masks lie in a pipeline's folder as images do, or, as ISLES 2022 has them, in `d
 
 import csv
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 from medk2n.data.datasets._files import image_files, subject_of
 from medk2n.data.subject import Subject
+from medk2n.errors import DatasetError
+from medk2n.io.door import door, read_text
 
 DATATYPES = ("anat", "ct", "dwi", "pet")
 _TRUTH = "truth"  # our phantom's derivative; its masks count before another pipeline's
@@ -46,8 +49,9 @@ def _sites(table: Path) -> dict[str, str]:
     """Participant -> site, where the table of participants has such a column."""
     if not table.is_file():
         return {}
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
+    with door(DatasetError, f"{table}: cannot be read", "expected tab-separated text in UTF-8; mend or remove it"):
+        text = StringIO(read_text(table, encoding="utf-8-sig"), newline="")
+        rows = list(csv.DictReader(text, delimiter="\t"))
     return {row.get("participant_id") or "": row.get("site") or "" for row in rows}
 
 

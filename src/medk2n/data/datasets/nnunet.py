@@ -8,10 +8,12 @@ from pathlib import Path
 from medk2n.data.datasets._files import from_mapping, image_files
 from medk2n.data.subject import Subject
 from medk2n.errors import DatasetError, UnknownNameError
+from medk2n.io.door import door, read_text
 from medk2n.io.names import stem
 from medk2n.vocabulary import modality
 
 _IMAGES, _LABELS = ("imagesTr", "imagesTs"), ("labelsTr", "labelsTs")
+_EXPECTED = 'expected JSON with "channel_names": {"0": "T1", ...}'
 _CASE = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 
 
@@ -59,14 +61,10 @@ class NnUNet:
 
 def _channels(path: Path) -> dict[int, str]:
     """Channel -> short modality name, from `channel_names` (version 2) or `modality` (version 1)."""
-    try:
-        described = json.loads(path.read_text(encoding="utf-8"))
+    with door(DatasetError, f"{path}: cannot be read", _EXPECTED):
+        described = json.loads(read_text(path, encoding="utf-8-sig"))
         named = described.get("channel_names") or described["modality"]
         given = {int(channel): str(name) for channel, name in named.items()}
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise DatasetError(
-            f'{path}: cannot be read; expected JSON with "channel_names": {{"0": "T1", ...}} ({error})'
-        ) from None
     known: dict[int, str] = {}
     for channel, name in given.items():
         try:

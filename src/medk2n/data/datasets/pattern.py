@@ -12,9 +12,11 @@ from pathlib import Path
 from medk2n.data.datasets._files import add_once, from_mapping
 from medk2n.data.subject import Subject
 from medk2n.errors import DatasetError
+from medk2n.io.door import door
 from medk2n.io.names import is_mask, mask_kind, recognise
 
 _FIELDS = ("subject", "modality")
+_MOST_FIELDS = 8  # many ways to fit many fields take time without end
 
 
 def is_pattern(root: Path) -> bool:
@@ -41,7 +43,9 @@ class Pattern:
         base, rest = _parted(root)
         told = re.compile(_expression(rest))
         of: dict[str, dict[Path, str]] = {}
-        for file in sorted(base.glob(_glob(rest))):
+        with door(DatasetError, f"{root}: is no pattern", "expected 'DIR/{subject}/{modality}.nii.gz'"):
+            files = sorted(base.glob(_glob(rest)))
+        for file in files:
             if found := told.fullmatch(file.relative_to(base).as_posix()):
                 of.setdefault(found["subject"], {})[file] = found["modality"]
         if not of:
@@ -73,11 +77,14 @@ def _parted(pattern: Path) -> tuple[Path, list[str]]:
     rest = re.split(r"\{([^{}]*)\}", "/".join(parts[first:]))
     if set(rest[1::2]) != set(_FIELDS):
         raise DatasetError(f"{pattern}: expected the fields {{subject}} and {{modality}}, each at least once")
+    if len(rest[1::2]) > _MOST_FIELDS:
+        raise DatasetError(f"{pattern}: {len(rest[1::2])} fields; expected at most {_MOST_FIELDS}")
     return Path(*parts[:first]), rest
 
 
 def _glob(rest: Sequence[str]) -> str:
-    return "".join("*" if k % 2 else escape(text) for k, text in enumerate(rest))
+    """Two fields side by side are one star: two would mean folders in folders."""
+    return re.sub(r"\*{2,}", "*", "".join("*" if k % 2 else escape(text) for k, text in enumerate(rest)))
 
 
 def _expression(rest: Sequence[str]) -> str:

@@ -1,0 +1,35 @@
+"""Read a study in this very process: for tests that read many, and look into what the confined one does."""
+
+import json
+import warnings
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest import mock
+
+from pydantic import TypeAdapter
+
+from medk2n.dicom import DicomStudy, read_study
+from medk2n.dicom.answer import Answer, Question
+from medk2n.dicom.child import answer
+from medk2n.dicom.limits import Limits
+
+
+def _ask(path, wishes, known, work, limits) -> Answer:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as the confined process does
+        found = answer(Question(str(path), wishes, known, 60.0), work, limits)
+    return TypeAdapter(Answer).validate_json(json.dumps(asdict(found)))
+
+
+def read_here(path: Path, *, limits: Limits | None = None, **options) -> DicomStudy:
+    with mock.patch("medk2n.dicom.study._ask", _ask):
+        return read_study(path, limits=limits, **options)
+
+
+@contextmanager
+def folder():
+    """A temporary folder, for one example of a property."""
+    with TemporaryDirectory() as name:
+        yield Path(name)

@@ -1,0 +1,149 @@
+"""`medk2n node` with a model: a study out of a real Orthanc and back into it, and one folder in, one out."""
+
+import json
+import signal
+import subprocess
+import sys
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("pynetdicom", reason='the extra "dicom" is not installed')
+
+import requests
+from pydicom import dcmread
+from tests.dicom.conftest import AFFINE, scan
+from tests.dicom.sources import CONTRASTS, Patient, classic
+
+from medk2n.cli.main import main
+from medk2n.errors import UsageError
+from medk2n.node.run import alone_in
+
+from .orthanc import Orthanc, free_port
+from .test_node import wait_for
+
+TOKEN = "UNMISTAKABLE"
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    """A folder with T1 and T2 of a patient whose name is not to be met again in what we say."""
+    patient = Patient(f"{TOKEN}^ANON", f"{TOKEN}1")
+    classic(tmp_path / "source", scan(0), AFFINE, patient, number=2, **CONTRASTS["t1n"])
+    classic(tmp_path / "source", scan(1), AFFINE, patient, number=3, **CONTRASTS["t2w"])
+    return tmp_path / "source"
+
+
+def once(model: Path, source: Path, out: Path, *arguments: object) -> int:
+    options = ["--model", str(model), "--device", "cpu", *map(str, arguments)]
+    return main(["node", "--once", str(source), "--out", str(out), *options])
+
+
+def test_one_folder_in_one_out(model, source, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert once(model, source, out, "-t", "t2f") == 0
+    result = json.loads((out / "result.json").read_text())
+    assert (result["exit_code"], result["error"]) == (0, None)
+    assert set(result["series"]) == {"t1n", "t2w"}
+    assert set(result["targets"]) == {"t2f"}
+    made = [Path(one["path"]) for one in result["outputs"] if one["path"].endswith(".dcm")]
+    assert len(made) == 2 * scan().shape[2]  # the image and its error
+    uid = dcmread(next(source.iterdir())).StudyInstanceUID
+    assert {(dcmread(file).StudyInstanceUID, dcmread(file).SyntheticData) for file in made} == {(uid, "YES")}
+    assert all(sha256(Path(one["path"]).read_bytes()).hexdigest() == one["sha256"] for one in result["outputs"])
+    said = capsys.readouterr()
+    assert TOKEN not in said.out + said.err + (out / "result.json").read_text() + (out / "report.html").read_text()
+    before = (out / "result.json").read_bytes()
+    assert once(model, source, out, "-t", "t2f") == 2
+    assert (out / "result.json").read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_used_leaves_a_result_that_says_so(model, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "notes.txt").write_text("no image")
+    assert once(model, tmp_path / "in", tmp_path / "out") == 2
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["exit_code"] == 2
+    assert result["error"] in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["result.json"]
+
+
+def test_a_study_out_of_orthanc_comes_back_completed(model, source, tmp_path):
+    """Found under its own study UID, voxel by voxel what the node made; the second sending changes nothing."""
+    port, folder = free_port(), tmp_path / "node"
+    with Orthanc(tmp_path / "orthanc", port) as orthanc:
+        for file in source.iterdir():
+            orthanc.upload(file)
+        uid = dcmread(next(source.iterdir())).StudyInstanceUID
+        words = ["node", folder, "--send-to", f"ORTHANC@127.0.0.1:{orthanc.dicom_port}", "--port", port, "--quiet", "1"]
+        words += ["--allow-aet", "ORTHANC", "--model", model, "--device", "cpu", "-t", "t2f"]
+        with (tmp_path / "log").open("w") as log:
+            command = [sys.executable, "-m", "medk2n", *map(str, words)]
+            process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            wait_for(lambda: "listens on" in (tmp_path / "log").read_text())
+            slices = scan().shape[2]
+            orthanc.send_all()
+            wait_for(lambda: len(orthanc.found(uid)) == 4 * slices, 120)
+            orthanc.send_all()
+            wait_for(lambda: status(folder)["to_deliver"] == 0)
+            assert len(orthanc.found(uid)) == 4 * slices
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+        results = {dcmread(file).SOPInstanceUID: file for file in (folder / "results").rglob("*.dcm")}
+        assert len(results) == 2 * slices
+        for instance in orthanc.get("instances"):
+            stored = requests.get(f"{orthanc.url}/instances/{instance}/file", timeout=20).content
+            data = dcmread(BytesIO(stored))
+            if data.SOPInstanceUID in results:
+                assert data.PixelData == dcmread(results[data.SOPInstanceUID]).PixelData
+    assert TOKEN not in (tmp_path / "log").read_text()
+    assert {path.stat().st_mode & 0o77 for path in (folder,)} == {0}
+
+
+def status(folder: Path) -> dict:
+    done = subprocess.run(
+        [sys.executable, "-m", "medk2n", "node", str(folder), "--status"], capture_output=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
+def test_two_nodes_never_share_a_folder(tmp_path):
+    with (
+        alone_in(tmp_path / "node"),
+        pytest.raises(UsageError, match="another node works in it"),
+        alone_in(tmp_path / "node"),
+    ):
+        pass
+    with alone_in(tmp_path / "node"):
+        pass
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    with pytest.raises(UsageError, match="is no node's folder"), alone_in(tmp_path / "mine"):
+        pass
+
+
+BAD = {
+    "nothing": ([], "FOLDER or --once"),
+    "both": (["NODE", "--once", "IN", "-o", "OUT"], "FOLDER or --once"),
+    "once without out": (["--once", "IN"], "belong together"),
+    "out of a node": (["NODE", "-o", "OUT"], "belong together"),
+    "no status": (["NODE", "--status"], "no node was started in it"),
+    "open to all": (["NODE", "--host", "0.0.0.0"], "--allow-aet"),
+    "a destination": (["NODE", "--send-to", "PACS"], "AET@HOST:PORT"),
+    "a target": (["NODE", "-t", "pet"], "does not know it"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
+def test_bad_requests(model, tmp_path, capsys, arguments, message):
+    places = {name: str(tmp_path / name) for name in ("NODE", "IN", "OUT")}
+    words = [places.get(word, word) for word in arguments]
+    assert main(["node", "--model", str(model), "--device", "cpu", *words]) == 2
+    complaint = capsys.readouterr().err
+    assert message in complaint
+    assert complaint.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
