@@ -4,10 +4,10 @@
 
 Med-K2N's synthesizer and the reference U-Net see the same batches and take as many steps; then, for `--weighing`
 seconds, Med-K2N's weighting networks learn beside the averaged synthesizer, on subjects that it has not seen. All data
-live on the device (`medk2n.training.device_feed`). OUT gets state-K.safetensors (weights, and their averages, in files of
-at most 15 MB), state.json and log.csv, anew after each validation, and with `--statistics` at the end a model folder;
-`--resume` goes on from such a folder, so short runs add up to `--total` minutes of one schedule. Momenta are not kept: a
-resumed run warms up again.
+live on the device (`medk2n.training.device_feed`). OUT gets state-K.safetensors (weights, and their averages, in files
+of at most 15 MB), state.json and log.csv, anew after each validation, and with `--statistics` at the end a model folder;
+`--resume` goes on from such a folder, so short runs add up to `--total` minutes of one schedule. Momenta are not kept:
+a resumed run warms up again.
 """
 
 import argparse
@@ -557,9 +557,8 @@ def _loop(asked, data, learners, facts, settings, weights, chance, draw, bf16, b
             speed = made / (time.monotonic() - told_at)
             if steps % (_TOLD_EVERY * 10) == 0 or steps == 1:
                 line = ", ".join(f"{k} {v:.4f}" for k, v in numbers.items())
-                _say(
-                    f"step {facts['steps'] + steps}, {spent:.0f} s, {speed:.0f} crops/s, rate {rate:.2e}, {line}, {len(data.feed)} studies"
-                )
+                at = f"step {facts['steps'] + steps}, {spent:.0f} s, {speed:.0f} crops/s, rate {rate:.2e}"
+                _say(f"{at}, {line}, {len(data.feed)} studies")
             told_at, made = time.monotonic(), 0
             data.take_bodies(chance, at_once=16)
         if marks and spent >= marks[0] * 60 * asked.minutes:
