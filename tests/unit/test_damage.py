@@ -23,6 +23,7 @@ from medk2n.evaluation.damage import (
     damaged,
     draw_cases,
     measure_damage,
+    with_all_kept,
 )
 from medk2n.evaluation.damage_table import damage_markdown, write_damage
 from medk2n.inference._spec import Answer
@@ -158,7 +159,7 @@ def test_two_modalities_are_too_few() -> None:
 def test_a_model_that_decides_is_asked_with_all_kept_too(model: SlicePredictor) -> None:
     """Forced open, it answers as it did before its gates were taught; its own record has weight and gate."""
     one = [study(0)]
-    records = measure_damage([model], one, modalities=FOUR, kinds=["noise"], severities=[1.0], every=3)
+    records = measure_damage(with_all_kept([model]), one, modalities=FOUR, kinds=["noise"], severities=[1.0], every=3)
     kept = [r for r in records if r.method == "medk2n" + ALL_KEPT]
     own = [r for r in records if r.method == "medk2n"]
     assert len(kept) == len(own) == len(records) / 2
@@ -166,7 +167,9 @@ def test_a_model_that_decides_is_asked_with_all_kept_too(model: SlicePredictor) 
     assert all(np.isfinite(r.weight) and r.gate in (0, 1) for r in own)
     model.module.fusion.taught.fill_(0)
     try:
-        untaught = measure_damage([model], one, modalities=FOUR, kinds=["noise"], severities=[1.0], every=3)
+        untaught = measure_damage(
+            with_all_kept([model]), one, modalities=FOUR, kinds=["noise"], severities=[1.0], every=3
+        )
     finally:
         model.module.fusion.taught.fill_(1)
     open_db = [r.psnr_db for r in untaught if r.method == "medk2n"]

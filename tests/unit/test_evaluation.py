@@ -565,10 +565,10 @@ def test_every_nth_slice_is_scored_as_if_it_were_alone():
 
 def test_command_adds_damage_and_leaves_the_rest_byte_for_byte(world, capsys):
     assert world.run("--modalities", "t1n,t2w,t2f") == 0
-    plain = {path.name: path.read_bytes() for path in world.out.iterdir() if path.name != "table.json"}
+    plain = {path.name: path.read_bytes() for path in world.out.glob("[!.]*") if path.name != "table.json"}
     options = ["--damage", "blank,another", "--severity", "1", "--severity", "0.5", "--overwrite"]
     assert world.run("--modalities", "t1n,t2w,t2f", *options) == 0
-    assert {path.name for path in world.out.iterdir()} == FILES | {"damage.csv", "damage.md", "damage.png"}
+    assert {path.name for path in world.out.glob("[!.]*")} == FILES | {"damage.csv", "damage.md", "damage.png"}
     for name, content in plain.items():
         assert (world.out / name).read_bytes() == content, name
     assert (world.out / "damage.md").read_text() in capsys.readouterr().out

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 TABLE = "table.md"
 FILES = (TABLE, "records.csv", "table.csv", "differences.csv", "table.json", "psnr.png", "picture.png",
          "protocols.csv", "protocols.md", "protocols.png", "damage.csv", "damage.md", "damage.png")  # fmt: skip
+
 _MANY = 5  # modalities: 30 input subsets a subject; more deserves a warning
 
 
@@ -75,7 +76,7 @@ def evaluate(
     """
     from medk2n.checkpoint import find_model, read_config
     from medk2n.cli.common import end_with, modality_names, resolve_device, run_manifest, split_names
-    from medk2n.cli.scoring import costs, damage_asked, hardware, measure, measure_damage
+    from medk2n.cli.scoring import costs, damage_asked, hardware, measure, measure_damage, modalities_under_test
     from medk2n.data.discover import discover
     from medk2n.evaluation.damage_table import write_damage
     from medk2n.evaluation.panel_table import write_panel
@@ -94,7 +95,13 @@ def evaluate(
         found = discover(data, subjects=kept, exclude=split_names(exclude), faulty=faults.__setitem__)
         if split:
             found = _test_part(found, split, data, config)
-        tested = _modalities_under_test(modality_names(modalities, "--modalities"), config.modalities, found, data)
+        tested = modalities_under_test(modality_names(modalities, "--modalities"), config.modalities, found, data)
+        if len(tested) > _MANY:
+            typer.echo(
+                f"medk2n: {len(tested)} modalities make {2 ** len(tested) - 2} input subsets a subject; "
+                "--modalities takes fewer",
+                err=True,
+            )
         usable = [s for s in found if len(set(tested) & set(s.modalities)) > 1]
         asked = damage_asked(split_names(damage), severity, usable, tested)
         with output_folder(out, FILES, overwrite=overwrite) as place:
@@ -161,35 +168,6 @@ def _test_part(found: "Sequence[Subject]", path: Path, data: Path, config: "Mode
     if seen := already_learned(config, data, kept):
         raise DatasetError(f"{path}: the model learned from {seen}, expected a model trained with this split")
     return kept
-
-
-def _modalities_under_test(
-    wanted: Sequence[str], known: Sequence[str], subjects: "Sequence[Subject]", data: Path
-) -> list[str]:
-    """Those asked for, else all that the model knows in the vocabulary's order, as far as the data has them."""
-    from medk2n.errors import DatasetError, UnknownNameError
-    from medk2n.vocabulary import MODALITIES
-
-    if unknown := [m for m in wanted if m not in known]:
-        raise UnknownNameError(
-            f"--modalities {','.join(unknown)}: the model does not know them; it knows {', '.join(known)}"
-        )
-    acquired = {m for subject in subjects for m in subject.modalities}
-    tested = [m for m in wanted or MODALITIES if m in known and m in acquired]
-    if not any(len(set(tested) & set(subject.modalities)) > 1 for subject in subjects):
-        raise DatasetError(
-            f"{data}: no subject has two of {', '.join(wanted or known)} (found: {', '.join(sorted(acquired))}); "
-            "an evaluation needs an input and a reference: choose other data or --modalities"
-        )
-    if missing := [m for m in wanted if m not in acquired]:
-        typer.echo(f"medk2n: no subject has {', '.join(missing)}: left out", err=True)
-    if len(tested) > _MANY:
-        typer.echo(
-            f"medk2n: {len(tested)} modalities make {2 ** len(tested) - 2} input subsets a subject; "
-            "--modalities takes fewer",
-            err=True,
-        )
-    return tested
 
 
 def _predictors(folder: Path, config: "ModelConfig", device: str, every: int) -> "tuple[list[Predictor], list[str]]":

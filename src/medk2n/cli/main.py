@@ -25,6 +25,7 @@ VERBS = (
     "report",
     "evaluate",
     "benchmark",
+    "ablate",
     "phantom",
     "demo",
     "info",

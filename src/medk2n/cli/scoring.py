@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 if TYPE_CHECKING:
     from medk2n.checkpoint import ModelConfig
     from medk2n.data.subject import Subject
@@ -12,6 +14,29 @@ if TYPE_CHECKING:
     from medk2n.evaluation.damage import DamageRecord
     from medk2n.evaluation.evaluate import Listener, Record
     from medk2n.inference._spec import Predictor
+
+
+def modalities_under_test(
+    wanted: Sequence[str], known: Sequence[str], subjects: "Sequence[Subject]", data: Path
+) -> list[str]:
+    """Those asked for, else all that the model knows in the vocabulary's order, as far as the data has them."""
+    from medk2n.errors import DatasetError, UnknownNameError
+    from medk2n.vocabulary import MODALITIES
+
+    if unknown := [m for m in wanted if m not in known]:
+        raise UnknownNameError(
+            f"--modalities {','.join(unknown)}: the model does not know them; it knows {', '.join(known)}"
+        )
+    acquired = {m for subject in subjects for m in subject.modalities}
+    tested = [m for m in wanted or MODALITIES if m in known and m in acquired]
+    if not any(len(set(tested) & set(subject.modalities)) > 1 for subject in subjects):
+        raise DatasetError(
+            f"{data}: no subject has two of {', '.join(wanted or known)} (found: {', '.join(sorted(acquired))}); "
+            "an evaluation needs an input and a reference: choose other data or --modalities"
+        )
+    if missing := [m for m in wanted if m not in acquired]:
+        typer.echo(f"medk2n: no subject has {', '.join(missing)}: left out", err=True)
+    return tested
 
 
 def already_learned(config: "ModelConfig", data: Path, subjects: "Sequence[Subject]") -> str:
@@ -42,8 +67,8 @@ def measure(
     from medk2n.evaluation.evaluate import evaluate
 
     failed: dict[str, str] = {}
-    studies = _studies(subjects, config.spacing_mm, failed)
-    with _progress("evaluate", subjects) as advance:
+    studies = studies_of(subjects, config.spacing_mm, failed)
+    with progress_over("evaluate", subjects) as advance:
         records = evaluate(predictors, studies, modalities=modalities, every=every, progress=advance, listener=listener)
     if not records:
         raise DatasetError(f"all {len(failed)} subjects failed; the first: {next(iter(failed.values()))}")
@@ -89,10 +114,10 @@ def measure_damage(
     kinds, severities = damage
     if not kinds:
         return []
-    studies = _studies(subjects, config.spacing_mm, {})
-    with _progress("damage", subjects) as advance:
+    studies = studies_of(subjects, config.spacing_mm, {})
+    with progress_over("damage", subjects) as advance:
         return measured.measure_damage(
-            predictors,
+            measured.with_all_kept(predictors),
             studies,
             modalities=modalities,
             kinds=kinds,
@@ -103,7 +128,7 @@ def measure_damage(
         )
 
 
-def _studies(
+def studies_of(
     subjects: "Sequence[Subject]", spacing_mm: float | None, failed: dict[str, str]
 ) -> "Iterator[WorkingStudy]":
     """Each as it is needed; who could not be read is put into `failed` with its complaint."""
@@ -120,7 +145,7 @@ def _studies(
 
 
 @contextmanager
-def _progress(verb: str, subjects: "Sequence[Subject]") -> "Iterator[Callable[[str, int, int], None]]":
+def progress_over(verb: str, subjects: "Sequence[Subject]") -> "Iterator[Callable[[str, int, int], None]]":
     """A bar over subjects: what to call with (subject, done, of how many)."""
     from medk2n.cli.common import progress_bar
 

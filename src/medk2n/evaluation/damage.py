@@ -112,12 +112,11 @@ def measure_damage(
         None of a study with fewer than three of the modalities.
     """
     records: list[DamageRecord] = []
-    asked = with_all_kept(predictors)
     for study, other in _with_next(s for s in studies if len(set(modalities) & set(s.images)) > COUNTS[0]):
         rng = np.random.default_rng([seed, crc32(study.id.encode())])
         cases = draw_cases([m for m in modalities if m in study.images], rng)
         for done, case in enumerate(cases, start=1):
-            records += _measured(asked, study, other, case, kinds, severities, every, int(rng.integers(2**31)))
+            records += _measured(predictors, study, other, case, kinds, severities, every, int(rng.integers(2**31)))
             if progress:
                 progress(study.id, done, len(cases))
     return records

@@ -27,6 +27,10 @@ LOCAL = 7
 """Kinds of evidence in each window."""
 _BETWEEN = (1, 3, 4, 6)  # those of an innovation that are told of every pair of frames
 FACTS = 2 * OWN + INNOVATION + 4 * len(_BETWEEN) + 2 + TARGET + 3
+OWN_FACTS, AGREEMENT_FACTS, TARGET_FACTS = slice(2 * OWN), slice(2 * OWN, -TARGET - 3), slice(-TARGET - 3, -3)
+"""Where the facts of one kind lie; the last three count frames."""
+LOCAL_AGREEMENT, LOCAL_TARGET = (0, 1, 6), (4, 5)
+"""Of the local evidence, what comes of a frame's own expectation and what of the target's."""
 _FLOOR = 1e-5
 _WIDEST = 6.0
 _BOX = 9

@@ -1,0 +1,163 @@
+"""Parts of a trained Med-K2N, each with a way to take away what it says while everything else stays.
+
+    with PARTS["maps"].taken_from(module):
+        ...  # every frame that is let in counts whole
+
+Nothing is trained anew: a part counts for as much as the rest, which learned beside it, leans on it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medk2n.models.medk2n import MedK2N
+from medk2n.models.medk2n_parts.evidence import AGREEMENT_FACTS, LOCAL_AGREEMENT, LOCAL_TARGET, OWN_FACTS, TARGET_FACTS
+from medk2n.models.medk2n_parts.task_head_net import TaskHeadNet
+
+_SURE = 50.0
+"""As a logit, or as what a head adds to its votes: nothing else counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part: what is done to it, in words, and the patch that does it for as long as it is held."""
+
+    says: str
+    taken_from: Callable[[MedK2N], AbstractContextManager[None]]
+
+
+@contextmanager
+def _swapped(*swaps: tuple[Tensor, Tensor | float]) -> Iterator[None]:
+    """Parameters or buffers that hold something else for a while."""
+    before = [tensor.detach().clone() for tensor, _ in swaps]
+    with torch.no_grad():
+        for tensor, value in swaps:
+            tensor.copy_(torch.as_tensor(value, device=tensor.device))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for (tensor, _), kept in zip(swaps, before, strict=True):
+                tensor.copy_(kept)
+
+
+@contextmanager
+def _answering(module: nn.Module, change: Callable[[tuple[Any, ...], Any], Any]) -> Iterator[None]:
+    """A module whose output is changed: (inputs, output) -> output."""
+    handle = module.register_forward_hook(lambda _, given, out: change(given, out))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _hearing(module: nn.Module, change: Callable[..., tuple[Any, ...]]) -> Iterator[None]:
+    """A module whose inputs are changed: inputs -> inputs."""
+    handle = module.register_forward_pre_hook(lambda _, given: change(*given))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _constant_weights(model: MedK2N) -> AbstractContextManager[None]:
+    """W is the target's mean measured gain of whole frames."""
+    usual = model.fusion.history.sum(dim=0) / max(1, model.m - 1)
+    return _answering(model.fusion.pre_weight, lambda given, out: (usual[given[3]].to(out[0].dtype), *out[1:]))
+
+
+def _no_maps(model: MedK2N) -> AbstractContextManager[None]:
+    return _answering(model.fusion.effi_weight, lambda given, out: torch.full_like(out, _SURE))
+
+
+def _no_thresholds(model: MedK2N) -> AbstractContextManager[None]:
+    return _answering(model.fusion.threshold, lambda given, out: torch.zeros_like(out))
+
+
+@contextmanager
+def _without_evidence(
+    model: MedK2N, *, facts: slice, threshold: int | None = None, local: Sequence[int] = ()
+) -> Iterator[None]:
+    """Some of the evidence says what it usually does, to all three networks.
+
+    Args:
+        facts: of what PreWeightNet reads.
+        threshold: position among the inputs of ThresholdNet.
+        local: kinds of what EffiWeightNet reads.
+    """
+
+    def silent_facts(told: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        told = told.clone()
+        told[:, facts] = 0
+        return told, *rest
+
+    def silent_input(*given: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.zeros_like(x) if k == threshold else x for k, x in enumerate(given))
+
+    def silent_windows(told: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        told = told.clone()
+        told[:, list(local)] = 0
+        return told, *rest
+
+    with ExitStack() as held:
+        held.enter_context(_hearing(model.fusion.pre_weight, silent_facts))
+        held.enter_context(_hearing(model.fusion.threshold, silent_input))
+        held.enter_context(_hearing(model.fusion.effi_weight, silent_windows))
+        yield
+
+
+def _one_head(model: MedK2N, head: str) -> AbstractContextManager[None]:
+    """All votes are one head's."""
+    bias = model.heads.level.bias  # image and vote of each head
+    votes = bias.detach().clone()
+    votes[2 * TaskHeadNet.HEADS.index(head) + 1] += _SURE
+    return _swapped((bias, votes))
+
+
+@contextmanager
+def _flat(model: MedK2N) -> Iterator[None]:
+    """Every frame is its own slice, thrice: 2-D for 2.5-D."""
+    scene = model.scene
+
+    def flat_scene(images: Tensor, needed: Tensor) -> Any:
+        centre = images.shape[2] // 2
+        return scene(images[:, :, centre : centre + 1].expand_as(images), needed)
+
+    model.scene = flat_scene  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del model.scene
+
+
+PARTS: dict[str, Part] = {
+    "weights": Part("W is the same for every frame: the target's mean gain", _constant_weights),
+    "memory": Part("the memory bank answers 0", lambda model: _swapped((model.fusion.pre_weight.values, 0.0))),
+    "history": Part("no pair of modalities has a history", lambda model: _swapped((model.fusion.gained, 0.0))),
+    "thresholds": Part("tau is 0 dB", _no_thresholds),
+    "maps": Part("what is let in counts whole: P is 0 or 1", _no_maps),
+    "gates": Part("every frame is let in whole", lambda model: _swapped((model.fusion.taught, 0.0))),
+    "own_look": Part(
+        "no frame is looked at by itself, nor at its neighbouring slices", partial(_without_evidence, facts=OWN_FACTS)
+    ),
+    "agreement": Part(
+        "no frame is held against what others expect of it",
+        partial(_without_evidence, facts=AGREEMENT_FACTS, threshold=3, local=LOCAL_AGREEMENT),
+    ),
+    "proposals": Part(
+        "what state and frame propose for the target is not compared",
+        partial(_without_evidence, facts=TARGET_FACTS, threshold=4, local=LOCAL_TARGET),
+    ),
+    **{
+        f"{head}_head": Part(f"the {head} head alone makes the image", partial(_one_head, head=head))
+        for head in TaskHeadNet.HEADS
+    },
+    "neighbours": Part("a frame is one slice: 2-D for 2.5-D", _flat),
+}
+"""What `medk2n ablate` takes away, by name."""
