@@ -108,7 +108,7 @@ def synth(
         jobs = [replace(job, place=replace(job.place, form=form)) for job in _with_rules(jobs, control)]
         several = len(jobs) + len(failed) > 1
         if not several:
-            _read_headers(jobs[0])
+            _read_headers(jobs[0], reference, config.spacing_mm)
         run.device = resolve_device(device)
         run.facts["model"] = {"folder": str(folder), "sha256": config.sha256}
         data = study if several else None
@@ -123,16 +123,21 @@ def synth(
         end_with(failed)
 
 
-def _read_headers(job: Job) -> None:
+def _read_headers(job: Job, reference: str | None, spacing_mm: float) -> None:
     """Refuse what its header shows to be unusable before a model is loaded, which takes seconds."""
+    from medk2n.cli.common import modality_names
     from medk2n.data.subject import Subject
+    from medk2n.geometry.resample import working_grid
     from medk2n.io.nifti import read_header
 
+    first = modality_names([reference], "--reference")[0] if reference else job.given[0]
     for name in job.given:
-        if isinstance(job.study, Subject):
-            job.study.header(name)
-        elif isinstance(job.study[name], Path):
-            read_header(job.study[name])
+        of_file = isinstance(job.study, Subject) or isinstance(job.study[name], Path)
+        if not of_file:
+            continue  # in memory already
+        header = job.study.header(name) if isinstance(job.study, Subject) else read_header(job.study[name])
+        if name == first and header.spacing_known:
+            working_grid(header.grid, spacing_mm, header.slice_axis)
 
 
 def _refuse_unknown(names: list[str], config: "ModelConfig", option: str) -> None:
