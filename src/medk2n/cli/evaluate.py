@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medk2n.cli.common import DATA_HELP, DeviceOption, ManifestOption, ModelOption, OverwriteOption, SeedOption
+from medk2n.cli.common import (
+    DATA_HELP,
+    DeviceOption,
+    ManifestOption,
+    ModelOption,
+    OverwriteOption,
+    PreferOption,
+    SeedOption,
+)
 
 if TYPE_CHECKING:
     from medk2n.checkpoint import ModelConfig
@@ -45,6 +53,7 @@ def evaluate(
     ] = None,
     subjects: Annotated[list[str] | None, typer.Option("--subjects", help="Ids to keep: a comma list.")] = None,
     exclude: Annotated[list[str] | None, typer.Option("--exclude", help="Ids to leave out: a comma list.")] = None,
+    prefer: PreferOption = None,
     split: Annotated[Path | None, typer.Option("--split", help="split.json of index: its test part alone.")] = None,
     every: Annotated[int, typer.Option("--every", min=1, help="Score every Nth slice only: N times faster.")] = 1,
     protocol: Annotated[
@@ -62,22 +71,24 @@ def evaluate(
     measures the same images under published recipes too, before and after the best gain and offset.
     """
     from medk2n.checkpoint import find_model, read_config
-    from medk2n.cli.common import end_with, modality_names, resolve_device, run_manifest, split_names
+    from medk2n.cli.common import LeftOutFiles, end_with, modality_names, resolve_device, run_manifest, split_names
     from medk2n.cli.scoring import costs, hardware, measure
     from medk2n.data.discover import discover
     from medk2n.evaluation.panel_table import write_panel
     from medk2n.io.outputs import output_folder
 
     options = {"model": model, "data": data, "out": out, "modalities": modalities, "subjects": subjects}
-    options |= {"exclude": exclude, "split": split, "every": every, "protocol": protocol}
+    options |= {"exclude": exclude, "prefer": prefer, "split": split, "every": every, "protocol": protocol}
     options |= {"device": device, "seed": seed, "overwrite": overwrite}
     with run_manifest(manifest, "evaluate", options, overwrite=overwrite) as run:
         panel = _panel(split_names(protocol), every)
         folder = find_model(model)
         config = read_config(folder)
         faults: dict[str, Medk2nError] = {}
-        kept = split_names(subjects) or None
-        found = discover(data, subjects=kept, exclude=split_names(exclude), faulty=faults.__setitem__)
+        kept, files = split_names(subjects) or None, LeftOutFiles()
+        told: dict[str, Any] = {"faulty": faults.__setitem__, "left_out": files.add}
+        found = discover(data, subjects=kept, exclude=split_names(exclude), prefer=split_names(prefer), **told)
+        files.tell()
         if split:
             found = _test_part(found, split, data, config)
         tested = _modalities_under_test(modality_names(modalities, "--modalities"), config.modalities, found, data)
