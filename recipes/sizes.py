@@ -3,13 +3,16 @@
     python recipes/sizes.py
 
 Prints a table in Markdown: weights, and the floating-point operations (two a multiplication) of one answer: a slice of
-192 x 192 voxels, four modalities of eight in, the other four out; all gates of Med-K2N open, so nothing is skipped.
+192 x 192 voxels, four modalities of eight in, the other four out; all gates of Med-K2N open.
 """
 
 import torch
 
 from medk2n.models._flops import counting
 from medk2n.models._spec import Query, Statistics
+from medk2n.models.medk2n import MedK2N
+from medk2n.models.medk2n_parts.control import PlannedStep
+from medk2n.models.medk2n_parts.progressive_fusion import Guidance
 from medk2n.registry import names, resolve
 
 M, K = 8, 4
@@ -20,13 +23,18 @@ def measured(name: str, pixels: int = 192) -> tuple[int, int]:
     spec = resolve("models", name)
     with torch.random.fork_rng(devices=[]):
         module = spec.build(spec.params(), M, Statistics.neutral(M)).eval().requires_grad_(False)
-    if hasattr(module, "fusion"):
-        module.fusion.threshold.lowest = module.fusion.threshold.highest = -1.0
     sources = torch.zeros(M - K, M, dtype=torch.bool)
     sources[:, :K] = True
     query = Query(torch.zeros(M - K, dtype=torch.long), sources, torch.arange(K, M))
+    images = torch.full((1, M, module.params.slices, pixels, pixels), 0.5)
     with torch.no_grad(), counting() as counter:
-        module(torch.full((1, M, module.params.slices, pixels, pixels), 0.5), query)
+        if isinstance(module, MedK2N):  # decisions are taken once a study, and its slices follow them
+            plan = {
+                j: tuple(PlannedStep(i, 0.0, 0.0, 1.0, False, torch.zeros(1)) for i in range(K)) for j in range(K, M)
+            }
+            module.decode(module.scene(images, query.needed(1)), query, Guidance(plan))
+        else:
+            module(images, query)
     return sum(p.numel() for p in module.parameters()), counter.get_total_flops()
 
 

@@ -11,6 +11,10 @@ class Medk2nError(Exception):
 
     exit_code = 2
 
+    def __str__(self) -> str:
+        """One line, whatever names of files and values out of them are in it."""
+        return " ".join(super().__str__().splitlines())
+
 
 class UsageError(Medk2nError, ValueError):
     """An option or argument that cannot be what the caller meant."""

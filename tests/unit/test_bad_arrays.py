@@ -376,6 +376,9 @@ class TestTheDoor:
         with pytest.raises(DatasetError, match=r"^x \(NotImplementedError\); y$"), door(DatasetError, "x", "y"):
             raise NotImplementedError
 
+    def test_no_name_in_an_error_breaks_its_line(self):
+        assert str(VolumeReadError("a\nb\u2028c.nii  is none")) == "a b c.nii  is none"
+
     def test_warnings_stay_inside(self, capfd):
         import warnings
 

@@ -404,7 +404,14 @@ def test_a_limit_can_be_set(tmp_path, monkeypatch):
         read_volume(path, "t1n")
 
 
-@pytest.mark.parametrize("make", [missing, giant_voxels, a_pipe, other_header_size, beyond_the_limit])
+def voxels_that_would_become_many(folder):
+    array = np.random.default_rng(0).normal(size=(40, 40, 40)).astype(np.float32)
+    return saved(nib.Nifti1Image(array, np.diag([49.0, 49, 49, 1])), folder / "many.nii")
+
+
+@pytest.mark.parametrize(
+    "make", [voxels_that_would_become_many, missing, giant_voxels, a_pipe, other_header_size, beyond_the_limit]
+)
 def test_the_command_says_one_line_before_a_model_is_loaded(tmp_path, capfd, monkeypatch, make):
     monkeypatch.setattr("medk2n.cli.common.resolve_device", lambda name: pytest.fail("torch was loaded"))
     assert main(["synth", "-i", f"t1n={make(tmp_path)}", "-t", "t2w", "-o", str(tmp_path / "out")]) == 2

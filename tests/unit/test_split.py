@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,9 @@ from medk2n.cli.main import main
 from medk2n.config.schema import load_config
 from medk2n.data.discover import discover
 from medk2n.data.inventory import Image, Inventory
-from medk2n.data.split import PARTS, Split, draw_split, patient_of, read_split, site_of
+from medk2n.data.split import PARTS, Split, draw_split, patients_of, read_patients, read_split, site_of
 from medk2n.data.subject import Subject
-from medk2n.errors import DatasetError, StoppedError, UsageError
+from medk2n.errors import DatasetError, StoppedError, UnknownNameError, UsageError
 from medk2n.training import run
 
 SMALL = (
@@ -56,7 +57,7 @@ def test_patients_are_parted_by_the_shares_and_alike_in_every_stratum(people, se
     assert list(split.subjects) == sorted(s.id for s in found)
     of_patient = {}
     for name, part in parts(split).items():
-        assert of_patient.setdefault(patient_of(name), part) == part
+        assert of_patient.setdefault(name.split("_")[0], part) == part
     shares = {"train": 0.5, "validation": 0.2, "test": 0.3}
     for part, count in Counter(of_patient.values()).items():
         assert abs(count - shares[part] * len(people)) < 2
@@ -113,7 +114,7 @@ def test_a_part_of_no_share_is_empty() -> None:
     ],
 )
 def test_an_id_tells_patient_and_site(name: str, patient: str, site: str) -> None:
-    assert (patient_of(name), site_of(subject(name))) == (patient, site)
+    assert (patients_of([subject(name)]), site_of(subject(name))) == ({name: patient}, site)
 
 
 def test_the_site_of_a_bids_data_set_is_in_its_table(tmp_path: Path) -> None:
@@ -244,3 +245,65 @@ def test_two_ways_to_say_what_is_watched_are_refused(data: Path, tmp_path: Path,
     options = ["train", "--data", str(data), "-o", str(tmp_path), "--split", "split.json", "--val", str(data)]
     assert main(options) == 2
     assert "validation and split: each says what is watched" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("ids", "count"),
+    [
+        ("P001_11 P001_21 P002_11 P002_21 P003_11", 3),  # the last number is of a session: few, behind a number
+        ("UPENN-GBM-00001_11 UPENN-GBM-00001_21 UPENN-GBM-00002_11 UPENN-GBM-00003_11", 3),
+        ("P001_TP1 P001_TP2 P002_TP1", 2),
+        ("P1-T1 P1-T2 P2-T1", 2),
+        ("Patient-001_week-000 Patient-001_week-010-1 Patient-002_week-000", 2),
+        ("anna_ses-1 anna_ses-2 ben_ses-1", 2),
+        ("anna_baseline anna_followup anna_follow-up2 ben_baseline", 2),
+        ("P01_20190101 P01_2020-02-03 P02_20190101", 2),
+        ("openMSlong-patient07-study1 openMSlong-patient07-study2", 1),
+        ("sub-01 sub-02 sub-03", 3),
+        ("BRATS_001 BRATS_002 BRATS_003", 3),  # numbers of patients
+        ("BraTS2021_00000 BraTS2021_00002", 2),
+        ("Brats18_2013_2_1 Brats18_2013_3_1 Brats18_TCIA01_131_1", 3),
+        ("study1_01 study1_02 study1_03 study2_01 study2_02", 5),
+        ("TCGA_CS_4941 TCGA_CS_4942", 2),
+        ("IXI002-Guys-0828 IXI012-HH-1211", 2),
+        ("PD_m12 PD_m13", 2),
+    ],
+)
+def test_names_tell_patients_as_far_as_they_do(ids: str, count: int) -> None:
+    found = patients_of([subject(name) for name in ids.split()])
+    assert len(set(found.values())) == count
+    assert all(name.startswith(patient) for name, patient in found.items())
+
+
+def test_a_table_and_the_layout_tell_patients_before_names_do(tmp_path: Path) -> None:
+    found = [
+        subject("a1"),
+        replace(subject("x_b"), patient="x"),
+        replace(subject("x_c"), patient="x"),
+        subject("b1_tp1"),
+    ]
+    assert patients_of(found) == {"a1": "a1", "x_b": "x", "x_c": "x", "b1_tp1": "b1"}
+    for text in ("subject,patient\na1,b1\n", "subject\tpatient\na1\tb1\n"):
+        for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+            (tmp_path / "p.csv").write_text(text, encoding=encoding)
+            stated = read_patients(tmp_path / "p.csv", [s.id for s in found])
+            assert patients_of(found, stated)["a1"] == "b1"
+    split = draw_split(found, Inventory(), validation=0, test=0.4, seed=0, patients=patients_of(found, stated))
+    assert parts(split)["a1"] == parts(split)["b1_tp1"]
+    assert parts(split)["x_b"] == parts(split)["x_c"]
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "match"),
+    [
+        ("subject,patient\na1,b\na1,c\n", DatasetError, "line 3: expected one subject and its patient"),
+        ("subject\na1\n", DatasetError, "line 2: expected one subject and its patient"),
+        ("subject,patient\nzz,b\n", UnknownNameError, "no subject 'zz' in the data"),
+        (None, DatasetError, "cannot be read"),
+    ],
+)
+def test_a_table_of_patients_that_cannot_be_is_refused(tmp_path: Path, text, error, match) -> None:
+    if text is not None:
+        (tmp_path / "p.csv").write_text(text)
+    with pytest.raises(error, match=match):
+        read_patients(tmp_path / "p.csv", ["a1"])

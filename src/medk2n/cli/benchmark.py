@@ -201,8 +201,10 @@ def _write(
         stem = f"table{number}"
         write_csv(folder / f"{stem}.csv", Line, lines)
         text = markdown(chosen, lines, methods, by_target=by_target) + costs_markdown(facts["training"])
-        (folder / f"{stem}.md").write_text(text, encoding="utf-8")
-        (folder / f"{stem}.tex").write_text(latex(chosen, lines, methods, by_target=by_target), encoding="utf-8")
+        (folder / f"{stem}.md").write_text(text, encoding="utf-8", errors="backslashreplace")
+        (folder / f"{stem}.tex").write_text(
+            latex(chosen, lines, methods, by_target=by_target), encoding="utf-8", errors="backslashreplace"
+        )
         table_figure(lines, folder / f"{stem}.png", methods=methods, title=f"{chosen.label}: table {number}")
         if not by_target:
             for group in dict.fromkeys(line.group for line in lines):

@@ -190,15 +190,13 @@ def _jobs(
     from medk2n.data.bids_filter import wanted_files
     from medk2n.data.datasets._files import subject_of
     from medk2n.data.datasets.bids import session_files
-    from medk2n.errors import DatasetError
 
     jobs, failed = [], {}
     for place in places:
         folder = place.raw.joinpath(*place.study.split("_"))
-        try:
-            subject = subject_of(place.study, wanted_files(session_files(folder), filters))
-        except DatasetError as error:
-            failed[place.study] = f"{error}; or choose one by --bids-filter-file"
+        subject = subject_of(place.study, wanted_files(session_files(folder), filters))
+        if subject.fault:
+            failed[place.study] = f"{subject.fault}; here by --bids-filter-file"
             continue
         missing = wanted or [name for name in config.modalities if name not in subject.readers]
         if subject.readers and missing:

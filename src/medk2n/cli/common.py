@@ -19,6 +19,8 @@ from medk2n.errors import UnknownNameError, UsageError
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
+    from medk2n.data.subject import LeftOut
+
 DATA_HELP = (
     "Folder: BIDS, studies, flat, nnU-Net raw, .npz arrays, slices with a table; or 'DIR/{subject}/{modality}.nii.gz'."
 )
@@ -39,6 +41,10 @@ SeedOption = Annotated[int, typer.Option("--seed", min=0, help="The same seed gi
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out already.")]
 ManifestOption = Annotated[
     Path | None, typer.Option("--manifest", help="Write what was run, on what, in which time and memory (JSON).")
+]
+PreferOption = Annotated[
+    list[str] | None,
+    typer.Option("--prefer", metavar="WORD", help="Of several files of one modality take that with this word: run-1."),
 ]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one configuration value; repeatable.")
@@ -112,6 +118,30 @@ def modality_names(values: Sequence[str] | None, option: str) -> list[str]:
             raise UsageError(f"{option} names {name} twice; give each modality once")
         names.append(name)
     return names
+
+
+class LeftOutFiles:
+    """What lies beside the files of subjects and is not used, told in a line a reason; give its `add` to `discover`."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, list[LeftOut]] = {}
+
+    def add(self, subject: str, file: "LeftOut") -> None:
+        """Note one file."""
+        self.of.setdefault(subject, []).append(file)
+
+    def tell(self, *, most: int = 8) -> None:
+        """Warn on stderr; of more reasons than `most` the rest is counted."""
+        by_reason: dict[str, list[str]] = {}
+        for subject, files in self.of.items():
+            for file in files:
+                by_reason.setdefault(file.why, []).append(f"{subject}: {Path(file.path).name}")
+        for why, names in list(by_reason.items())[:most]:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            typer.echo(f"medk2n: warning: {one_line(f'left out: {names[0]}{more} ({why})')}", err=True)
+        if len(by_reason) > most:
+            rest = sum(map(len, list(by_reason.values())[most:]))
+            typer.echo(f"medk2n: warning: left out: {rest} more files; medk2n index tells all", err=True)
 
 
 def end_with(failed: Mapping[str, Any]) -> None:

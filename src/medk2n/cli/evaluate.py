@@ -14,6 +14,7 @@ from medk2n.cli.common import (
     ManifestOption,
     ModelOption,
     OverwriteOption,
+    PreferOption,
     SeedOption,
     SeverityOption,
 )
@@ -55,6 +56,7 @@ def evaluate(
     ] = None,
     subjects: Annotated[list[str] | None, typer.Option("--subjects", help="Ids to keep: a comma list.")] = None,
     exclude: Annotated[list[str] | None, typer.Option("--exclude", help="Ids to leave out: a comma list.")] = None,
+    prefer: PreferOption = None,
     split: Annotated[Path | None, typer.Option("--split", help="split.json of index: its test part alone.")] = None,
     every: Annotated[int, typer.Option("--every", min=1, help="Score every Nth slice only: N times faster.")] = 1,
     protocol: Annotated[
@@ -75,7 +77,7 @@ def evaluate(
     comparison with one of two or three inputs damaged: beside the same inputs whole, and the damaged one left out.
     """
     from medk2n.checkpoint import find_model, read_config
-    from medk2n.cli.common import end_with, modality_names, resolve_device, run_manifest, split_names
+    from medk2n.cli.common import LeftOutFiles, end_with, modality_names, resolve_device, run_manifest, split_names
     from medk2n.cli.scoring import costs, damage_asked, hardware, measure, measure_damage, modalities_under_test
     from medk2n.data.discover import discover
     from medk2n.evaluation.damage_table import write_damage
@@ -83,7 +85,7 @@ def evaluate(
     from medk2n.io.outputs import output_folder
 
     options = {"model": model, "data": data, "out": out, "modalities": modalities, "subjects": subjects}
-    options |= {"exclude": exclude, "split": split, "every": every, "protocol": protocol}
+    options |= {"exclude": exclude, "prefer": prefer, "split": split, "every": every, "protocol": protocol}
     options |= {"damage": damage, "severity": severity}
     options |= {"device": device, "seed": seed, "overwrite": overwrite}
     with run_manifest(manifest, "evaluate", options, overwrite=overwrite) as run:
@@ -91,8 +93,10 @@ def evaluate(
         folder = find_model(model)
         config = read_config(folder)
         faults: dict[str, Medk2nError] = {}
-        kept = split_names(subjects) or None
-        found = discover(data, subjects=kept, exclude=split_names(exclude), faulty=faults.__setitem__)
+        kept, files = split_names(subjects) or None, LeftOutFiles()
+        told: dict[str, Any] = {"faulty": faults.__setitem__, "left_out": files.add}
+        found = discover(data, subjects=kept, exclude=split_names(exclude), prefer=split_names(prefer), **told)
+        files.tell()
         if split:
             found = _test_part(found, split, data, config)
         tested = modalities_under_test(modality_names(modalities, "--modalities"), config.modalities, found, data)

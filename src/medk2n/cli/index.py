@@ -1,16 +1,16 @@
 """`medk2n index`: what is in a data set and what looks wrong with it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medk2n.cli.common import DATA_HELP, ManifestOption, OverwriteOption, SeedOption
+from medk2n.cli.common import DATA_HELP, ManifestOption, OverwriteOption, PreferOption, SeedOption
 from medk2n.cli.complaints import SOME_FAILED, one_line
 
 if TYPE_CHECKING:
     from medk2n.data.inventory import Inventory
-    from medk2n.data.subject import Subject
+    from medk2n.data.subject import LeftOut, Subject
     from medk2n.errors import Medk2nError
 
 _MOST_LINES = 20
@@ -21,6 +21,7 @@ def index(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the tables and the figure.")],
     subjects: Annotated[list[str] | None, typer.Option("--subjects", help="Ids to keep: a comma list.")] = None,
     exclude: Annotated[list[str] | None, typer.Option("--exclude", help="Ids to leave out: a comma list.")] = None,
+    prefer: PreferOption = None,
     split: Annotated[
         str | None,
         typer.Option(
@@ -28,6 +29,10 @@ def index(
             metavar="VAL,TEST",
             help="Part the patients: shares to watch and to test on (0.1,0.2), into split.json for train and evaluate.",
         ),
+    ] = None,
+    patients: Annotated[
+        Path | None,
+        typer.Option("--patients", metavar="TABLE", help="Columns subject, patient: which subjects are one patient."),
     ] = None,
     seed: SeedOption = 0,
     overwrite: OverwriteOption = False,
@@ -39,24 +44,27 @@ def index(
     the others of their subject by more than a voxel are told. Nothing is changed. A split keeps a patient's sessions,
     and subjects that share an image, together, and is alike in every site and pattern of missing modalities.
     """
-    from medk2n.cli.common import run_manifest, split_names
+    from medk2n.cli.common import LeftOutFiles, run_manifest, split_names
     from medk2n.data.discover import discover
-    from medk2n.data.split import FILE, count_parts, draw_split
+    from medk2n.data.split import FILE, count_parts, draw_split, patients_of, read_patients
     from medk2n.io.atomic import write_json
     from medk2n.io.outputs import output_folder
     from medk2n.report.inventory import FILES, PAGE, write_inventory
 
-    options = {"data": data, "out": out, "subjects": subjects, "exclude": exclude, "overwrite": overwrite}
-    options |= {"split": split, "seed": seed}
+    options = {"data": data, "out": out, "subjects": subjects, "exclude": exclude, "prefer": prefer}
+    options |= {"split": split, "patients": patients, "seed": seed, "overwrite": overwrite}
     with run_manifest(manifest, "index", options, overwrite=overwrite) as run:
         shares = _shares(split) if split else None
         faults: dict[str, Medk2nError] = {}
-        kept = split_names(subjects) or None
-        found = discover(data, subjects=kept, exclude=split_names(exclude), faulty=faults.__setitem__)
+        kept, files = split_names(subjects) or None, LeftOutFiles()
+        told: dict[str, Any] = {"faulty": faults.__setitem__, "left_out": files.add}
+        found = discover(data, subjects=kept, exclude=split_names(exclude), prefer=split_names(prefer), **told)
+        whose = patients_of(found, read_patients(patients, [s.id for s in found]) if patients else None)
+        how = {"seed": seed, "patients": whose}
         names = [*FILES, *([FILE] if shares else [])]
         with output_folder(out, names, overwrite=overwrite) as place:
-            inventory = _read(found, faults)
-            drawn = draw_split(found, inventory, validation=shares[0], test=shares[1], seed=seed) if shares else None
+            inventory = _read(found, faults, files.of)
+            drawn = draw_split(found, inventory, validation=shares[0], test=shares[1], **how) if shares else None
             with place.whole(last=PAGE) as new:
                 write_inventory(inventory, str(data), new)
                 if drawn:
@@ -67,6 +75,7 @@ def index(
         _tell(inventory, out)
         if drawn:
             typer.echo(f"Split: {count_parts(drawn)}: {out / FILE}")
+            _tell_patients(found, whose)
         if any(complaint.kind == "unreadable" for complaint in inventory.complaints):
             raise typer.Exit(SOME_FAILED)
 
@@ -81,14 +90,28 @@ def _shares(text: str) -> tuple[float, float]:
     return validation, test
 
 
-def _read(subjects: "list[Subject]", faults: "dict[str, Medk2nError]") -> "Inventory":
+def _read(
+    subjects: "list[Subject]", faults: "dict[str, Medk2nError]", left_out: "dict[str, list[LeftOut]]"
+) -> "Inventory":
     from medk2n.cli.common import progress_bar
     from medk2n.data.inventory import take_inventory
 
     with progress_bar() as bar:
         line = bar.add_task("reading", total=len(subjects))
-        return take_inventory(
-            subjects, lambda done, total: bar.update(line, completed=done, total=total), faulty=faults
+
+        def progress(done: int, total: int) -> None:
+            bar.update(line, completed=done, total=total)
+
+        return take_inventory(subjects, progress, faulty=faults, left_out=left_out)
+
+
+def _tell_patients(found: "list[Subject]", whose: "dict[str, str]") -> None:
+    """Names alone rarely tell that two subjects are one patient: then a person must know that nobody looked."""
+    alone = sum(not subject.patient and whose[subject.id] == subject.id for subject in found)
+    typer.echo(f"{len(whose)} subjects are taken for {len(set(whose.values()))} patients")
+    if alone:
+        typer.echo(
+            f"Neither layout nor name tells a patient behind {alone} of them: if some are of one, say so (--patients)"
         )
 
 

@@ -1,5 +1,6 @@
 """The command line: `medk2n VERB`. One file a verb; this one only joins them and reports failures."""
 
+import io
 import sys
 import traceback
 import warnings
@@ -68,6 +69,9 @@ def run() -> None:
     """The `medk2n` program. What libraries warn of names no file and no cure; `python -W default` shows it."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+    for stream in (sys.stdout, sys.stderr):  # a file name in letters that the terminal has not must not end the work
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(main(sys.argv[1:]))
 
 

@@ -2,11 +2,11 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medk2n.cli.common import ManifestOption, OverwriteOption
+from medk2n.cli.common import ManifestOption, OverwriteOption, PreferOption
 from medk2n.cli.complaints import one_line
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def prepare(
     ] = None,
     subjects: Annotated[list[str] | None, typer.Option("--subjects", help="Ids to keep: a comma list.")] = None,
     exclude: Annotated[list[str] | None, typer.Option("--exclude", help="Ids to leave out: a comma list.")] = None,
+    prefer: PreferOption = None,
     jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes (one a core).")] = None,
     overwrite: OverwriteOption = False,
     manifest: ManifestOption = None,
@@ -54,7 +55,7 @@ def prepare(
     was done, a picture to check it by, and the slices that training maps into memory. Registration, N4 and skull
     stripping are done if asked for. Stopped, it goes on where it was; what is prepared from the same files stays.
     """
-    from medk2n.cli.common import end_with, modality_names, run_manifest, split_names
+    from medk2n.cli.common import LeftOutFiles, end_with, modality_names, run_manifest, split_names
     from medk2n.data.discover import discover
     from medk2n.errors import UsageError
     from medk2n.preparation.ants import require_ants
@@ -71,7 +72,7 @@ def prepare(
         raise UsageError(f"--spacing {spacing:g}: expected more than 0 mm")
     options = {"data": data, "out": out, "spacing": spacing, "reference": reference, "register": register, "ants": ants}
     options |= {"n4": n4, "strip": strip, "strip_command": strip_command}
-    options |= {"subjects": subjects, "exclude": exclude, "jobs": jobs}
+    options |= {"subjects": subjects, "exclude": exclude, "prefer": prefer, "jobs": jobs}
     with run_manifest(manifest, "prepare", options | {"overwrite": overwrite}, overwrite=overwrite) as run:
         plan = Plan(
             spacing_mm=spacing,
@@ -83,8 +84,10 @@ def prepare(
             strip_command=words_of(strip_command) if strip_command else None,
         )
         faults: dict[str, Medk2nError] = {}
-        kept = split_names(subjects) or None
-        found = discover(data, subjects=kept, exclude=split_names(exclude), faulty=faults.__setitem__)
+        kept, files = split_names(subjects) or None, LeftOutFiles()
+        told: dict[str, Any] = {"faulty": faults.__setitem__, "left_out": files.add}
+        found = discover(data, subjects=kept, exclude=split_names(exclude), prefer=split_names(prefer), **told)
+        files.tell()
         result = _prepare(found, data, out, plan, jobs or _cores(), overwrite=overwrite)
         result.failed |= {subject: str(fault) for subject, fault in faults.items()}
         run.inputs += [file for subject in found for file in subject.files]

@@ -1,6 +1,6 @@
 """`medk2n synth`: some of a patient's scans in, the missing ones out; a thin layer over `Synthesizer`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +15,7 @@ from medk2n.cli.common import (
     ManifestOption,
     ModelOption,
     OverwriteOption,
+    PreferOption,
     SeedOption,
     SetOption,
 )
@@ -69,6 +70,7 @@ def synth(
     model: ModelOption = "default",
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
+    prefer: PreferOption = None,
     overrides: SetOption = None,
     overwrite: OverwriteOption = False,
     manifest: ManifestOption = None,
@@ -83,14 +85,14 @@ def synth(
     --set fusion.t2f.leave_out=\\[t1c], --set fusion.t2f.weights.t2w.at_most=0.3 (or .fixed), and .where=MASK.nii.gz.
     """
     from medk2n.checkpoint import find_model, read_config
-    from medk2n.cli.common import end_with, modality_names, resolve_device, run_manifest
+    from medk2n.cli.common import end_with, modality_names, resolve_device, run_manifest, split_names
     from medk2n.config.control import load_control
     from medk2n.report.group import group_page, write_group
     from medk2n.report.places import StudyFolder
 
     options = {"study": study, "input": inputs, "target": targets, "reference": reference, "out": out}
     options |= {"model": model, "device": device, "seed": seed, "set": overrides, "overwrite": overwrite}
-    options |= {"series": series, "format": file_format, "burn_in": burn_in}
+    options |= {"series": series, "format": file_format, "burn_in": burn_in, "prefer": prefer}
     with run_manifest(manifest, "synth", options, overwrite=overwrite) as run:
         control = load_control(overrides or [])
         folder = find_model(model)
@@ -104,11 +106,11 @@ def synth(
             targets = wanted or _missing(list(dicom.series), config)
             jobs = [Job(dicom.volumes, targets, StudyFolder(out, dicom.id, out))]
         else:
-            jobs = _jobs(study, inputs or [], wanted, config, out, failed)
+            jobs = _jobs(study, inputs or [], wanted, config, out, failed, split_names(prefer))
         jobs = [replace(job, place=replace(job.place, form=form)) for job in _with_rules(jobs, control)]
         several = len(jobs) + len(failed) > 1
         if not several:
-            _read_headers(jobs[0])
+            _read_headers(jobs[0], reference, config.spacing_mm)
         run.device = resolve_device(device)
         run.facts["model"] = {"folder": str(folder), "sha256": config.sha256}
         data = study if several else None
@@ -123,16 +125,21 @@ def synth(
         end_with(failed)
 
 
-def _read_headers(job: Job) -> None:
+def _read_headers(job: Job, reference: str | None, spacing_mm: float) -> None:
     """Refuse what its header shows to be unusable before a model is loaded, which takes seconds."""
+    from medk2n.cli.common import modality_names
     from medk2n.data.subject import Subject
+    from medk2n.geometry.resample import working_grid
     from medk2n.io.nifti import read_header
 
+    first = modality_names([reference], "--reference")[0] if reference else job.given[0]
     for name in job.given:
-        if isinstance(job.study, Subject):
-            job.study.header(name)
-        elif isinstance(job.study[name], Path):
-            read_header(job.study[name])
+        of_file = isinstance(job.study, Subject) or isinstance(job.study[name], Path)
+        if not of_file:
+            continue  # in memory already
+        header = job.study.header(name) if isinstance(job.study, Subject) else read_header(job.study[name])
+        if name == first and header.spacing_known:
+            working_grid(header.grid, spacing_mm, header.slice_axis)
 
 
 def _refuse_unknown(names: list[str], config: "ModelConfig", option: str) -> None:
@@ -208,7 +215,13 @@ def _form(wanted: Format | None, dicom: "DicomStudy | None", *, burn_in: bool | 
 
 
 def _jobs(
-    study: Path | None, inputs: list[str], wanted: list[str], config: "ModelConfig", out: Path, failed: dict[str, Any]
+    study: Path | None,
+    inputs: list[str],
+    wanted: list[str],
+    config: "ModelConfig",
+    out: Path,
+    failed: dict[str, Any],
+    prefer: Sequence[str],
 ) -> list[Job]:
     """What is to be done; id -> complaint of the studies that cannot be used goes into `failed`."""
     from medk2n.errors import UsageError
@@ -222,7 +235,7 @@ def _jobs(
         _refuse_unknown(list(files), config, "--input")
         targets = wanted or _missing(list(files), config)
         return [Job(files, targets, StudyFolder(out, study_id(list(files.values())), out))]
-    subjects = studies_in(study, failed)
+    subjects = studies_in(study, failed, prefer)
     several = len(subjects) + len(failed) > 1
     plans = [(s, wanted or _missing(s.modalities, config, several=several)) for s in subjects]
     folders = folder_names([s.id for s in subjects])
@@ -287,13 +300,19 @@ def named_inputs(values: list[str]) -> dict[str, Path]:
     return files
 
 
-def studies_in(folder: Path, faulty: dict[str, Any]) -> "list[Subject]":
+def studies_in(folder: Path, faulty: dict[str, Any], prefer: Sequence[str] = ()) -> "list[Subject]":
     """The one study that a folder (or file) is, or all studies in it; `faulty` gets what is wrong with the rest."""
+    from medk2n.cli.common import LeftOutFiles
     from medk2n.data.discover import discover, discover_study
 
     if folder.is_file() or _holds_nifti(folder):
-        return [discover_study(folder)]
-    return discover(folder, faulty=faulty.__setitem__)
+        return [discover_study(folder, prefer=prefer)]
+    files = LeftOutFiles()
+    found = discover(folder, prefer=prefer, faulty=faulty.__setitem__, left_out=files.add)
+    for subject in found:  # what lies beside these is told when they are completed
+        files.of.pop(subject.id, None)
+    files.tell()
+    return found
 
 
 def _missing(

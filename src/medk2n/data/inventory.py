@@ -12,7 +12,7 @@ from skimage.registration import phase_cross_correlation
 
 from medk2n.data.intensity import unit_doubt
 from medk2n.data.patient import air_level, is_stripped
-from medk2n.data.subject import Subject
+from medk2n.data.subject import LeftOut, Subject
 from medk2n.data.working import scaled
 from medk2n.errors import GeometryError, Medk2nError, contained
 from medk2n.geometry.orient import to_canonical
@@ -89,14 +89,18 @@ def take_inventory(
     progress: Callable[[int, int], None] | None = None,
     *,
     faulty: Mapping[str, Medk2nError] | None = None,
+    left_out: Mapping[str, Sequence[LeftOut]] | None = None,
 ) -> Inventory:
     """Read every image of every subject; one that cannot be read is a complaint, not an end.
 
     Args:
         progress: called with (subjects done, subjects in all).
         faulty: subjects that cannot be used at all, as `discover` tells them.
+        left_out: files that are not used, as `discover` tells them.
     """
     found = Inventory(complaints=[Complaint(i, "", "unreadable", str(fault)) for i, fault in (faulty or {}).items()])
+    for name, files in (left_out or {}).items():
+        found.complaints.extend(Complaint(name, "", "left out", str(file)) for file in files)
     for done, subject in enumerate(subjects):
         _look_at(subject, found)
         if progress:

@@ -76,6 +76,7 @@ class StudyRecord(BaseModel):
     """A study's sidecar.
 
     Attributes:
+        patient: whose study it is, where the layout it came from told more than its id does.
         sources: file, relative to the data set where it lies in it -> SHA-256.
         images: name of a file, without .nii -> what it is.
         masks: their kinds.
@@ -90,6 +91,7 @@ class StudyRecord(BaseModel):
     format: Literal[1]
     id: str
     site: str
+    patient: str = ""
     sources: dict[str, str]
     grid: Shape
     images: dict[FileName, ImageRecord]
@@ -150,7 +152,7 @@ def prepared_subject(folder: Path) -> Subject:
         subject = subject_of(folder, record.id, record.grid, record.images, record.masks)
     except GeometryError as error:
         raise GeometryError(f"{folder / STUDY}: {error}") from error
-    return replace(subject, site=record.site, prepared=folder)
+    return replace(subject, site=record.site, patient=record.patient, prepared=folder)
 
 
 def subject_of(

@@ -1,8 +1,10 @@
 """Which patients a model learns from, watches and is tested on: drawn once, kept as a file, checked at every run."""
 
+import csv
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -10,19 +12,15 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from medk2n.data.inventory import Inventory
+from medk2n.data.sessions import patients
 from medk2n.data.subject import Subject
-from medk2n.errors import DatasetError, UsageError
-from medk2n.io.door import door, read_text
+from medk2n.errors import DatasetError, UnknownNameError, UsageError
+from medk2n.io.door import door, read_any_text, read_text
 
 FILE = "split.json"
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
-# What the naming of public collections says; each pattern's group is the answer.
-_PATIENT = (
-    r"(sub-[^_]+)_ses-.+",  # BIDS: sessions of one patient
-    r"(BraTS-[A-Za-z]+-\d+)-\d{3}",  # BraTS since 2023: time points of one patient
-)
 _SITE = (
     r"(BraTS-[A-Za-z]+)-.+",  # the cohort
     r"IXI\d+-([A-Za-z]+)-\d+",  # the hospital
@@ -77,9 +75,34 @@ class Split(BaseModel):
                 )
 
 
-def patient_of(subject: str) -> str:
-    """The patient behind an id; the id itself where its naming tells no more."""
-    return _told(_PATIENT, subject) or subject
+def patients_of(subjects: Sequence[Subject], stated: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Subject -> patient: as stated, else as layout or names (`data/sessions.py`) tell, else itself.
+
+    Args:
+        stated: subject -> patient, for some or all; see `read_patients`.
+    """
+    by_name = patients(subject.id for subject in subjects)
+    return {s.id: (stated or {}).get(s.id) or s.patient or by_name[s.id] for s in subjects}
+
+
+def read_patients(path: Path, subjects: Iterable[str]) -> dict[str, str]:
+    """Subject -> patient from a table with the columns `subject` and `patient`, between commas or tabs.
+
+    Raises:
+        DatasetError: it cannot be read, lacks a column, or names a subject twice.
+        UnknownNameError: it names a subject that is not there.
+    """
+    with door(DatasetError, f"{path}: cannot be read", "expected a table with the columns subject and patient"):
+        text = read_any_text(path)
+        rows = list(csv.DictReader(StringIO(text, newline=""), delimiter="\t" if "\t" in text else ","))
+    found: dict[str, str] = {}
+    for number, row in enumerate(rows, 2):
+        subject, patient = ((row.get(column) or "").strip() for column in ("subject", "patient"))
+        if not (subject and patient) or found.setdefault(subject, patient) != patient:
+            raise DatasetError(f"{path}, line {number}: expected one subject and its patient in every line")
+    if unknown := sorted(set(found) - set(subjects)):
+        raise UnknownNameError(f"{path}: no subject {unknown[0]!r} in the data; compare with medk2n index")
+    return found
 
 
 def site_of(subject: Subject) -> str:
@@ -92,7 +115,13 @@ def _told(patterns: Iterable[str], subject: str) -> str:
 
 
 def draw_split(
-    subjects: Sequence[Subject], inventory: Inventory, *, validation: float, test: float, seed: int
+    subjects: Sequence[Subject],
+    inventory: Inventory,
+    *,
+    validation: float,
+    test: float,
+    seed: int,
+    patients: Mapping[str, str] | None = None,
 ) -> Split:
     """Part the patients at random, alike in every stratum of site and of modalities that are there.
 
@@ -100,6 +129,7 @@ def draw_split(
 
     Args:
         validation, test: shares of the patients; the rest is to learn from.
+        patients: subject -> patient; `patients_of` the subjects if None.
 
     Raises:
         UsageError: shares that leave nothing to learn from, or too few patients for a part.
@@ -108,7 +138,8 @@ def draw_split(
     if not (validation >= 0 and test >= 0 and shares["train"] > 0):  # NaN is refused too
         raise UsageError(f"a split into validation {validation:g} and test {test:g} leaves nothing to learn from")
     by_id = {subject.id: subject for subject in subjects}
-    groups = _groups(list(by_id), inventory)
+    patients = patients or patients_of(subjects)
+    groups = _groups(patients, inventory)
     strata: dict[tuple[str, tuple[str, ...]], list[list[str]]] = {}
     for group in groups:
         there = sorted({name for i in group for name in by_id[i].modalities})
@@ -122,18 +153,19 @@ def draw_split(
                 f"{len(groups)} patients are too few for a {name} part of {share:g}; give it a larger share"
             )
     placed = {
-        i: Placed(part=part, patient=patient_of(i), site=site_of(by_id[i]), modalities=by_id[i].modalities)
+        i: Placed(part=part, patient=patients[i], site=site_of(by_id[i]), modalities=by_id[i].modalities)
         for group, part in zip(mixed, parts, strict=True)
         for i in group
     }
     return Split(seed=seed, shares=shares, subjects=dict(sorted(placed.items())))
 
 
-def _groups(ids: Sequence[str], inventory: Inventory) -> list[list[str]]:
+def _groups(patients: Mapping[str, str], inventory: Inventory) -> list[list[str]]:
     """Subjects that belong together, each group and all groups sorted."""
-    group = {i: {i} for i in ids}
+    group = {i: {i} for i in patients}
     first: dict[str, str] = {}
-    links = [(patient_of(i), i) for i in ids] + [(image.fingerprint, image.subject) for image in inventory.images]
+    links = [(f"patient {who}", i) for i, who in patients.items()]
+    links += [(image.fingerprint, image.subject) for image in inventory.images]
     for what, subject in links:
         mine, other = group[subject], group[first.setdefault(what, subject)]
         if mine is not other:

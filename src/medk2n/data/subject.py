@@ -10,6 +10,17 @@ from medk2n.io.volume import Header, LabelMap, Volume
 Reader = Callable[[], Volume]
 
 
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A file beside those of a subject that is not used, and why."""
+
+    path: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{Path(self.path).name} ({self.why})"
+
+
 @dataclass(frozen=True)
 class Subject:
     """One subject (or session) of a data set.
@@ -25,6 +36,9 @@ class Subject:
         site: where it was acquired, as far as the data set states it.
         files: every file that is read for it.
         prepared: folder with its slices as training draws them, if `medk2n prepare` made the data set.
+        patient: whose it is, where the layout tells more than the id does; "" where it does not.
+        left_out: what lies beside its files and is not used.
+        doubles: modality -> files of which one is meant, but not which.
         fault: why it cannot be used, where that shows before anything is read; `discover` hands such a subject out by
             its id alone.
     """
@@ -38,6 +52,9 @@ class Subject:
     site: str = ""
     files: tuple[Path, ...] = ()
     prepared: Path | None = None
+    patient: str = ""
+    left_out: tuple[LeftOut, ...] = ()
+    doubles: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
     fault: Medk2nError | None = None
 
     @property

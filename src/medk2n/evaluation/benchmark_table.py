@@ -32,7 +32,7 @@ def write_values(path: Path, values: Values) -> None:
         for r in records:
             place = (r.subject, r.method, r.sources, r.target, r.region, matched)
             lines.setdefault(place, {})[r.metric] = r.value
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(_VALUE_FIELDS)
         writer.writerows([*place, *(f"{found[m]:.6g}" for m in TABLE_METRICS)] for place, found in lines.items())

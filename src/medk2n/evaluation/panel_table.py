@@ -23,7 +23,7 @@ def write_panel(folder: Path, panel: Panel, *, methods: Sequence[str]) -> str:
     """Write protocols.csv, protocols.md and protocols.png; return the Markdown."""
     write_csv(folder / "protocols.csv", PanelRecord, panel.records)
     text = panel_markdown(panel, methods)
-    (folder / "protocols.md").write_text(text, encoding="utf-8")
+    (folder / "protocols.md").write_text(text, encoding="utf-8", errors="backslashreplace")
     panel_figure(panel, folder / "protocols.png", methods=methods)
     return text
 

@@ -46,9 +46,11 @@ def write_tables(
         "differences": [_plain(difference) for difference in summary.differences],
         "claims": [_plain(claim) for claim in claimed],
     }
-    (folder / "table.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    (folder / "table.json").write_text(
+        json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8", errors="backslashreplace"
+    )
     text = markdown(summary, methods) + claims_markdown(claimed) + costs_markdown(facts.get("training", {}))
-    (folder / "table.md").write_text(text, encoding="utf-8")
+    (folder / "table.md").write_text(text, encoding="utf-8", errors="backslashreplace")
     return text
 
 
@@ -158,7 +160,7 @@ def interval_text(mean: float, low: float, high: float, metric: Metric) -> str:
 
 def write_csv(path: Path, kind: type, rows: Iterable[Any]) -> None:
     """One line a row, one column a field of the dataclass `kind`."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(kind)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)

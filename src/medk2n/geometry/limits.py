@@ -13,7 +13,7 @@ EDGES_MM = (0.01, 50.0)
 FARTHEST_MM = 1e5
 """Farthest from the scanner's centre that the first voxel is believed to be."""
 _GROWTH = 8  # a working grid may have this share of the limit, whatever it is made of
-_WORTH_A_LOOK = 64 * 2**20  # bytes: what is smaller costs nothing
+_WORTH_A_LOOK = 16 * 2**20  # bytes: what is smaller costs nothing
 _PACKED = 200  # a scan has noise: deflate shrinks it by far less
 
 

@@ -165,6 +165,7 @@ class Synthesizer:
             VolumeReadError, GeometryError: an input that cannot be used.
         """
         started = time.perf_counter()
+        study = discover_study(study) if isinstance(study, str | Path) else study
         given = as_volumes(study)
         explicit = isinstance(study, Mapping)
         ignored = [name for name in given if name not in self.config.modalities and not explicit]
@@ -201,7 +202,7 @@ class Synthesizer:
             "working_spacing_mm": self.config.spacing_mm,
             "skull_stripped": stripped,
             "ignored_inputs": ignored,
-            "warnings": _warnings(inputs, own),
+            "warnings": [*_left_out(study), *_warnings(inputs, own)],
             "sources": {name: dict(volume.provenance) for name, volume in inputs.items()},
         }
         volumes, deviations = {}, {}
@@ -284,6 +285,11 @@ class Synthesizer:
                 grown[target],
             )
         return explanations
+
+
+def _left_out(study: Study) -> list[str]:
+    """What lies beside the inputs and was not used, for people: a target may be there already."""
+    return [f"left out: {file}" for file in study.left_out] if isinstance(study, Subject) else []
 
 
 def _warnings(inputs: Mapping[str, Volume], scalings: Mapping[str, Scaling]) -> list[str]:

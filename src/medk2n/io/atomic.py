@@ -93,7 +93,7 @@ def flush(folder: Path) -> None:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write UTF-8 text atomically; what no UTF-8 can say (of a file's name) becomes an escape."""
+    """Write UTF-8 text atomically; what no UTF-8 can say (of a file's name) becomes an escape that JSON reads back."""
     atomic_write(path, lambda temporary: temporary.write_bytes(text.encode("utf-8", "backslashreplace")))
 
 

@@ -1,5 +1,6 @@
 """The door through which foreign bytes come in: whatever a library makes of them leaves as one line of ours."""
 
+import codecs
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,8 +40,27 @@ def read_text(path: Path, *, encoding: str = "utf-8", most: int = MOST_TEXT) -> 
     Raises:
         ValueError: no regular file (a pipe would be waited for, a device has no end), too large, in other letters.
     """
+    return _bytes(path, most).decode(encoding)
+
+
+def read_any_text(path: Path) -> str:
+    """A table as people's programs write them: UTF-8, UTF-16 by the mark at its beginning, or else Latin-1.
+
+    Raises:
+        ValueError: as `read_text`, but for the letters.
+    """
+    data = _bytes(path, MOST_TEXT)
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+def _bytes(path: Path, most: int) -> bytes:
     if path.exists() and not path.is_file():
         raise ValueError("it is no regular file")
     if path.stat().st_size > most:
         raise ValueError(f"it is larger than {most / 2**20:g} MiB")
-    return path.read_bytes().decode(encoding)
+    return path.read_bytes()

@@ -27,6 +27,10 @@ from medk2n.vocabulary import modality, short_name
 
 _LONGEST = 160  # bytes of what an output's name begins with
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".img", ".hdr")
+_OTHER_SUFFIXES = (
+    *(".mgz", ".mgh", ".nrrd", ".nhdr", ".mha", ".mhd", ".mnc", ".mnc.gz", ".minc", ".head", ".par"),
+    *(".nii.bz2", ".nii.xz", ".nii.zst", ".nii.zip", ".nii.7z", ".nii.gz.zip", ".nii.gz.gz"),
+)
 # fmt: off
 _ENTITIES = frozenset({
     "sub", "ses", "sample", "task", "tracksys", "acq", "nuc", "voi", "ce", "trc", "stain", "rec", "dir", "run", "mod",
@@ -48,10 +52,24 @@ def stem(path: Path | str) -> str:
     return name
 
 
+def shown(text: str) -> str:
+    """Text that can be drawn and written: what is no letter, such as a byte of an old file name, as an escape."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def is_hidden(path: Path | str) -> bool:
+    """Whether the name is one that is not meant to be seen: `._t1n.nii.gz` of macOS, a half-written `.tmp-...`."""
+    return Path(path).name.startswith(".") or Path(path).name == "__MACOSX"
+
+
 def is_image(path: Path | str) -> bool:
     """Whether the name ends as NIfTI files do (a .hdr/.img pair counts once, as its .hdr), and is not hidden."""
-    name = Path(path).name
-    return not name.startswith(".") and name.lower().endswith((".nii.gz", ".nii", ".hdr"))
+    return not is_hidden(path) and Path(path).name.lower().endswith((".nii.gz", ".nii", ".hdr"))
+
+
+def is_other_image(path: Path | str) -> bool:
+    """Whether the name ends as those of images do that are no NIfTI, or as packed NIfTI does; and is not hidden."""
+    return not is_hidden(path) and Path(path).name.lower().endswith(_OTHER_SUFFIXES)
 
 
 def entities(path: Path | str) -> dict[str, str]:
@@ -216,7 +234,7 @@ def study_id(paths: Sequence[Path | str]) -> str:
     """A name for a study given as loose files: what their names share, else the folder's name."""
     stems = [without_modality(stem(path)) for path in paths]
     shared = _shared_start(stems).strip("_-. ")
-    return shared if len(shared) >= 2 else Path(paths[0]).resolve().parent.name or "study"
+    return shared if len(shared) >= 2 else Path(paths[0]).parent.resolve().name or "study"
 
 
 def _shared_start(texts: Sequence[str]) -> str:

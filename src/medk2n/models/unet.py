@@ -18,7 +18,7 @@ class Params:
     """Sizes: `widths` at strides 1, 2, 4, 8, 16, multiples of 8."""
 
     slices: int = 3
-    widths: tuple[int, int, int, int, int] = (24, 40, 72, 112, 144)
+    widths: tuple[int, int, int, int, int] = (32, 48, 80, 128, 160)
 
 
 class UNet(nn.Module):

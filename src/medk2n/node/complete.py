@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from medk2n.checkpoint import read_config
 from medk2n.dicom import read_study
-from medk2n.report.outputs import write_synthesis
+from medk2n.report.outputs import study_folder, write_synthesis
 from medk2n.report.places import Form, StudyFolder
 
 if TYPE_CHECKING:
@@ -55,9 +55,10 @@ class Completer:
         if not targets:
             out.mkdir(parents=True, exist_ok=True)
             return facts
-        synthesis = self._synthesizer.synth(study.volumes, targets, seed=self._seed)
         place = StudyFolder(out, study.id, out, Form(nifti=False, dicom=study, burn_in=self._burn_in))
-        facts["files"] = write_synthesis(synthesis, place, overwrite=overwrite)
+        with study_folder(place, targets, overwrite=overwrite) as folder:
+            synthesis = self._synthesizer.synth(study.volumes, targets, seed=self._seed)
+            facts["files"] = write_synthesis(synthesis, place, folder)
         facts["targets"] = {
             name: {"predicted_psnr_db": explanation.predicted_psnr_db}
             for name, explanation in synthesis.explanations.items()

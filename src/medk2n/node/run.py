@@ -1,13 +1,14 @@
 """A node at work: the door, the worker and the courier, until it is told to stop."""
 
 import shutil
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from medk2n.errors import UsageError
 from medk2n.io.atomic import check_writable
@@ -16,7 +17,7 @@ from medk2n.node.ledger import Ledger
 from medk2n.node.receive import INCOMING, Door, Receiver
 from medk2n.node.work import RESULTS, WORK, Complete, work
 
-LEDGER, _LOCK = "node.sqlite", "lock.sqlite"
+LEDGER, _LOCK = "node.sqlite", "lock"
 _LOOK_S = 0.5
 _LEAVE_S = 5.0
 
@@ -44,20 +45,16 @@ def alone_in(folder: Path) -> Iterator[Path]:
         UsageError: another node works in it, or it is something else.
         OutputPermissionError: it may not be written to.
     """
-    if folder.exists() and not (folder.is_dir() and ((folder / _LOCK).exists() or not any(folder.iterdir()))):
+    ours = any((folder / name).exists() for name in (LEDGER, _LOCK))
+    if folder.exists() and not ours and not (folder.is_dir() and not any(folder.iterdir())):
         raise UsageError(f"{folder}: is no node's folder; expected one that is empty or not there yet")
     check_writable(folder)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = sqlite3.connect(folder / _LOCK, timeout=0, isolation_level=None)
     try:
-        lock.execute("BEGIN EXCLUSIVE")  # the system lets go of it however this process ends
-    except sqlite3.OperationalError as error:
-        lock.close()
+        with FileLock(folder / _LOCK, timeout=0):  # the system lets go of it however this process ends
+            yield folder
+    except Timeout as error:
         raise UsageError(f"{folder}: another node works in it; end that one, or choose another folder") from error
-    try:
-        yield folder
-    finally:
-        lock.close()
 
 
 def serve(

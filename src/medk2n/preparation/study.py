@@ -162,6 +162,7 @@ def _write_cache(
         format=FORMAT,
         id=subject.id,
         site=subject.site,
+        patient=subject.patient,
         sources=sources,
         grid=grid,
         images=images | fitted,

@@ -10,6 +10,7 @@ import numpy as np
 
 from medk2n.data.inventory import Image, Inventory
 from medk2n.io.atomic import atomic_write, write_json, write_text
+from medk2n.io.names import shown
 
 PAGE = "index.md"
 FILES = ("index.csv", "index.json", PAGE, "index.png")
@@ -100,7 +101,7 @@ def _figure(inventory: Inventory, name: str, path: Path) -> None:
     dots.spines[:].set_visible(False)
     kinds = sorted({c.kind for c in inventory.complaints})
     told = ", ".join(f"{sum(c.kind == kind for c in inventory.complaints)} {kind}" for kind in kinds)
-    figure.suptitle(f"{Path(name).name}: what is there together\nto look at: {told or 'nothing'}", fontsize=9)
+    figure.suptitle(f"{shown(Path(name).name)}: what is there together\nto look at: {told or 'nothing'}", fontsize=9)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a name in letters that the font has not
         figure.savefig(path, dpi=120, format="png")

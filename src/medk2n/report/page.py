@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from medk2n.io.names import shown
+
 
 def render(template: str, context: Mapping[str, Any]) -> str:
     """One of `templates/` as HTML text; what is missing from `context` is an error, not a gap."""
@@ -19,7 +21,7 @@ def render(template: str, context: Mapping[str, Any]) -> str:
     )
     environment.filters["db"] = lambda value: "n/a" if value is None or math.isnan(value) else f"{value:.1f} dB"
     environment.filters["number"] = lambda value: "n/a" if value is None or math.isnan(value) else f"{value:.2f}"
-    return environment.get_template(template).render(**context)
+    return shown(environment.get_template(template).render(**context))
 
 
 def flat(record: Any, prefix: str = "") -> list[tuple[str, str]]:

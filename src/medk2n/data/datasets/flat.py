@@ -4,12 +4,12 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from medk2n.data.datasets._files import RANDOM_PROTOCOL, image_files, subject_of
+from medk2n.data.datasets._files import RANDOM_PROTOCOL, folders, image_files, other_formats, subject_of, unusable
 from medk2n.data.datasets.bids import DATATYPES
 from medk2n.data.prepared import is_prepared
-from medk2n.data.subject import Subject
+from medk2n.data.subject import LeftOut, Subject
 from medk2n.errors import DatasetError
-from medk2n.io.names import entities, is_mask, recognise, stem, without_modality
+from medk2n.io.names import entities, is_mask, read_name, recognise, stem, without_modality
 
 _SEPARATORS = "_-. "
 
@@ -31,18 +31,29 @@ class Flat:
             DatasetError: the names do not tell which files belong together.
         """
         of: dict[str, list[Path]] = defaultdict(list)
-        masks = []
+        masks, unclear = [], []
         for file in _files(root):
             if is_mask(file):
                 masks.append(file)
             elif recognise(file):
                 of[without_modality(stem(file)).strip(_SEPARATORS)].append(file)
+            else:
+                unclear.append(file)
         _refuse_unclear(root, of)
-        for mask in masks:
-            owners = [name for name in of if stem(mask).startswith(_beginnings(name))]
+        nobodys = []
+        for file in (*masks, *unclear, *other_formats(root)):
+            owners = [name for name in of if stem(file).startswith(_beginnings(name))]
             if owners:
-                of[max(owners, key=len)].append(mask)
-        return [subject_of(name, mine) for name, mine in of.items()]
+                of[max(owners, key=len)].append(file)
+            else:
+                nobodys.append(file)
+        return [subject_of(name, mine) for name, mine in of.items()] + [_nobody(file) for file in nobodys]
+
+
+def _nobody(file: Path) -> Subject:
+    """A file that belongs to no subject with an image, so that it is told."""
+    why = unusable(file) or ("it is a mask of none of the subjects" if is_mask(file) else read_name(file).why)
+    return Subject(stem(file), {}, left_out=(LeftOut(str(file), why),))
 
 
 def is_flat(root: Path) -> bool:
@@ -54,8 +65,8 @@ def is_flat(root: Path) -> bool:
 
 def _files(root: Path) -> list[Path]:
     """Files in `root` and in the folders in it that are called like a modality and hold no other."""
-    folders = (p for p in sorted(root.iterdir()) if p.is_dir() and p.name not in DATATYPES)
-    return image_files(root) + [file for folder in folders if _of_one_modality(folder) for file in image_files(folder)]
+    inner = (folder for folder in folders(root) if folder.name not in DATATYPES and _of_one_modality(folder))
+    return image_files(root) + [file for folder in inner for file in image_files(folder)]
 
 
 def _beginnings(name: str) -> tuple[str, ...]:

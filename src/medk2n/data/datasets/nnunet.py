@@ -3,14 +3,15 @@
 import json
 import re
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
-from medk2n.data.datasets._files import from_mapping, image_files
-from medk2n.data.subject import Subject
-from medk2n.errors import DatasetError, UnknownNameError
-from medk2n.io.door import door, read_text
-from medk2n.io.names import stem
-from medk2n.vocabulary import modality
+from medk2n.data.datasets._files import from_mapping, image_files, unusable
+from medk2n.data.subject import LeftOut, Subject
+from medk2n.errors import DatasetError
+from medk2n.io.door import door, read_any_text
+from medk2n.io.names import read_name, stem
+from medk2n.vocabulary import short_name
 
 _IMAGES, _LABELS = ("imagesTr", "imagesTs"), ("labelsTr", "labelsTs")
 _EXPECTED = 'expected JSON with "channel_names": {"0": "T1", ...}'
@@ -41,11 +42,17 @@ class NnUNet:
         """
         channels = _channels(root / "dataset.json")
         images: dict[str, dict[str, Path]] = defaultdict(dict)
+        left: dict[str, list[LeftOut]] = defaultdict(list)
         for folder in (root / name for name in _IMAGES if (root / name).is_dir()):
             for file in image_files(folder):
                 case = _CASE.fullmatch(stem(file))
-                name = channels.get(int(case["channel"])) if case else None
-                if case and name and (other := images[case["case"]].setdefault(name, file)) != file:
+                if case is None:
+                    left[stem(file)].append(LeftOut(str(file), "not called CASE_0000.nii.gz"))
+                    continue
+                name, why = channels.get(int(case["channel"]), (None, "dataset.json names no such channel"))
+                if why := unusable(file) or why:
+                    left[case["case"]].append(LeftOut(str(file), why))
+                elif name and (other := images[case["case"]].setdefault(name, file)) != file:
                     raise DatasetError(f"{other} and {file} are one case twice; expected unique names; rename one")
         if not images:
             raise DatasetError(
@@ -53,28 +60,31 @@ class NnUNet:
                 "split 4-D files first (nnUNetv2_convert_MSD_dataset)"
             )
         labels = {stem(f): f for name in _LABELS if (root / name).is_dir() for f in image_files(root / name)}
-        return [
-            from_mapping(case, files, {"lesion": labels[case]} if case in labels else None)
-            for case, files in images.items()
-        ]
+        subjects = (
+            from_mapping(case, images.get(case, {}), {"lesion": labels[case]} if case in labels else None)
+            for case in {**images, **left}
+        )
+        return [replace(subject, left_out=tuple(left[subject.id])) for subject in subjects]
 
 
-def _channels(path: Path) -> dict[int, str]:
-    """Channel -> short modality name, from `channel_names` (version 2) or `modality` (version 1)."""
+def _channels(path: Path) -> dict[int, tuple[str | None, str]]:
+    """Channel -> (short modality name, "") or (None, why it is none).
+
+    They stand in `channel_names` (version 2) or `modality` (version 1).
+    """
     with door(DatasetError, f"{path}: cannot be read", _EXPECTED):
-        described = json.loads(read_text(path, encoding="utf-8-sig"))
+        described = json.loads(read_any_text(path))
         named = described.get("channel_names") or described["modality"]
         given = {int(channel): str(name) for channel, name in named.items()}
-    known: dict[int, str] = {}
+    known: dict[int, tuple[str | None, str]] = {}
     for channel, name in given.items():
-        try:
-            short = modality(name).name
-        except UnknownNameError:
-            continue
-        if short in known.values():
+        short, why = short_name(name), ""
+        if short is None:
+            short, why = read_name(name).modality, f"channel {name!r}: {read_name(name).why}"
+        if short and (short, "") in known.values():
             raise DatasetError(f"{path}: two channels are {short} ({name!r} is one); expected one; rename the other")
-        known[channel] = short
-    if not known:
+        known[channel] = (short, "") if short else (None, why)
+    if not any(short for short, _ in known.values()):
         raise DatasetError(f"{path}: no channel is a known modality ({', '.join(given.values())}); rename the channels")
     return known
 

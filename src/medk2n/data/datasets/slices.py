@@ -229,7 +229,7 @@ def _picture(path: Path) -> np.ndarray:
         if path.stat().st_size > _MOST_PNG:
             raise ValueError(f"it is larger than {_MOST_PNG // 2**20} MiB")
         with Image.open(path, formats=("PNG",)) as picture:
-            unpacked = picture.width * picture.height * len(picture.getbands())
+            unpacked = picture.width * picture.height * len(picture.getbands()) * (2 if "16" in picture.mode else 1)
             check_size((picture.width, picture.height), str(path))
             check_packed(unpacked, path.stat().st_size, str(path))
             return np.asarray(picture.convert("L") if picture.mode in ("1", "P", "LA") else picture)
