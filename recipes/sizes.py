@@ -32,7 +32,7 @@ def measured(name: str, pixels: int = 192) -> tuple[int, int]:
             plan = {
                 j: tuple(PlannedStep(i, 0.0, 0.0, 1.0, False, torch.zeros(1)) for i in range(K)) for j in range(K, M)
             }
-            module.decode(module.scene(images, query.needed(1)), query, Guidance(plan))
+            module.decode(module.scene(images, query.needed(1)), query, Guidance(dict.fromkeys(range(K, M), steps)))
         else:
             module(images, query)
     return sum(p.numel() for p in module.parameters()), counter.get_total_flops()

@@ -5,7 +5,7 @@
 Med-K2N's synthesizer and the reference U-Net see the same batches and take as many steps; then, for `--weighing`
 seconds, Med-K2N's weighting networks learn beside the averaged synthesizer, on subjects that it has not seen. All data
 live on the device (`medk2n.training.device_feed`). OUT gets state-K.safetensors (weights, and their averages, in files
-of at most 15 MB), state.json and log.csv, anew after each validation, and with `--statistics` at the end a model folder;
+of at most 15 MB), state.json and log.csv, anew after each validation, and, given `--statistics`, a model folder;
 `--resume` goes on from such a folder, so short runs add up to `--total` minutes of one schedule. Momenta are not kept:
 a resumed run warms up again.
 """
