@@ -155,7 +155,9 @@ def _one(synthesizer: "Synthesizer", job: Job, settings: Settings, run: Manifest
             )
         written = write_synthesis(synthesis, job.place, folder, request=request)
     run.inputs += [Path(path) for path in synthesis.record["control_masks"]]
-    run.inputs += [Path(v.provenance["path"]) for v in synthesis.inputs.values() if v.provenance.get("path")]
+    read = [volume.provenance for volume in synthesis.inputs.values() if volume.provenance.get("path")]
+    run.read |= {Path(facts["path"]): facts["sha256"] for facts in read if "sha256" in facts}
+    run.inputs += [Path(facts["path"]) for facts in read]
     run.outputs += written
     for line in synthesis.record["warnings"]:
         typer.echo(f"medk2n: warning: {one_line(f'{job.id}: {line}')}", err=True)

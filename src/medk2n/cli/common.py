@@ -151,10 +151,15 @@ def end_with(failed: Mapping[str, Any]) -> None:
 
 @dataclass
 class Manifest:
-    """What a run tells about itself; a verb fills it while it works."""
+    """What a run tells about itself; a verb fills it while it works.
+
+    Attributes:
+        read: SHA-256 of those inputs whose bytes were hashed as they were read.
+    """
 
     device: str | None = None
     inputs: list[Path] = field(default_factory=list)
+    read: dict[Path, str] = field(default_factory=dict)
     outputs: list[Path] = field(default_factory=list)
     exit_code: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
@@ -203,8 +208,8 @@ def run_manifest(
                     "peak_memory_mb": peak_memory_mb(),
                     "device": manifest.device,
                     "versions": versions(),
-                    "inputs": _hashed(manifest.inputs),
-                    "outputs": _hashed(manifest.outputs),
+                    "inputs": _hashed(manifest.inputs, manifest.read),
+                    "outputs": _hashed(manifest.outputs, {}),
                     **{key: _plain(value) for key, value in manifest.facts.items()},
                 },
             )
@@ -221,10 +226,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _hashed(paths: Sequence[Path]) -> list[dict[str, str]]:
+def _hashed(paths: Sequence[Path], known: Mapping[Path, str]) -> list[dict[str, str]]:
     from medk2n.io.atomic import sha256_file
 
-    return [{"path": str(p), "sha256": sha256_file(p)} for p in dict.fromkeys(paths) if p.is_file()]
+    return [{"path": str(p), "sha256": known.get(p) or sha256_file(p)} for p in dict.fromkeys(paths) if p.is_file()]
 
 
 def _plain(value: Any) -> Any:
