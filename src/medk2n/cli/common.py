@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import medk2n
-from medk2n.cli.complaints import SOME_FAILED, explain, one_line
+from medk2n.cli.complaints import SOME_FAILED, explain, one_line, say
 from medk2n.errors import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
@@ -131,10 +131,10 @@ class LeftOutFiles:
                 by_reason.setdefault(file.why, []).append(f"{subject}: {Path(file.path).name}")
         for why, names in list(by_reason.items())[:most]:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            typer.echo(f"medk2n: warning: {one_line(f'left out: {names[0]}{more} ({why})')}", err=True)
+            say(f"medk2n: warning: {one_line(f'left out: {names[0]}{more} ({why})')}", err=True)
         if len(by_reason) > most:
             rest = sum(map(len, list(by_reason.values())[most:]))
-            typer.echo(f"medk2n: warning: left out: {rest} more files; medk2n index tells all", err=True)
+            say(f"medk2n: warning: left out: {rest} more files; medk2n index tells all", err=True)
 
 
 def end_with(failed: Mapping[str, Any]) -> None:
@@ -144,7 +144,7 @@ def end_with(failed: Mapping[str, Any]) -> None:
         typer.Exit: with the exit code of a part of the subjects that failed, if any did.
     """
     for subject, complaint in failed.items():
-        typer.echo(f"medk2n: {one_line(f'{subject} failed: {complaint}')}", err=True)
+        say(f"medk2n: {one_line(f'{subject} failed: {complaint}')}", err=True)
     if failed:
         raise typer.Exit(SOME_FAILED)
 

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medk2n.io.shown import one_line
+
 if TYPE_CHECKING:
     from medk2n.checkpoint import ModelConfig
     from medk2n.data.subject import Subject
@@ -36,6 +38,8 @@ def measure(
     Raises:
         DatasetError: none could be read.
     """
+    from rich.markup import escape
+
     from medk2n.cli.common import progress_bar
     from medk2n.data.working import load_working
     from medk2n.errors import DatasetError, contained
@@ -57,7 +61,8 @@ def measure(
         line = bar.add_task("evaluate", total=len(subjects))
 
         def advance(subject: str, done: int, total: int) -> None:
-            bar.update(line, completed=position[subject] + done / total, description=f"evaluate {subject}")
+            told = f"evaluate {escape(one_line(subject))}"
+            bar.update(line, completed=position[subject] + done / total, description=told)
 
         records = evaluate(
             predictors, studies(), modalities=modalities, every=every, progress=advance, listener=listener
