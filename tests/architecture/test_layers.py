@@ -12,7 +12,7 @@ PACKAGE = Path(medk2n.__file__).parent
 LAYERS = (
     ("__init__",),
     ("errors",),
-    ("vocabulary", "registry"),
+    ("vocabulary", "registry", "workers"),
     ("geometry", "shapley"),
     ("io",),
     ("config", "dicom"),

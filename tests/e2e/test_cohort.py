@@ -1,5 +1,7 @@
 """A folder of studies and a BIDS tree: one load of the model, resumable, one failure stops nobody."""
 
+import base64
+import hashlib
 import json
 import os
 import re
@@ -283,6 +285,9 @@ def test_the_group_page_has_the_least_sure_study_on_top(bids, done):
     assert page.count('<img src="data:image/png;base64,') == 9
     assert "SYNTHETIC images" in page
     assert not re.findall(r"https?://", page)
+    (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in page  # the page runs this script and no other
 
 
 def test_limits_hold_while_the_work_is_done(tmp_path):

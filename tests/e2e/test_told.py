@@ -54,6 +54,10 @@ def test_what_lies_beside_the_inputs_is_told_where_it_is_synthesised_beside(synt
     assert "patient-7: left out: CT1.nii.gz (its name tells no modality)" in told
     sidecar = json.loads((tmp_path / "out" / "patient-7_desc-synth_FLAIR.json").read_text())
     assert len(sidecar["Run"]["warnings"]) == 2
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert page.count("left out: ") >= 2
+    assert "What each input is expected to contribute" in page
+    assert sidecar["Contribution"]["meaning"] == "expected: shares of PredictedQuality, not measured"
 
 
 def test_of_two_runs_one_is_chosen_or_none_is_taken(synth, study, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """The node's door, memory and courier: nothing lost, nothing doubled, whatever is killed, slow, down or hostile."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,10 +60,19 @@ def calling(port: int, aet: str = "SCANNER", called: str = "MEDK2N", contexts=((
             association.release()
 
 
-def store(port: int, objects) -> list[int | None]:
-    with calling(port) as association:
-        assert association.is_established
-        return [association.send_c_store(data).get("Status") for data in objects]
+def store(port: int, objects) -> list[int]:
+    """The answer to each object. A sender of pynetdicom may miss one (its threads race for it); then it asks again."""
+    answers: list[int] = []
+    for _ in range(3):
+        with calling(port) as association:
+            assert association.is_established
+            for data in objects[len(answers) :]:
+                if (status := association.send_c_store(data).get("Status")) is None:
+                    break
+                answers.append(status)
+        if len(answers) == len(objects):
+            return answers
+    raise AssertionError(f"{len(objects) - len(answers)} objects were not answered for")
 
 
 def arrival(number: int, study: str = "1.2", sha: str = "a", **changes) -> Arrival:
@@ -526,6 +536,8 @@ def answers(port: int) -> bool:
 
 def test_throughput_recipe_loses_and_doubles_nothing():
     """recipes/node_throughput.py at a tenth of a minute; its full size is a slow run of its own."""
+    if shutil.which("storescu") is None:
+        pytest.skip("storescu is not installed (apt-get install dcmtk)")
     recipe = Path(__file__).parents[2] / "recipes" / "node_throughput.py"
     words = [sys.executable, recipe, "--objects", "40", "--associations", "2", "--port", str(free_port())]
     said = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=True).stdout

@@ -295,7 +295,7 @@ def test_a_table_names_files_below_it_alone(tmp_path, name):
     [
         (b"subject,modality,file\na,t1n," + b"x" * 200_000, "field larger than field limit"),
         (b"subject,modality,file\n\xff\xfe", "codec can't decode"),
-        (b"subject,modality,file\n" + b"a,t1n,a.png\n" * 6_000_000, "larger than 64 MiB"),
+        (b"subject,modality,file\n" + b"a,t1n,a.png\n" * 3_000_000, "larger than 32 MiB"),
         (b"subject,modality,file\na,t1n,\0.png\n", "null byte|line contains NUL|embedded|no such file"),
     ],
     ids=["long field", "not UTF-8", "long table", "NUL"],

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -438,3 +439,14 @@ def test_the_program_prints_no_warning_of_a_library(tmp_path):
     for command in (["-c", program], ["-m", "medk2n", "synth", "-i", f"t1n={path}", "-o", str(tmp_path / "out")]):
         done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
         assert len(done.stderr.splitlines()) == (1 if "-m" in command else 0), done.stderr
+
+
+def test_a_manifest_tells_the_hash_of_what_was_read(tmp_path):
+    from medk2n.cli.common import run_manifest
+
+    path, other = saved(good(), tmp_path / "a.nii"), saved(good(), tmp_path / "b.nii")
+    with run_manifest(tmp_path / "run.json", "synth", {}) as run:
+        run.inputs += [path, other]
+        run.read[path] = "as read"
+    told = {row["path"]: row["sha256"] for row in json.loads((tmp_path / "run.json").read_text())["inputs"]}
+    assert told == {str(path): "as read", str(other): hashlib.sha256(other.read_bytes()).hexdigest()}

@@ -77,8 +77,9 @@ def test_two_placements_at_odds_are_told(tmp_path):
     volume = read_volume(apart, "t1n")
     np.testing.assert_allclose(volume.grid.affine, OBLIQUE, atol=1e-5)
     assert volume.provenance["note"] == "qform and sform place the image up to 30 mm apart; the sform was taken"
-    metres = put(tmp_path / "m.nii", sform_code=1, qform_code=1, qoffset_x=41.0, xyzt_units=1)
-    assert "up to 1000 mm apart" in read_volume(metres, "t1n").provenance["note"]
+    scaled = np.diag([1e-3, 1e-3, 1e-3, 1]) @ OBLIQUE
+    metres = put(tmp_path / "m.nii", affine=scaled, sform_code=1, qform_code=1, qoffset_x=0.07, xyzt_units=1)
+    assert "up to 30 mm apart" in read_volume(metres, "t1n").provenance["note"]
     damaged = put(tmp_path / "d.nii", sform_code=1, qform_code=1, quatern_b=3.0)
     assert read_volume(damaged, "t1n").provenance["note"] == "qform is damaged; the sform was taken"
     assert "note" not in read_volume(put(tmp_path / "b.nii", sform_code=1, qform_code=1), "t1n").provenance
@@ -178,3 +179,10 @@ def test_a_pair_and_the_second_version_are_read(tmp_path):
         assert volume.grid.same_as(grid)
         np.testing.assert_array_equal(volume.array, ARRAY)
     assert read_volume(tmp_path / "p.img", "t1n").grid.same_as(grid)
+
+
+def test_a_slope_that_is_no_number_is_told(tmp_path):
+    assert (
+        "by no number; taken as they are stored"
+        in read_volume(put(tmp_path / "a.nii", scl_slope=np.nan), "t1n").provenance["note"]
+    )

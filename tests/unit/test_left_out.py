@@ -125,19 +125,16 @@ def test_channels_are_read_as_names_are_and_the_others_told(tmp_path):
         ]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ["studies", "bids", "pattern"])
 def test_one_odd_subject_is_a_fault_and_a_word_chooses(tmp_path, layout):
     where, name = LAYOUTS[layout]
     sub = "sub-01_" if layout == "bids" else ""
     other = where.replace("p1", "p2").replace("sub-01", "sub-02")
     folder = (tmp_path / where.format("x")).parent
-    prefix = "p1_" if layout == "flat" else sub
     for run in ("run-01", "run-02"):
-        put(folder / f"{prefix}T1w_{run}.nii.gz" if layout != "bids" else folder / f"{prefix}{run}_T1w.nii.gz")
+        put(folder / f"{sub}{run}_T1w.nii.gz")
     for place in (where, other):
         put(tmp_path / place.format("T2w"))
-    if layout == "flat":
-        pytest.skip("a word behind the modality belongs to the name of a flat file's subject")
     subjects, _, faults = found(given(tmp_path, layout))
     assert list(subjects) == [name.replace("p1", "p2").replace("sub-01", "sub-02")]
     assert "are t1n, expected one file a modality; choose with --prefer" in faults[name]

@@ -638,3 +638,20 @@ def test_the_reference_can_be_chosen(data: Path, tmp_path: Path) -> None:
     a, b, _ = discover(tmp_path / "out")
     assert a.readers["t1n"]().grid.shape == (32, 40, 6)
     assert b.readers["t1n"]().grid.shape == (32, 40, 12)
+
+
+def test_a_scan_that_changes_meanwhile_is_not_prepared(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = study_module._through_steps
+
+    def changed_meanwhile(subject: object, plan: Plan) -> object:
+        done = whole(subject, plan)
+        if subject.id == "A":
+            save(data / "A" / "t1n.nii.gz", np.rint(head(9, T1)).astype(np.int16))
+        return done
+
+    monkeypatch.setattr(study_module, "_through_steps", changed_meanwhile)
+    result = prepared(data, tmp_path / "out")
+    assert "t1n.nii.gz: was changed while it was prepared; prepare it again" in result.failed["A"]
+    assert sorted(result.prepared) == ["B", "C"]

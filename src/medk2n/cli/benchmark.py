@@ -15,6 +15,7 @@ from medk2n.cli.common import (
     SeedOption,
     SeverityOption,
 )
+from medk2n.cli.complaints import say
 from medk2n.registry import names, resolve
 
 if TYPE_CHECKING:
@@ -105,8 +106,8 @@ def benchmark(
                     said.append(write_damage(new, bad, seed=seed))
         run.outputs += [out / name for name in sorted(FILES) if (out / name).is_file()]
         run.facts |= facts
-        typer.echo("\n".join(said))
-        typer.echo(f"Tables and figures: {out}; read table1.md first, then table1.png and grid.png")
+        say(*said)
+        say(f"Tables and figures: {out}; read table1.md first, then table1.png and grid.png")
         end_with(failed)
 
 
@@ -123,9 +124,9 @@ def _usable(chosen: "Benchmark", found: "Sequence[Subject]", data: Path) -> "lis
             f"give the data of benchmark {chosen.name}"
         )
     if few := [subject.id for subject in found if subject not in usable]:
-        typer.echo(f"medk2n: {', '.join(few)}: fewer than two of {wanted}, left out", err=True)
+        say(f"medk2n: {', '.join(few)}: fewer than two of {wanted}, left out", err=True)
     if poor := [s.id for s in usable if not set(chosen.modalities) <= set(s.modalities)]:
-        typer.echo(f"medk2n: {', '.join(poor)}: not all of {wanted}, so in fewer rows; n says in which", err=True)
+        say(f"medk2n: {', '.join(poor)}: not all of {wanted}, so in fewer rows; n says in which", err=True)
     return usable
 
 
@@ -150,7 +151,7 @@ def _models(chosen: "Benchmark", folder: Path, device: str, every: int) -> "list
     if methods[0] in methods[1:]:
         raise UsageError(f"{folder}: its model and one in reference/ are both {methods[0]}; rename that folder")
     if absent := [name for name in names("models") if name not in methods]:
-        typer.echo(
+        say(
             f"medk2n: {folder} has no {', '.join(absent)}, so the tables have none; "
             f"train with {' '.join(f'--model {name}' for name in [methods[0], *absent])} to get them",
             err=True,

@@ -12,6 +12,7 @@ from typer.core import TyperCommand
 
 from medk2n.cli.cohort import Job, Settings, complete
 from medk2n.cli.common import DeviceOption, ManifestOption, ModelOption, OverwriteOption, SeedOption
+from medk2n.cli.complaints import say
 
 if TYPE_CHECKING:
     from medk2n.checkpoint import ModelConfig
@@ -111,7 +112,7 @@ def bids(
         if level == Level.group:
             page = write_group(output_dir, [place.study for place in places if not place.report.is_file()])
             run.outputs.append(page)
-            typer.echo(f"Look at {page}: all studies, the least sure ones on top")
+            say(f"Look at {page}: all studies, the least sure ones on top")
             return
         from medk2n.checkpoint import find_model, read_config
         from medk2n.cli.common import modality_names, resolve_device
@@ -202,7 +203,7 @@ def _jobs(
         if subject.readers and missing:
             jobs.append(Job(subject, missing, place))
         else:
-            typer.echo(f"{place.study}: {'lacks nothing' if subject.readers else 'holds no scan'}, passed over")
+            say(f"{place.study}: {'lacks nothing' if subject.readers else 'holds no scan'}, passed over")
     return jobs, failed
 
 

@@ -12,11 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 import medk2n
 from medk2n.cli.common import Manifest, progress_bar
-from medk2n.cli.complaints import one_line
+from medk2n.cli.complaints import one_line, say
 
 if TYPE_CHECKING:
     from medk2n.config.control import FusionRule
@@ -77,7 +75,7 @@ def complete(jobs: Sequence[Job], settings: Settings, run: Manifest, failed: dic
     left = [job for job in jobs if not _is_done(job, settings)]
     run.facts["complete_before"] = [job.id for job in jobs if job not in left]
     if len(left) < len(jobs):
-        typer.echo(f"{len(jobs) - len(left)} of {len(jobs)} studies are complete already, from the same files")
+        say(f"{len(jobs) - len(left)} of {len(jobs)} studies are complete already, from the same files")
     run.facts["studies"] = {name: {"error": str(complaint)} for name, complaint in failed.items()}
     if left:
         _complete(left, settings, run, failed, alone=alone)
@@ -100,11 +98,11 @@ def _complete(left: Sequence[Job], settings: Settings, run: Manifest, failed: di
                     raise
                 failed[job.id] = str(contained(error))
                 studies[job.id] = {"error": failed[job.id]}
-                typer.echo(f"{one_line(job.id)}: failed")
+                say(f"{one_line(job.id)}: failed")
             elapsed = time.perf_counter() - started
             run.facts["studies_per_hour"] = round(done * 3600 / elapsed, 1)
             if number < len(left):
-                typer.echo(f"  {number} of {len(left)}, about {_words(elapsed / number * (len(left) - number))} left")
+                say(f"  {number} of {len(left)}, about {_words(elapsed / number * (len(left) - number))} left")
 
 
 def _is_done(job: Job, settings: Settings) -> bool:
@@ -155,12 +153,14 @@ def _one(synthesizer: "Synthesizer", job: Job, settings: Settings, run: Manifest
             )
         written = write_synthesis(synthesis, job.place, folder, request=request)
     run.inputs += [Path(path) for path in synthesis.record["control_masks"]]
-    run.inputs += [Path(v.provenance["path"]) for v in synthesis.inputs.values() if v.provenance.get("path")]
+    read = [volume.provenance for volume in synthesis.inputs.values() if volume.provenance.get("path")]
+    run.read |= {Path(facts["path"]): facts["sha256"] for facts in read if "sha256" in facts}
+    run.inputs += [Path(facts["path"]) for facts in read]
     run.outputs += written
     for line in synthesis.record["warnings"]:
-        typer.echo(f"medk2n: warning: {one_line(f'{job.id}: {line}')}", err=True)
+        say(f"medk2n: warning: {one_line(f'{job.id}: {line}')}", err=True)
     done = f"{', '.join(synthesis.inputs)} -> {', '.join(job.targets)}"
-    typer.echo(one_line(f"{job.id}: {done}; look at {written[-1]} first"))
+    say(one_line(f"{job.id}: {done}; look at {written[-1]} first"))
     return {"inputs": list(synthesis.inputs), "targets": job.targets, "elapsed_s": synthesis.record["elapsed_s"]}
 
 
@@ -176,7 +176,7 @@ class _Bars:
         """Shows one study; the function that it gives moves its bar."""
         from rich.markup import escape
 
-        line = self._bar.add_task(escape(name), total=None)
+        line = self._bar.add_task(escape(one_line(name)), total=None)
         try:
             yield lambda done, total: self._bar.update(line, completed=done, total=total)
         finally:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import medk2n
-from medk2n.cli.complaints import SOME_FAILED, explain, one_line
+from medk2n.cli.complaints import SOME_FAILED, explain, one_line, say
 from medk2n.errors import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
@@ -138,10 +138,10 @@ class LeftOutFiles:
                 by_reason.setdefault(file.why, []).append(f"{subject}: {Path(file.path).name}")
         for why, names in list(by_reason.items())[:most]:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            typer.echo(f"medk2n: warning: {one_line(f'left out: {names[0]}{more} ({why})')}", err=True)
+            say(f"medk2n: warning: {one_line(f'left out: {names[0]}{more} ({why})')}", err=True)
         if len(by_reason) > most:
             rest = sum(map(len, list(by_reason.values())[most:]))
-            typer.echo(f"medk2n: warning: left out: {rest} more files; medk2n index tells all", err=True)
+            say(f"medk2n: warning: left out: {rest} more files; medk2n index tells all", err=True)
 
 
 def end_with(failed: Mapping[str, Any]) -> None:
@@ -151,17 +151,22 @@ def end_with(failed: Mapping[str, Any]) -> None:
         typer.Exit: with the exit code of a part of the subjects that failed, if any did.
     """
     for subject, complaint in failed.items():
-        typer.echo(f"medk2n: {one_line(f'{subject} failed: {complaint}')}", err=True)
+        say(f"medk2n: {one_line(f'{subject} failed: {complaint}')}", err=True)
     if failed:
         raise typer.Exit(SOME_FAILED)
 
 
 @dataclass
 class Manifest:
-    """What a run tells about itself; a verb fills it while it works."""
+    """What a run tells about itself; a verb fills it while it works.
+
+    Attributes:
+        read: SHA-256 of those inputs whose bytes were hashed as they were read.
+    """
 
     device: str | None = None
     inputs: list[Path] = field(default_factory=list)
+    read: dict[Path, str] = field(default_factory=dict)
     outputs: list[Path] = field(default_factory=list)
     exit_code: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
@@ -210,8 +215,8 @@ def run_manifest(
                     "peak_memory_mb": peak_memory_mb(),
                     "device": manifest.device,
                     "versions": versions(),
-                    "inputs": _hashed(manifest.inputs),
-                    "outputs": _hashed(manifest.outputs),
+                    "inputs": _hashed(manifest.inputs, manifest.read),
+                    "outputs": _hashed(manifest.outputs, {}),
                     **{key: _plain(value) for key, value in manifest.facts.items()},
                 },
             )
@@ -228,10 +233,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _hashed(paths: Sequence[Path]) -> list[dict[str, str]]:
+def _hashed(paths: Sequence[Path], known: Mapping[Path, str]) -> list[dict[str, str]]:
     from medk2n.io.atomic import sha256_file
 
-    return [{"path": str(p), "sha256": sha256_file(p)} for p in dict.fromkeys(paths) if p.is_file()]
+    return [{"path": str(p), "sha256": known.get(p) or sha256_file(p)} for p in dict.fromkeys(paths) if p.is_file()]
 
 
 def _plain(value: Any) -> Any:

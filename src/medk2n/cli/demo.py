@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medk2n.cli.common import DeviceOption, ManifestOption, ModelOption, OverwriteOption, SeedOption
+from medk2n.cli.complaints import say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,14 +50,14 @@ def demo(
             held.whole(last=REPORT) as new,
         ):
             run.device = resolve_device(device)
-            typer.echo("1/3 making a digital patient (physics, no person was scanned) ...")
+            say("1/3 making a digital patient (physics, no person was scanned) ...")
             make_cohort(new / _PATIENT, subjects=1, seed=seed, spacing_mm=_SPACING_MM, workers=1)
             truth, lesion = _read(new / _PATIENT)
             synthesizer = Synthesizer.from_pretrained(folder, device=run.device)
             targets = [name for name in TARGETS if name in synthesizer.config.modalities]
-            typer.echo(f"2/3 synthesising {', '.join(targets)} from {', '.join(INPUTS)} ...")
+            say(f"2/3 synthesising {', '.join(targets)} from {', '.join(INPUTS)} ...")
             synthesis = synthesizer.synth({name: truth[name] for name in INPUTS}, targets, seed=seed)
-            typer.echo("3/3 comparing with the truth and writing the report ...")
+            say("3/3 comparing with the truth and writing the report ...")
             pairs = _compare(synthesis, truth)
             made = make_synthesis(synthesis, place, new)
             save_comparison(new / _PICTURE, list(synthesis.inputs.values()), pairs, focus=lesion)
@@ -95,4 +96,4 @@ def _tell(pairs: "list[Pair]", out: Path, picture: Path) -> None:
     lines += [f"  {pair.synthetic.modality:5}{pair.psnr_db:6.2f} dB" for pair in pairs]
     lines += ["", f"Results: {out.resolve()}", f"Look first at   {picture}", f"then at         {out / 'report.html'}"]
     lines.append("Your own scans: medk2n synth -i t1n=A.nii.gz -i t2w=B.nii.gz -o OUT")
-    typer.echo("\n".join(lines))
+    say(*lines)

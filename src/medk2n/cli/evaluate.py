@@ -18,6 +18,7 @@ from medk2n.cli.common import (
     SeedOption,
     SeverityOption,
 )
+from medk2n.cli.complaints import say
 
 if TYPE_CHECKING:
     from medk2n.checkpoint import ModelConfig
@@ -101,7 +102,7 @@ def evaluate(
             found = _test_part(found, split, data, config)
         tested = modalities_under_test(modality_names(modalities, "--modalities"), config.modalities, found, data)
         if len(tested) > _MANY:
-            typer.echo(
+            say(
                 f"medk2n: {len(tested)} modalities make {2 ** len(tested) - 2} input subsets a subject; "
                 "--modalities takes fewer",
                 err=True,
@@ -139,9 +140,9 @@ def evaluate(
                 _draw(new, records, task, failed)
         run.outputs += [out / name for name in sorted(FILES) if (out / name).is_file()]
         run.facts |= facts
-        typer.echo(table)
+        say(*table.splitlines())
         also = "; protocols.md and protocols.png show the same images as others measure" if panel else ""
-        typer.echo(f"Tables and figures: {out}; read table.md first, then psnr.png and picture.png{also}")
+        say(f"Tables and figures: {out}; read table.md first, then psnr.png and picture.png{also}")
         end_with(failed)
 
 
@@ -186,7 +187,7 @@ def _predictors(folder: Path, config: "ModelConfig", device: str, every: int) ->
         if (reference / CONFIG).is_file():
             predictors.append(load_predictor(reference, device, every=every))
         else:
-            typer.echo(
+            say(
                 f"medk2n: {folder} has no {REFERENCE_UNET}, so the unet column says n/a; "
                 "train with the reference U-Net on to get it",
                 err=True,

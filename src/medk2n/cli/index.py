@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medk2n.cli.common import DATA_HELP, ManifestOption, OverwriteOption, PreferOption, SeedOption
-from medk2n.cli.complaints import SOME_FAILED, one_line
+from medk2n.cli.complaints import SOME_FAILED, one_line, say
 
 if TYPE_CHECKING:
     from medk2n.data.inventory import Inventory
@@ -74,7 +74,7 @@ def index(
         run.facts["complaints"] = len(inventory.complaints)
         _tell(inventory, out)
         if drawn:
-            typer.echo(f"Split: {count_parts(drawn)}: {out / FILE}")
+            say(f"Split: {count_parts(drawn)}: {out / FILE}")
             _tell_patients(found, whose)
         if any(complaint.kind == "unreadable" for complaint in inventory.complaints):
             raise typer.Exit(SOME_FAILED)
@@ -108,21 +108,19 @@ def _read(
 def _tell_patients(found: "list[Subject]", whose: "dict[str, str]") -> None:
     """Names alone rarely tell that two subjects are one patient: then a person must know that nobody looked."""
     alone = sum(not subject.patient and whose[subject.id] == subject.id for subject in found)
-    typer.echo(f"{len(whose)} subjects are taken for {len(set(whose.values()))} patients")
+    say(f"{len(whose)} subjects are taken for {len(set(whose.values()))} patients")
     if alone:
-        typer.echo(
-            f"Neither layout nor name tells a patient behind {alone} of them: if some are of one, say so (--patients)"
-        )
+        say(f"Neither layout nor name tells a patient behind {alone} of them: if some are of one, say so (--patients)")
 
 
 def _tell(inventory: "Inventory", out: Path) -> None:
     patterns = inventory.patterns()
-    typer.echo(f"{sum(map(len, patterns.values()))} subjects, {len(inventory.images)} images")
+    say(f"{sum(map(len, patterns.values()))} subjects, {len(inventory.images)} images")
     for names, having in patterns.items():
-        typer.echo(f"  {len(having):5d}  {' '.join(names)}")
+        say(f"  {len(having):5d}  {' '.join(names)}")
     for complaint in inventory.complaints[:_MOST_LINES]:
         whose = f"{complaint.subject} {complaint.modality}".strip()
-        typer.echo(one_line(f"{complaint.kind}: {whose}: {complaint.what}"))
+        say(one_line(f"{complaint.kind}: {whose}: {complaint.what}"))
     if len(inventory.complaints) > _MOST_LINES:
-        typer.echo(f"and {len(inventory.complaints) - _MOST_LINES} more")
-    typer.echo(f"Tables and figure: {out}; look at index.png first, then index.md")
+        say(f"and {len(inventory.complaints) - _MOST_LINES} more")
+    say(f"Tables and figure: {out}; look at index.png first, then index.md")

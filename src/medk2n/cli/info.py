@@ -9,6 +9,7 @@ import typer
 
 import medk2n
 from medk2n.cli.common import versions
+from medk2n.cli.complaints import say
 
 
 def info(
@@ -29,7 +30,7 @@ def info(
     if cost:
         for row in facts["models"]:
             row["cost"] = _measure(row["name"])
-    typer.echo(json.dumps(facts, indent=2, ensure_ascii=False) if as_json else _as_text(facts))
+    say(*(json.dumps(facts, indent=2, ensure_ascii=False) if as_json else _as_text(facts)).splitlines())
 
 
 def collect(model: str | None = None, *, paths: bool = False) -> dict[str, Any]:

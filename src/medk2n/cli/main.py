@@ -1,6 +1,7 @@
 """The command line: `medk2n VERB`. One file a verb; this one only joins them and reports failures."""
 
 import io
+import signal
 import sys
 import traceback
 import warnings
@@ -11,7 +12,7 @@ from typing import Annotated
 import typer
 
 import medk2n
-from medk2n.cli.complaints import EXIT_CODES, INTERRUPTED, explain
+from medk2n.cli.complaints import EXIT_CODES, INTERRUPTED, explain, say
 
 # In the order in which a newcomer meets them. `medk2n/cli/<verb>.py` holds a function of the same name
 # that imports anything heavy inside, so that --help stays quick.
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
         if debug:
             traceback.print_exception(error)
         line, code = explain(error)
-        typer.echo(f"medk2n: error: {line}", err=True)
+        say(f"medk2n: error: {line}", err=True)
     return code if isinstance(code, int) else 0
 
 
@@ -72,6 +73,10 @@ def run() -> None:
     for stream in (sys.stdout, sys.stderr):  # a file name in letters that the terminal has not must not end the work
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C; what nohup ignores stays ignored
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
     sys.exit(main(sys.argv[1:]))
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medk2n.cli.common import DeviceOption, ModelOption, OverwriteOption, SeedOption
-from medk2n.cli.complaints import one_line
+from medk2n.cli.complaints import one_line, say
 
 if TYPE_CHECKING:
     from medk2n.node.complete import Completer
@@ -80,7 +80,7 @@ def node(
     if (once is None) != (out is None):
         raise UsageError("--once FOLDER and --out OUT belong together; a node keeps its results in its own folder")
     if status:
-        typer.echo(json.dumps(_status(folder or Path()), indent=2))
+        say(*json.dumps(_status(folder or Path()), indent=2).splitlines())
         return
     _require_extra()
     wanted = modality_names(targets, "--target")
@@ -116,7 +116,7 @@ def _once(
         facts = completer(source, out, overwrite=overwrite)
         run.outputs += facts.pop("files")
         run.facts |= facts
-    typer.echo(f"{facts['study']}: {', '.join(facts['targets']) or 'lacks nothing'}; {out / RESULT}")
+    say(f"{facts['study']}: {', '.join(facts['targets']) or 'lacks nothing'}; {out / RESULT}")
 
 
 def _completer(model: str, device: str, targets: list[str], seed: int, *, burn_in: bool) -> "Completer":
@@ -166,7 +166,7 @@ def _say_nothing_of_patients() -> None:
 
 
 def _log(line: str) -> None:
-    typer.echo(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {one_line(line)}")
+    say(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {one_line(line)}")
 
 
 def _end(*_: object) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from medk2n.cli.common import ManifestOption, OverwriteOption, SeedOption
+from medk2n.cli.complaints import say
 
 
 class Protocols(StrEnum):
@@ -68,4 +69,4 @@ def phantom(
         )
         run.inputs += [anatomy] if anatomy else []
         run.outputs += [out / "dataset_description.json", out / "participants.tsv"]
-    typer.echo(f"{subjects} digital subjects in {out}; truth and attainable PSNR in {out / 'derivatives' / 'truth'}")
+    say(f"{subjects} digital subjects in {out}; truth and attainable PSNR in {out / 'derivatives' / 'truth'}")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from medk2n.cli.common import DeviceOption, ManifestOption, OverwriteOption, PresetOption, SetOption
+from medk2n.cli.complaints import say
+from medk2n.io.shown import visible
 
 _WIDTH = 118  # of a table that goes into a file
 
@@ -58,7 +60,7 @@ def plan(
         if out:
             write_text(out, as_yaml(made, [f"Made by medk2n plan from {config or preset}; edit what you like."]))
             run.outputs.append(out)
-            typer.echo(f"Plan: {out}; train with: medk2n train --config {out} --out RUN")
+            say(f"Plan: {out}; train with: medk2n train --config {out} --out RUN")
 
 
 def show_plan(plan: "Plan") -> None:
@@ -75,10 +77,10 @@ def show_plan(plan: "Plan") -> None:
     for heading in ("setting", "value", "decided by", "reason"):
         table.add_column(heading, no_wrap=heading == "setting")
     for each in plan.decisions:
-        table.add_row(*map(escape, (each.field, value_in_words(each), each.by, each.reason)))
+        table.add_row(*(escape(visible(cell)) for cell in (each.field, value_in_words(each), each.by, each.reason)))
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
     images = sum(facts.images.values())
     console.print(f"{facts.subjects} subjects, {images} images; {machine.name}, {machine.cores} cores", markup=False)
     console.print(table)
     for note in plan.notes:
-        console.print(note, markup=False)
+        console.print(visible(note), markup=False)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medk2n.cli.common import ManifestOption, OverwriteOption, PreferOption
-from medk2n.cli.complaints import one_line
+from medk2n.cli.complaints import one_line, say
 
 if TYPE_CHECKING:
     from medk2n.errors import Medk2nError
@@ -114,7 +114,7 @@ def _prepare(found, data: Path, out: Path, plan, jobs: int, *, overwrite: bool) 
         line = bar.add_task("prepare", total=len(found))
 
         def report(subject: str, done: int, total: int) -> None:
-            bar.update(line, completed=done, total=total, description=f"prepare, done {escape(subject)}")
+            bar.update(line, completed=done, total=total, description=f"prepare, done {escape(one_line(subject))}")
 
         return run.prepare(found, data, out, plan, jobs=jobs, overwrite=overwrite, report=report)
 
@@ -122,7 +122,7 @@ def _prepare(found, data: Path, out: Path, plan, jobs: int, *, overwrite: bool) 
 def _tell(result: "Result", out: Path) -> None:
     for subject, lines in result.warnings.items():
         for line in lines:
-            typer.echo(f"medk2n: warning: {one_line(f'{subject}: {line}')}", err=True)
+            say(f"medk2n: warning: {one_line(f'{subject}: {line}')}", err=True)
     before = f", {len(result.there)} were there before" if result.there else ""
     failed = f", {len(result.failed)} failed" if result.failed else ""
-    typer.echo(f"{len(result.prepared)} subjects prepared{before}{failed}: {out}; look at a preview.png first")
+    say(f"{len(result.prepared)} subjects prepared{before}{failed}: {out}; look at a preview.png first")

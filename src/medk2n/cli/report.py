@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from medk2n.cli.common import ManifestOption, OverwriteOption
+from medk2n.cli.complaints import say
 
 _NAME = "report.html"
 
@@ -38,4 +39,4 @@ def report(
     ):
         write_text(path, render_training(run))
         it.outputs.append(path)
-    typer.echo(f"Report: {path}")
+    say(f"Report: {path}")

@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
+from medk2n.cli.complaints import say
+from medk2n.io.shown import one_line
 
 if TYPE_CHECKING:
     from medk2n.checkpoint import ModelConfig
@@ -35,7 +36,7 @@ def modalities_under_test(
             "an evaluation needs an input and a reference: choose other data or --modalities"
         )
     if missing := [m for m in wanted if m not in acquired]:
-        typer.echo(f"medk2n: no subject has {', '.join(missing)}: left out", err=True)
+        say(f"medk2n: no subject has {', '.join(missing)}: left out", err=True)
     return tested
 
 
@@ -147,6 +148,8 @@ def studies_of(
 @contextmanager
 def progress_over(verb: str, subjects: "Sequence[Subject]") -> "Iterator[Callable[[str, int, int], None]]":
     """A bar over subjects: what to call with (subject, done, of how many)."""
+    from rich.markup import escape
+
     from medk2n.cli.common import progress_bar
 
     position = {subject.id: index for index, subject in enumerate(subjects)}
@@ -154,7 +157,8 @@ def progress_over(verb: str, subjects: "Sequence[Subject]") -> "Iterator[Callabl
         line = bar.add_task(verb, total=len(subjects))
 
         def advance(subject: str, done: int, total: int) -> None:
-            bar.update(line, completed=position[subject] + done / total, description=f"{verb} {subject}")
+            told = f"{verb} {escape(one_line(subject))}"
+            bar.update(line, completed=position[subject] + done / total, description=told)
 
         yield advance
 

@@ -19,6 +19,7 @@ from medk2n.cli.common import (
     SeedOption,
     SetOption,
 )
+from medk2n.cli.complaints import say
 
 if TYPE_CHECKING:
     from medk2n.checkpoint import ModelConfig
@@ -121,7 +122,7 @@ def synth(
         complete(jobs, settings, run, failed)
         if several:
             page = write_group(out, sorted(failed))
-            typer.echo(f"Look at {page} first: all studies, the least sure ones on top")
+            say(f"Look at {page} first: all studies, the least sure ones on top")
         end_with(failed)
 
 
@@ -166,11 +167,11 @@ def _dicom_study(
         raise UsageError(f"{study}: holds DICOM and NIfTI images; expected one of them; name the folder of one")
     found = read_study(study, series=_named_series(series), known=config.modalities)
     for name, one in found.series.items():
-        typer.echo(f"{name}: series {one.uid}, {len(one.instances)} slices ({one.evidence})")
+        say(f"{name}: series {one.uid}, {len(one.instances)} slices ({one.evidence})")
     for row in found.left_out:
-        typer.echo(f"left out: {f'series {row.series}, ' if row.series else ''}{row.images} images ({row.reason})")
+        say(f"left out: {f'series {row.series}, ' if row.series else ''}{row.images} images ({row.reason})")
     for note in found.notes:
-        typer.echo(f"note: {note}")
+        say(f"note: {note}")
     run.facts["dicom"] = {
         "study": found.uid,
         "series": {name: {"uid": one.uid, "evidence": one.evidence} for name, one in found.series.items()},

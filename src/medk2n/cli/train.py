@@ -14,6 +14,7 @@ from medk2n.cli.common import (
     PresetOption,
     SetOption,
 )
+from medk2n.cli.complaints import one_line, say
 from medk2n.registry import names
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def train(
         _train(draft, out, run, overwrite=overwrite)
         run.outputs += sorted(path for path in out.rglob("*") if path.is_file() and HOME not in path.parts)
     if leads:
-        typer.echo(f"Model: {out}; measure it with: medk2n evaluate --model {out} --data DIR --out OUT")
+        say(f"Model: {out}; measure it with: medk2n evaluate --model {out} --data DIR --out OUT")
 
 
 def _train(draft: "Draft | None", out: Path, manifest: Manifest, *, overwrite: bool) -> None:
@@ -111,7 +112,7 @@ def _train(draft: "Draft | None", out: Path, manifest: Manifest, *, overwrite: b
     device = manifest.device or "cpu"
     with warnings.catch_warnings(), progress_bar() as bar:
         warnings.showwarning = lambda message, *rest, **named: bar.console.print(
-            f"medk2n: warning: {message}", markup=False
+            f"medk2n: warning: {one_line(str(message))}", markup=False
         )
         line = bar.add_task("reading", total=1.0)
 

@@ -22,6 +22,7 @@ from medk2n.dicom.choose import LeftOut, choose
 from medk2n.dicom.files import find_files
 from medk2n.dicom.frame import Frame, Header, read_header
 from medk2n.dicom.geometry import Planes, check
+from medk2n.dicom.guard import parsing
 from medk2n.dicom.inflate import Inflater
 from medk2n.dicom.limits import Limits, confine
 from medk2n.dicom.pixels import write_voxels
@@ -215,8 +216,9 @@ def _kept(stack: Stack) -> tuple[dict[str, Values], dict[str, Codes]]:
     """Attributes of patient and study that a derived series keeps, from the first slice of a stack."""
     from pydicom import dcmread
 
-    tags = [*KEPT, *KEPT_CODES]
-    return kept(dcmread(stack.frames[0].file, stop_before_pixels=True, specific_tags=list(tags)))
+    file, tags = stack.frames[0].file, [*KEPT, *KEPT_CODES]
+    with parsing(file):
+        return kept(dcmread(file, stop_before_pixels=True, specific_tags=list(tags)))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from medk2n.dicom.guard import parsing, too_deep
 from medk2n.dicom.limits import Limits
 from medk2n.errors import DicomError
 
@@ -121,24 +122,16 @@ def read_header(path: Path, limits: Limits) -> Header:
     """
     from pydicom import dcmread
 
-    try:
+    with parsing(path):
         data = dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
         for name in _SEQUENCES:
             _refuse_depth(data.get(name) or [], limits.depth, path)
         return _header(data, path, limits)
-    except DicomError:
-        raise
-    except RecursionError as error:
-        raise DicomError(f"{path}: sequences lie too deep in each other; such a file is damaged or hostile") from error
-    except MemoryError as error:
-        raise DicomError(f"{path}: needs more memory than a study may take; it is damaged or hostile") from error
-    except Exception as error:  # pydicom raises whatever a damaged file leads it to
-        raise DicomError(f"{path}: cannot be read as DICOM ({type(error).__name__}); copy it again") from error
 
 
 def _refuse_depth(items: Iterable[Any], left: int, path: Path) -> None:
     if left < 0:
-        raise DicomError(f"{path}: sequences lie too deep in each other; such a file is damaged or hostile")
+        raise too_deep(path)
     for item in items:
         for element in item:
             if element.VR == "SQ":

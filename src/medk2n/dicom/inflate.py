@@ -4,6 +4,7 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO
 
+from medk2n.dicom.guard import parsing
 from medk2n.dicom.limits import MIB, Limits
 from medk2n.errors import DicomError
 
@@ -22,26 +23,27 @@ class Inflater:
         """`path` itself, or for a deflated file a copy that is not.
 
         Raises:
-            DicomError: it inflates to more than `limits` allows.
+            DicomError: it is damaged, or inflates to more than `limits` allows.
         """
         from pydicom.filebase import DicomFileLike
         from pydicom.filereader import read_file_meta_info
         from pydicom.filewriter import write_file_meta_info
         from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
-        meta = read_file_meta_info(path)
-        if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
-            return path
-        start = _META_AT + _GROUP_LENGTH_BYTES + int(meta.FileMetaInformationGroupLength)
-        meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        copy = self._folder / f"inflated-{self._made:06d}"
-        self._made += 1
-        with path.open("rb") as source, copy.open("xb") as out:
-            out.write(bytes(_META_AT - 4) + b"DICM")
-            write_file_meta_info(DicomFileLike(out), meta)
-            source.seek(start)
-            self._copy(source, out, path)
-        return copy
+        with parsing(path):
+            meta = read_file_meta_info(path)
+            if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+                return path
+            start = _META_AT + _GROUP_LENGTH_BYTES + int(meta.FileMetaInformationGroupLength)
+            meta.TransferSyntaxUID = ExplicitVRLittleEndian
+            copy = self._folder / f"inflated-{self._made:06d}"
+            self._made += 1
+            with path.open("rb") as source, copy.open("xb") as out:
+                out.write(bytes(_META_AT - 4) + b"DICM")
+                write_file_meta_info(DicomFileLike(out), meta)
+                source.seek(start)
+                self._copy(source, out, path)
+            return copy
 
     def _copy(self, source: BinaryIO, out: BinaryIO, path: Path) -> None:
         most = max(self._limits.ratio_free_bytes, self._limits.ratio * path.stat().st_size)

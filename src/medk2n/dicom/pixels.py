@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from medk2n.dicom.frame import Frame
+from medk2n.dicom.guard import parsing
 from medk2n.dicom.stacks import Stack
 from medk2n.errors import DicomError
 
@@ -37,15 +38,9 @@ def _frames(file: Path, numbers: list[int], first: Frame) -> Any:
     """(number, stored values) of frames of a file, in its order."""
     from pydicom.pixels.utils import iter_pixels
 
-    try:
+    expected = f"expected {first.rows} x {first.columns} in a transfer syntax of pydicom's plug-ins"
+    with parsing(file, "its pixels cannot be read", f"{expected}; copy or convert it again"):
         yield from zip(numbers, iter_pixels(file, indices=numbers, raw=True), strict=True)
-    except MemoryError as error:
-        raise DicomError(f"{file}: needs more memory than a study may take; it is damaged or hostile") from error
-    except Exception as error:  # pydicom and its decoders raise whatever a damaged file leads them to
-        raise DicomError(
-            f"{file}: its pixels cannot be read ({type(error).__name__}); expected {first.rows} x {first.columns} in a "
-            "transfer syntax of pydicom's plug-ins; copy or convert it again"
-        ) from error
 
 
 def _values(raw: np.ndarray, frame: Frame, file: Path) -> np.ndarray:

@@ -3,16 +3,15 @@
 import stat
 import struct
 import zipfile
-import zlib
 from pathlib import Path, PurePosixPath
 
+from medk2n.dicom.guard import parsing
 from medk2n.dicom.limits import MIB, Limits
 from medk2n.errors import DicomError
 
 _BLOCK = MIB
 _END = b"PK\x05\x06"
 _END_BYTES = 22
-_BAD_ZIP = (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError, zlib.error, struct.error)
 
 
 def unpack(archive: Path, folder: Path, limits: Limits) -> list[Path]:
@@ -23,26 +22,18 @@ def unpack(archive: Path, folder: Path, limits: Limits) -> list[Path]:
             or more entries or bytes than `limits` allows.
     """
     _refuse_many_entries(archive, limits)
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            entries = [entry for entry in opened.infolist() if not entry.is_dir()]
-            for entry in entries:
-                _refuse_entry(entry, archive)
-            if len(entries) > limits.files:
-                raise _too_many(archive, len(entries), limits)
-            if sum(entry.file_size for entry in entries) > limits.unpacked_bytes:
-                raise _too_large(archive, limits)
-            return _write_all(opened, entries, archive, folder, limits)
-    except MemoryError as error:
-        raise DicomError(f"{archive}: needs more memory than a study may take; it is damaged or hostile") from error
-    except DicomError:
-        raise
-    except RuntimeError as error:  # zipfile's, of an entry whose flag bit hid its encryption
-        raise DicomError(f"{archive}: is encrypted; unpack it yourself and give the folder") from error
-    except _BAD_ZIP as error:
-        raise DicomError(
-            f"{archive}: cannot be unpacked ({type(error).__name__}); expected a .zip of DICOM files; pack it again"
-        ) from error
+    with (
+        parsing(archive, "cannot be unpacked", "expected a .zip of DICOM files; pack it again"),
+        zipfile.ZipFile(archive) as opened,
+    ):
+        entries = [entry for entry in opened.infolist() if not entry.is_dir()]
+        for entry in entries:
+            _refuse_entry(entry, archive)
+        if len(entries) > limits.files:
+            raise _too_many(archive, len(entries), limits)
+        if sum(entry.file_size for entry in entries) > limits.unpacked_bytes:
+            raise _too_large(archive, limits)
+        return _write_all(opened, entries, archive, folder, limits)
 
 
 def _refuse_many_entries(archive: Path, limits: Limits) -> None:

@@ -3,7 +3,6 @@
 The CSV of a table is `write_csv(path, Line, lines)`; the values behind it are `write_values`.
 """
 
-import csv
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,8 @@ from medk2n.evaluation.benchmarks._benchmark import Benchmark
 from medk2n.evaluation.noise_ceiling import CEILING
 from medk2n.evaluation.summary import FEWEST_FOR_A_TEST, MEAN_ROW
 from medk2n.evaluation.table import interval_text, mean_text
+from medk2n.io.atomic import write_text
+from medk2n.io.shown import csv_text, in_markdown
 from medk2n.metrics._metric import Metric
 from medk2n.registry import resolve
 from medk2n.vocabulary import MODALITIES, modality
@@ -32,10 +33,8 @@ def write_values(path: Path, values: Values) -> None:
         for r in records:
             place = (r.subject, r.method, r.sources, r.target, r.region, matched)
             lines.setdefault(place, {})[r.metric] = r.value
-    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(_VALUE_FIELDS)
-        writer.writerows([*place, *(f"{found[m]:.6g}" for m in TABLE_METRICS)] for place, found in lines.items())
+    rows = ([*place, *(float(f"{found[m]:.6g}") for m in TABLE_METRICS)] for place, found in lines.items())
+    write_text(path, csv_text(_VALUE_FIELDS, rows))
 
 
 def rows_of(lines: Sequence[Line]) -> dict[str, list[Line]]:
@@ -125,7 +124,7 @@ def _one_table(lines: Sequence[Line], methods: Sequence[str]) -> list[str]:
     others = [method for method in shown[1:] if method != CEILING]
     which = ", matched" if lines[0].affine_matched else ""
     text = ["", f"**{rule.label}** ({rule.unit}, {rule.better} is better{which})", ""]
-    text += [_joined("row", "n", *shown), "|---" * (len(shown) + 2) + "|"]
+    text += [_joined("row", "n", *map(in_markdown, shown)), "|---" * (len(shown) + 2) + "|"]
     for row, own in rows_of(lines).items():
         best, by_method = best_of_row(own, first), {line.method: line for line in own}
         cells = [
@@ -133,7 +132,8 @@ def _one_table(lines: Sequence[Line], methods: Sequence[str]) -> list[str]:
             for line in map(by_method.get, shown)
         ]
         text.append(_joined(row, str(max(line.n for line in own)), *cells))
-    text += ["", _joined("row", *(f"{first} - {method}" for method in others)), "|---" * (len(others) + 1) + "|"]
+    heads = [in_markdown(f"{first} - {method}") for method in others]
+    text += ["", _joined("row", *heads), "|---" * (len(others) + 1) + "|"]
     for row, own in rows_of(lines).items():
         by_method = {line.method: line for line in own}
         text.append(_joined(row, *(_marked(by_method.get(method), rule) for method in others)))

@@ -10,7 +10,7 @@ from medk2n.evaluation.evaluate import Record
 from medk2n.evaluation.rows import Row
 from medk2n.evaluation.summary import MEAN_ROW, per_subject
 from medk2n.evaluation.table import ordered_rows
-from medk2n.io.names import shown
+from medk2n.io.shown import one_line
 from medk2n.vocabulary import modality
 
 if TYPE_CHECKING:
@@ -80,7 +80,8 @@ def picture(study: "WorkingStudy", row: Row, outputs: Mapping[str, Mapping[str, 
             error = np.abs(predicted[target][index] - reference)
             error_axes.imshow(upright(error), cmap="magma", vmin=0, vmax=LARGEST_ERROR)
             error_axes.set_title(f"|error| {method}", fontsize=8)
-    figure.suptitle(f"{shown(study.id)}, slice {index}; errors from 0 (black) to {LARGEST_ERROR} (white)", fontsize=9)
+    title = f"{one_line(study.id)}, slice {index}; errors from 0 (black) to {LARGEST_ERROR} (white)"
+    figure.suptitle(title, fontsize=9, parse_math=False)
     figure.savefig(path, dpi=_DPI)
 
 

@@ -10,6 +10,7 @@ from medk2n.evaluation.figure import COLOURS
 from medk2n.evaluation.panel import Panel, PanelCell, PanelRecord, panel_cells, per_subject
 from medk2n.evaluation.protocols._protocol import Protocol
 from medk2n.evaluation.table import write_csv
+from medk2n.io.shown import in_markdown
 from medk2n.registry import resolve
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def _metric_table(cells: Sequence[PanelCell], metric: str, methods: Sequence[str
     rule = resolve("metrics", metric)
     found = {(c.protocol, c.region, c.method, c.affine_matched): c for c in cells}
     right = "1 is right" if rule.better == "one" else f"{rule.better} is better"
-    header = ["protocol", "region", "n", *methods, *(f"{method}, matched" for method in methods)]
+    header = ["protocol", "region", "n", *map(in_markdown, [*methods, *(f"{method}, matched" for method in methods)])]
     lines = [
         f"## {rule.label} ({rule.unit}, {right})",
         "",

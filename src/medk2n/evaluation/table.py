@@ -1,6 +1,5 @@
 """The tables of an evaluation: CSV to compute with, JSON to keep, Markdown to read."""
 
-import csv
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +10,8 @@ from typing import Any
 from medk2n.evaluation.claims import Claim, claims
 from medk2n.evaluation.evaluate import DATA_RANGE, Record
 from medk2n.evaluation.summary import MEAN_ROW, Cell, Difference, Summary
+from medk2n.io.atomic import write_text
+from medk2n.io.shown import csv_text, in_markdown
 from medk2n.metrics._metric import Metric
 from medk2n.registry import resolve
 
@@ -99,8 +100,8 @@ def costs_markdown(training: Mapping[str, Mapping[str, float]]) -> str:
     for method, cost in rows:
         flops = cost.get("flops_per_step")
         known = {**cost, "flops_per_step": None if flops is None else round(flops / 1e9, 1)}
-        cells = (known.get(key) for key in TRAINING_COST)
-        lines.append("| " + " | ".join([method, *("n/a" if cell is None else str(cell) for cell in cells)]) + " |")
+        cells = ("n/a" if known.get(key) is None else str(known[key]) for key in TRAINING_COST)
+        lines.append("| " + " | ".join([in_markdown(method), *cells]) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -109,7 +110,8 @@ def _metric_table(summary: Summary, region: str, metric: Metric, methods: Sequen
     found = [d for d in summary.differences if (d.region, d.metric) == (region, metric.name)]
     differences = {(d.sources, d.method, d.reference): d for d in found}
     pairs = list(dict.fromkeys((d.method, d.reference) for d in found))
-    header = ["inputs", "n", *methods, *(f"{ours} - {theirs}" for ours, theirs in pairs)]
+    named = [*methods, *(f"{ours} - {theirs}" for ours, theirs in pairs)]
+    header = ["inputs", "n", *map(in_markdown, named)]
     lines = [
         f"**{metric.label}** ({metric.unit}, {metric.better} is better)",
         "",
@@ -160,10 +162,8 @@ def interval_text(mean: float, low: float, high: float, metric: Metric) -> str:
 
 def write_csv(path: Path, kind: type, rows: Iterable[Any]) -> None:
     """One line a row, one column a field of the dataclass `kind`."""
-    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(kind)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+    names = [field.name for field in fields(kind)]
+    write_text(path, csv_text(names, ([getattr(row, name) for name in names] for row in rows)))
 
 
 def _plain(row: Any) -> dict[str, Any]:

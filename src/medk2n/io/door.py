@@ -9,8 +9,8 @@ from typing import Any
 
 from medk2n.errors import Medk2nError
 
-MOST_TEXT = 64 * 2**20
-"""Bytes of a table or settings file beyond which nothing but a fault is."""
+MOST_TEXT, MOST_TABLE = 16 * 2**20, 32 * 2**20
+"""Bytes of settings and of a table beyond which nothing but a fault is; read, they take many times as much memory."""
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def read_any_text(path: Path) -> str:
     Raises:
         ValueError: as `read_text`, but for the letters.
     """
-    data = _bytes(path, MOST_TEXT)
+    data = _bytes(path, MOST_TABLE)
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return data.decode("utf-16")
     try:

@@ -52,11 +52,6 @@ def stem(path: Path | str) -> str:
     return name
 
 
-def shown(text: str) -> str:
-    """Text that can be drawn and written: what is no letter, such as a byte of an old file name, as an escape."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
 def is_hidden(path: Path | str) -> bool:
     """Whether the name is one that is not meant to be seen: `._t1n.nii.gz` of macOS, a half-written `.tmp-...`."""
     return Path(path).name.startswith(".") or Path(path).name == "__MACOSX"

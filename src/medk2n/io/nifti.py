@@ -245,7 +245,9 @@ def _without_voxels(block: bytes, version: int, *, single: bool) -> Any:
     """A nibabel image of a header alone; extensions, which may be of any size, are not read."""
     files = {"header": BytesIO(block + bytes(4)), "image": BytesIO(block + bytes(4))}
     kind = IMAGE_CLASSES[version, single]
-    return kind.from_file_map(kind.make_file_map(files))
+    image = kind.from_file_map(kind.make_file_map(files))
+    image.extra["slope"] = float(kind.header_class(block, check=False)["scl_slope"])  # as an image forgets it
+    return image
 
 
 def _in_one_file(path: Path) -> bool:

@@ -98,6 +98,8 @@ def remarks(image: Any) -> list[str]:
         told.append("header states no orientation (sform and qform code 0); taken from the spacing alone")
     if sform and qform:
         told += _at_odds(image)
+    if np.isnan(image.extra.get("slope", 1.0)):
+        told.append("header multiplies the voxels by no number; taken as they are stored")
     return told
 
 

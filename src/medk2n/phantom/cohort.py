@@ -4,9 +4,10 @@ import csv
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from medk2n.phantom.ceilings import noise_ceiling, unknown_protocol_ceiling, wit
 from medk2n.phantom.signal import FIXED, RANDOM_MODALITIES, Protocol, random_protocol
 from medk2n.phantom.tissues import LESION_LABELS, TISSUES, draw_tissues
 from medk2n.vocabulary import modality
+from medk2n.workers import each
 
 Progress = Callable[[int, int], None]
 
@@ -103,29 +105,14 @@ def _make_all(plan: CohortPlan, subjects: int, workers: int, progress: Progress 
     """Make every subject; number -> record. The anatomy is loaded before workers fork, so that they share it."""
     _anatomy(plan)
     records: dict[int, dict[str, Any]] = {}
-    for number, record in _each(plan, subjects, min(workers, subjects)):
-        records[number] = record
-        if progress:
-            progress(len(records), subjects)
+    start = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
+    work, numbers = partial(make_subject, plan), range(1, subjects + 1)
+    with closing(each(work, numbers, min(workers, subjects), start=start, prepare=_one_thread)) as made:
+        for number, record in made:
+            records[number] = record
+            if progress:
+                progress(len(records), subjects)
     return records
-
-
-def _each(plan: CohortPlan, subjects: int, workers: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    numbers = range(1, subjects + 1)
-    if workers == 1:
-        for number in numbers:
-            yield number, make_subject(plan, number)
-        return
-    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(method)
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
-        waiting = {pool.submit(make_subject, plan, number): number for number in numbers}
-        try:
-            for future in as_completed(waiting):
-                yield waiting[future], future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
 
 
 def _one_thread() -> None:

@@ -1,22 +1,21 @@
 """A whole data set: which studies are left to do, in how many processes, and what became of each."""
 
 import json
-import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from medk2n.data.prepared import FORMAT, SETTINGS, is_prepared
 from medk2n.data.subject import Subject
-from medk2n.errors import DatasetError, Medk2nError, OutputExistsError, SystemLimitError, contained
+from medk2n.errors import DatasetError, Medk2nError, OutputExistsError, contained
 from medk2n.io.atomic import write_json
 from medk2n.io.door import door, read_text
 from medk2n.io.names import folder_names
 from medk2n.io.outputs import OutputFolder, output_folder
 from medk2n.preparation.study import Plan, is_there, prepare_study, versions
+from medk2n.workers import each
 
 Report = Callable[[str, int, int], None]
 """Called with the subject just done, subjects done, and subjects in all."""
@@ -60,17 +59,19 @@ def prepare(
     with output_folder(out, ["*"], goes_on=True) as place, place.scratch() as scratch:
         _open_set(place, plan, overwrite=overwrite)
         tasks = [(subject, plan, out / folders[subject.id], root, scratch) for subject in subjects]
-        for done, (subject_id, outcome) in enumerate(_each(tasks, min(jobs, len(tasks))), 1):
-            if isinstance(outcome, Medk2nError):
-                result.failed[subject_id] = str(outcome)
-            elif outcome is None:
-                result.there.append(subject_id)
-            else:
-                result.prepared.append(subject_id)
-                if outcome:
-                    result.warnings[subject_id] = outcome
-            if report:
-                report(subject_id, done, len(tasks))
+        with closing(each(_one, tasks, min(jobs, len(tasks)))) as outcomes:
+            for done, (task, outcome) in enumerate(outcomes, 1):
+                subject_id = task[0].id
+                if isinstance(outcome, Medk2nError):
+                    result.failed[subject_id] = str(outcome)
+                elif outcome is None:
+                    result.there.append(subject_id)
+                else:
+                    result.prepared.append(subject_id)
+                    if outcome:
+                        result.warnings[subject_id] = outcome
+                if report:
+                    report(subject_id, done, len(tasks))
         if len(result.failed) == len(tasks):
             raise DatasetError(f"all {len(tasks)} subjects failed; the first: {next(iter(result.failed.values()))}")
     return result
@@ -121,24 +122,3 @@ def _one(task: _Task) -> _Outcome:
         return prepare_study(subject, plan, place, root, scratch).warnings
     except Exception as error:
         return contained(error)
-
-
-def _each(tasks: Sequence[_Task], jobs: int) -> Iterator[tuple[str, _Outcome]]:
-    """Subjects as they are done. Processes are started afresh: a fork would copy the threads' locks."""
-    if jobs <= 1:
-        for task in tasks:
-            yield task[0].id, _one(task)
-        return
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        waiting = {pool.submit(_one, task): task[0].id for task in tasks}
-        try:
-            for future in as_completed(waiting):
-                yield waiting[future], future.result()
-        except BrokenProcessPool as error:
-            raise SystemLimitError(
-                "a process was killed, most likely for want of memory; the subjects that are done stay: repeat with "
-                "fewer --jobs"
-            ) from error
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise

@@ -1,7 +1,6 @@
 """Skull stripping: by a mask that is there, or by one that a program of the user's makes."""
 
 import shlex
-import subprocess
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from medk2n.io.nifti import read_labels, write_volume
 from medk2n.io.volume import Volume
 from medk2n.preparation.draft import Draft, Outcome
 from medk2n.vocabulary import modality
+from medk2n.workers import run_program
 
 BRAIN = "brain"
 
@@ -42,7 +42,7 @@ class MaskCommand:
             write_volume(reference, files["{input}"], description="")
             words = [_filled(word, files) for word in self.command]
             try:
-                done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False)
+                done = run_program(words)
             except OSError as error:
                 raise UsageError(
                     f"--strip-command: {words[0]} cannot be started ({error.strerror}); check its path"

@@ -3,6 +3,7 @@
 import json
 import platform
 import shutil
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -23,7 +24,7 @@ from medk2n.data.statistics import Moments
 from medk2n.data.stored import Stored
 from medk2n.data.subject import Subject
 from medk2n.data.working import load_working
-from medk2n.errors import OutputExistsError
+from medk2n.errors import DatasetError, OutputExistsError
 from medk2n.io.atomic import sha256_array, sha256_file, write_json
 from medk2n.io.nifti import write_int16, write_labels
 from medk2n.io.outputs import record_folder
@@ -86,8 +87,9 @@ def prepare_study(subject: Subject, plan: Plan, place: Path, root: Path, scratch
     Raises:
         Medk2nError: it cannot be read, a step cannot be taken, or a file cannot be written.
     """
-    sources = hashes(subject, root)
     draft, done, warnings = _through_steps(subject, plan)
+    sources = hashes(subject, root)
+    _refuse_changed(draft, set(sources.values()))
     filling = scratch / place.name
     try:
         filling.mkdir()
@@ -102,6 +104,18 @@ def prepare_study(subject: Subject, plan: Plan, place: Path, root: Path, scratch
     finally:
         shutil.rmtree(filling, ignore_errors=True)
     return record
+
+
+def _refuse_changed(draft: Draft, now: Collection[str]) -> None:
+    """What was read has to be what is there, or the sidecar would tell of other voxels.
+
+    Raises:
+        DatasetError: a NIfTI file is not what it was when it was read.
+    """
+    for volume in draft.scans.values():
+        path, read = Path(volume.provenance.get("path") or ""), volume.provenance.get("sha256")
+        if path.name.lower().endswith((".nii", ".nii.gz")) and read not in now:
+            raise DatasetError(f"{path}: was changed while it was prepared; prepare it again")
 
 
 def _through_steps(subject: Subject, plan: Plan) -> tuple[Draft, list[dict[str, Any]], list[str]]:

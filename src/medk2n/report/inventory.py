@@ -1,16 +1,15 @@
 """An inventory on disk: one CSV row an image, everything as JSON, a page to read, a figure to look at."""
 
-import csv
-import io
 import warnings
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from medk2n.data.inventory import Image, Inventory
 from medk2n.io.atomic import atomic_write, write_json, write_text
-from medk2n.io.names import shown
+from medk2n.io.shown import csv_text, in_markdown, one_line
 
 PAGE = "index.md"
 FILES = ("index.csv", "index.json", PAGE, "index.png")
@@ -27,25 +26,22 @@ def write_inventory(inventory: Inventory, name: str, out: Path) -> None:
 
 
 def _csv(inventory: Inventory) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     columns = [f.name for f in fields(Image)]
-    writer.writerow(columns)
-    for image in inventory.images:
-        row = asdict(image)
-        cells = [row[column] for column in columns]
-        writer.writerow([" ".join(map(str, c)) if isinstance(c, tuple) else "" if c is None else c for c in cells])
-    return text.getvalue()
+    return csv_text(columns, ([_cell(getattr(image, column)) for column in columns] for image in inventory.images))
+
+
+def _cell(value: Any) -> Any:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else "" if value is None else value
 
 
 def _markdown(inventory: Inventory, name: str) -> str:
     patterns = inventory.patterns()
-    lines = [f"# {name}", "", f"{sum(map(len, patterns.values()))} subjects, {len(inventory.images)} images.", ""]
+    subjects = sum(map(len, patterns.values()))
+    lines = [f"# {in_markdown(name)}", "", f"{subjects} subjects, {len(inventory.images)} images.", ""]
     lines += ["| subjects | modalities | first ids |", "|---|---|---|"]
     for names, having in patterns.items():
-        lines.append(
-            f"| {len(having)} | {' '.join(names)} | {', '.join(having[:3])}{', ...' if len(having) > 3 else ''} |"
-        )
+        first = in_markdown(", ".join([*having[:3], *(["..."] if len(having) > 3 else [])]))
+        lines.append(f"| {len(having)} | {' '.join(names)} | {first} |")
     lines += [
         "",
         "| modality | images | grids (voxels; mm; orientation: images) | skull-stripped |",
@@ -62,7 +58,8 @@ def _markdown(inventory: Inventory, name: str) -> str:
         )
     else:
         lines += ["| kind | subject | modality | what |", "|---|---|---|---|"]
-        lines += [f"| {c.kind} | {c.subject} | {c.modality} | {c.what} |" for c in inventory.complaints]
+        rows = ((c.kind, c.subject, c.modality, c.what) for c in inventory.complaints)
+        lines += [f"| {' | '.join(map(in_markdown, row))} |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
@@ -101,7 +98,8 @@ def _figure(inventory: Inventory, name: str, path: Path) -> None:
     dots.spines[:].set_visible(False)
     kinds = sorted({c.kind for c in inventory.complaints})
     told = ", ".join(f"{sum(c.kind == kind for c in inventory.complaints)} {kind}" for kind in kinds)
-    figure.suptitle(f"{shown(Path(name).name)}: what is there together\nto look at: {told or 'nothing'}", fontsize=9)
+    title = f"{one_line(Path(name).name)}: what is there together\nto look at: {told or 'nothing'}"
+    figure.suptitle(title, fontsize=9, parse_math=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a name in letters that the font has not
         figure.savefig(path, dpi=120, format="png")

@@ -148,7 +148,11 @@ def image_sidecar(synthesis: "Synthesis", target: str, place: Place) -> dict[str
         "Units": _unit(synthesis, target),
         "Scaling": scaling_facts(synthesis, target),
         "KeyFrame": explanation.key,
-        "Contribution": {"method": explanation.contribution_method, "db": dict(explanation.contribution_db)},
+        "Contribution": {
+            "method": explanation.contribution_method,
+            "db": dict(explanation.contribution_db),
+            "meaning": "expected: shares of PredictedQuality, not measured",
+        },
         "Steps": [
             asdict(step) | {"predicted_psnr_db": stage.predicted_psnr_db}
             for step, stage in zip(explanation.steps, explanation.progression.stages, strict=True)
@@ -158,7 +162,11 @@ def image_sidecar(synthesis: "Synthesis", target: str, place: Place) -> dict[str
             "deviation": explanation.progression.order_deviation,
             "unit": "scaled to [0, 1]",
         },
-        "PredictedQuality": {"psnr_db": explanation.predicted_psnr_db, "region": "foreground"},
+        "PredictedQuality": {
+            "psnr_db": explanation.predicted_psnr_db,
+            "region": "foreground",
+            "meaning": "expected, not measured",
+        },
         "GeneratedBy": [generated_by()],
         "Run": run_facts(synthesis),
     }

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medk2n.io.names import shown
+from medk2n.io.shown import writable
 
 
 def render(template: str, context: Mapping[str, Any]) -> str:
@@ -21,7 +21,7 @@ def render(template: str, context: Mapping[str, Any]) -> str:
     )
     environment.filters["db"] = lambda value: "n/a" if value is None or math.isnan(value) else f"{value:.1f} dB"
     environment.filters["number"] = lambda value: "n/a" if value is None or math.isnan(value) else f"{value:.2f}"
-    return shown(environment.get_template(template).render(**context))
+    return writable(environment.get_template(template).render(**context))
 
 
 def flat(record: Any, prefix: str = "") -> list[tuple[str, str]]:

@@ -45,6 +45,7 @@ def _context(synthesis: "Synthesis", study_id: str, dpi: int) -> dict[str, Any]:
             "shape": " x ".join(map(str, reference.grid.shape)),
             "spacing": " x ".join(f"{edge:.3g}" for edge in reference.grid.spacing_mm),
         },
+        "warnings": synthesis.record.get("warnings", []),
         "record": flat(run_facts(synthesis)),
         "model": str(synthesis.record.get("model", "unnamed model")),
         "methods": methods_text(synthesis),
@@ -65,7 +66,7 @@ def _target(synthesis: "Synthesis", name: str, view: View, dpi: int) -> dict[str
     return {
         "name": name,
         "label": MODALITIES[name].label,
-        "unit": MODALITIES[name].unit,
+        "unit": scaling_facts(synthesis, name)["unit"],
         "key": explanation.key,
         "image": strip_png(volume, view, display_range(volume), synthetic=True, vertical=False, dpi=dpi),
         "deviation": _deviation(synthesis, name, view, dpi),

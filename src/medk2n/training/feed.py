@@ -90,5 +90,6 @@ def _as_it_is(drawn: list[Part]) -> list[Part]:
 
 
 def _leave_stopping_to_the_run(worker: int) -> None:
-    """Ctrl-C reaches all processes of a terminal; the run saves first, and then ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ctrl-C and SIGTERM may reach all processes of a run; it saves first, and then ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from medk2n.errors import CheckpointError
 from medk2n.io.atomic import write_text
-from medk2n.io.door import door, read_text
+from medk2n.io.door import MOST_TABLE, door, read_text
 
 if TYPE_CHECKING:
     from medk2n.training.contender import Contender
@@ -40,7 +40,7 @@ def read_log(path: Path) -> list[Point]:
         CheckpointError: no such file, or not of a run.
     """
     with door(CheckpointError, f"{path}: no metrics of a run", "expected the folder that medk2n train --out wrote"):
-        header, *rows = csv.reader(StringIO(read_text(path), newline=""))
+        header, *rows = csv.reader(StringIO(read_text(path, most=MOST_TABLE), newline=""))
         if tuple(header) != COLUMNS:
             raise ValueError(f"columns {', '.join(header)}")
         whole = [row for row in rows if len(row) == len(COLUMNS)]

@@ -21,7 +21,7 @@ from medk2n.errors import DatasetError, GeometryError, UnknownNameError, VolumeR
 from medk2n.geometry.grid import Grid
 from medk2n.geometry.limits import check_packed, check_size
 from medk2n.io.atomic import sha256_array
-from medk2n.io.door import door, read_text
+from medk2n.io.door import MOST_TABLE, door, read_text
 from medk2n.io.npy import read_npy
 from medk2n.io.volume import Header, LabelMap, Volume, as_labels
 from medk2n.vocabulary import modality
@@ -66,7 +66,7 @@ class Slices:
 
 def _rows(table: Path) -> list[dict[str, str]]:
     with door(DatasetError, f"{table}: cannot be read", "expected comma-separated text in UTF-8"):
-        text = StringIO(read_text(table, encoding="utf-8-sig"), newline="")
+        text = StringIO(read_text(table, encoding="utf-8-sig", most=MOST_TABLE), newline="")
         rows = [
             {key.strip(): (value or "").strip() for key, value in row.items() if key} for row in csv.DictReader(text)
         ]
