@@ -9,6 +9,8 @@ import torch
 
 from medk2n import checkpoint, registry
 from medk2n.config.params import read_params
+from medk2n.config.schema import load_config
+from medk2n.data.batches import Batch
 from medk2n.losses.likelihood import gaussian_nll
 from medk2n.models._spec import Query, Statistics
 from medk2n.models.medk2n import MedK2NPrediction
@@ -19,6 +21,9 @@ from medk2n.models.medk2n_parts.pre_weight_net import MOST_DB
 from medk2n.models.medk2n_parts.progressive_fusion import Guidance
 from medk2n.models.medk2n_parts.task_head_net import TaskHeadNet
 from medk2n.models.medk2n_parts.threshold_net import HIGHEST_DB, LOWEST_DB
+from medk2n.training.lesson import Pupil
+from medk2n.training.lessons.medk2n import MedK2NLesson
+from medk2n.training.world import World
 
 M = 4
 MEDK2N = {"widths": [8, 8, 16, 16, 16], "embedding": 16, "memory_slots": 4}
@@ -164,6 +169,28 @@ def test_every_parameter_gets_a_gradient_within_three_steps(name: str) -> None:
             seen[key] |= parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
         optimiser.step()
     assert [key for key, reached in seen.items() if not reached] == []
+
+
+@pytest.mark.parametrize("name", PROPOSED)
+def test_every_parameter_is_taught_by_one_of_the_two_kinds_of_steps(name: str) -> None:
+    """By the losses of the lesson itself, three steps of each."""
+    torch.manual_seed(0)
+    module = fresh(name)
+    settings = ["modalities=[t1c, t1n, t2f, t2w]", "core=[]", "spacing_mm=1.5", "batch={draws: 2, most_sources: 3}"]
+    lesson = MedK2NLesson(Pupil(module, registry.resolve("models", "medk2n"), load_config("tiny", settings)))
+    there, inside = torch.ones(2, M, dtype=torch.bool), torch.ones(2, 32, 48, dtype=torch.bool)
+    batch = Batch(images(), there, images()[:, :, 1], inside, torch.zeros(2, M))
+    learned = {key for key, parameter in module.named_parameters() if parameter.requires_grad}
+    optimiser, taught = torch.optim.Adam(module.parameters(), lr=1e-2), set()
+    for progress in (0.0, 1.0):
+        if progress:
+            lesson.enter(module)
+        for step in range(3):
+            module.zero_grad()
+            lesson.loss(batch, step, progress, World())[0].backward()
+            taught |= {key for key, p in module.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+            optimiser.step()
+    assert taught == learned
 
 
 def test_targets_and_batching_do_not_matter(name: str) -> None:
