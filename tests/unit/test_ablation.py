@@ -2,19 +2,16 @@
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from medk2n import checkpoint, registry
 from medk2n.cli.main import main
-from medk2n.config.params import read_params
 from medk2n.evaluation.ablation import FULL, Worth, worth, write_ablation
 from medk2n.evaluation.damage import WHOLE, DamageRecord
 from medk2n.evaluation.neutralise import PARTS
-from medk2n.models._spec import Statistics
 
 NAMES = ("t1n", "t2f", "t2w")
 
@@ -54,23 +51,8 @@ def test_a_part_is_worth_what_the_full_model_has_more(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return saved(tmp_path / "model", "medk2n", {"slices": 3, "widths": [8] * 5, "embedding": 8, "memory_slots": 2})
-
-
-def saved(folder: Path, name: str, params: dict) -> Path:
-    spec = registry.resolve("models", name)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        module = spec.build(read_params(spec.params, params), len(NAMES), Statistics.neutral(len(NAMES)))
-        for parameter in module.parameters():
-            parameter.data += 0.1 * torch.randn_like(parameter)
-    if name == "medk2n":
-        module.fusion.taught.fill_(1)
-    statistics = checkpoint.Statistics(affine_maps={}, variance={}, typical_scaling={})
-    card = checkpoint.ModelConfig(model=name, modalities=NAMES, spacing_mm=2.0, params=params, statistics=statistics)
-    checkpoint.save(folder, module, card)
-    return folder
+def model(tmp_path: Path, save_model: Callable[..., Path]) -> Path:
+    return save_model(tmp_path / "model", "medk2n", NAMES)
 
 
 @pytest.fixture
@@ -126,7 +108,7 @@ def test_command_refuses_what_cannot_be_done(model, data, tmp_path, capsys, opti
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_without_such_parts_is_refused(data: Path, tmp_path: Path, capsys) -> None:
-    unet = saved(tmp_path / "unet", "unet", {"slices": 3, "widths": [8] * 5})
+def test_a_model_without_such_parts_is_refused(data: Path, tmp_path: Path, save_model, capsys) -> None:
+    unet = save_model(tmp_path / "unet", "unet", NAMES)
     assert run(unet, data, tmp_path / "out") == 2
     assert "the model is a unet; its parts are not known: expected a medk2n" in capsys.readouterr().err

@@ -136,3 +136,22 @@ def test_command_names_near_benchmarks(tmp_path, capsys):
     code = main(["benchmark", "lgg", "--model", "default", "--data", str(tmp_path), "-o", str(tmp_path / "out")])
     assert code == 2
     assert "did you mean lgg128" in capsys.readouterr().err
+
+
+def test_command_compares_all_models_whole_and_damaged(tmp_path, save_model, capsys):
+    benchmark = resolve("evaluation/benchmarks", "stroke")
+    run, data, out = (tmp_path / name for name in ("run", "data", "out"))
+    save_model(run, "medk2n", tuple(sorted(benchmark.modalities)))
+    save_model(run / "reference" / "unet", "unet", tuple(sorted(benchmark.modalities)))
+    data.mkdir()
+    for k in range(2):
+        rng = np.random.default_rng(k)
+        images = {m: np.pad(rng.integers(20, 250, (4, 16, 20), np.uint8), ((0, 0), (4, 4), (4, 4)))
+                  for m in benchmark.modalities}  # fmt: skip
+        np.savez(data / f"s{k}.npz", **images)
+    options = ["--model", str(run), "--data", str(data), "-o", str(out), "--every", "4", "--damage", "noise"]
+    assert main(["benchmark", "stroke", *options, "--device", "cpu"]) == 0
+    assert {"table1.md", "table2.tex", "grid.png", "damage.csv", "damage.png"} <= {p.name for p in out.iterdir()}
+    head = next(line for line in (out / "damage.md").read_text().splitlines() if line.startswith("| damage"))
+    assert "| medk2n | medk2n (all kept) | unet | copy | medk2n, left out | medk2n - medk2n (all kept) |" in head
+    assert (out / "damage.md").read_text() in capsys.readouterr().out

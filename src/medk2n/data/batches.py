@@ -35,6 +35,11 @@ class Batch:
     foreground: Tensor
     severity: Tensor
 
+    def frames(self, slices: int) -> Tensor:
+        """The images with so many slices, those in the middle: what a model takes that knows no more."""
+        spare = (self.images.shape[2] - slices) // 2
+        return self.images[:, :, spare : spare + slices]
+
     def row(self, k: int) -> "Batch":
         """One of the crops alone."""
         return Batch(*(getattr(self, field.name)[k : k + 1] for field in fields(self)))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from medk2n.config.params import read_params
 from medk2n.config.schema import TrainConfig
 from medk2n.data.batches import Augmentation, Batch, Store, draw_batch, whole_slices
 from medk2n.data.discover import discover
@@ -22,6 +23,7 @@ from medk2n.data.subject import Subject
 from medk2n.data.working import load_working
 from medk2n.errors import ConfigError, DatasetError
 from medk2n.io.atomic import sha256_array
+from medk2n.registry import resolve
 
 Report = Callable[[str, float, dict[str, float]], None]
 """Called with a stage ("reading ...", "training", "validation"), the share done and the latest numbers."""
@@ -234,11 +236,11 @@ def _watched(
     if not watched:
         raise DatasetError(f"{', '.join(roots)}: no subject is left to watch; check exclude and modalities")
     each = max(1, _VALIDATION_SLICES // len(watched))
-    batches = []
+    batches, slices = [], max(read_params(resolve("models", c.name).params, c.params).slices for c in config.models)
     for study in watched:
         inside = np.flatnonzero(study.stored.foreground_share > ENOUGH)
         at = inside[np.linspace(0, len(inside) - 1, min(each, len(inside))).round().astype(int)]
-        batches.append(whole_slices(study.stored, at.tolist(), 3))
+        batches.append(whole_slices(study.stored, at.tolist(), slices))
     return batches
 
 

@@ -346,7 +346,7 @@ def validate(contender: Contender, batches: Sequence[Batch], stop: Stop | None =
         query = as_query(*every_target(batch.acquired.numpy(), samples, subsets))
         query = query.only(~query.remade).to(contender.device)
         batch = batch.to(contender.device)
-        image = contender.averaged(batch.images, query).mean
+        image = contender.averaged(batch.frames(contender.params.slices), query).mean
         error = mean_squared_error(image, batch.targets[query.sample, query.target], batch.foreground[query.sample])
         values.append(-10 * torch.log10(error + 1e-6))
     return float(torch.cat(values).mean())

@@ -35,7 +35,7 @@ def draw_samples(contenders: Sequence[Contender], watched: Batch, path: Path) ->
     if not len(missing):
         return
     query = as_query(samples.repeat(len(missing)), subsets.repeat(len(missing), axis=0), missing)
-    drawn = {c.name: c.averaged(middle.images.to(c.device), query).mean.cpu() for c in contenders}
+    drawn = {c.name: c.averaged(middle.frames(c.params.slices).to(c.device), query).mean.cpu() for c in contenders}
     names, inside = settings.modalities, middle.foreground[0]
     sources = np.flatnonzero(subsets[0])
     rows = [[(f"input: {names[i]}", middle.targets[0, i], False) for i in sources]]
