@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test check lint clean
+.PHONY: demo test check lint audit clean
 
 demo: $(INSTALLED)  ## one digital patient through the whole path; results in out/demo
 	$(BIN)/medk2n demo --out out/demo --overwrite
@@ -18,6 +18,10 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+audit: $(INSTALLED)  ## known vulnerabilities of what is pinned; needs a network, and fails where one could not be looked up
+	$(BIN)/python -m pip install --disable-pip-version-check "pip-audit>=2.10"
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

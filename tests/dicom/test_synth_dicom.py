@@ -1,5 +1,6 @@
 """A DICOM study in, a completed one out."""
 
+import errno
 import json
 import re
 import shutil
@@ -11,10 +12,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 
 from medk2n.dicom import Maker, read_study, write_series
+from medk2n.dicom.write import description
 from medk2n.errors import DicomError
+from medk2n.vocabulary import MODALITIES
 
 from .conftest import AFFINE, SHAPE, scan
 from .here import read_here
@@ -135,6 +138,9 @@ def test_nifti_and_dicom_agree_and_dcm2niix_gives_the_affine_of_the_source(synth
     if not shutil.which("dcm2niix"):
         pytest.skip("dcm2niix is not installed: apt-get install dcm2niix")
     made, source = next(out.glob("*desc-synth_FLAIR_dicom")), study / "a"
+    (tmp_path / "ignored").mkdir()  # where derived images are not wanted, ours is none either
+    subprocess.run(["dcm2niix", "-i", "y", "-o", tmp_path / "ignored", made], capture_output=True, check=False)
+    assert list((tmp_path / "ignored").iterdir()) == []
     images = []
     for name, folder in (("made", made), ("source", source)):
         (tmp_path / name).mkdir()
@@ -211,6 +217,28 @@ def test_existing_series_are_refused_or_replaced_whole(synth, study, tmp_path, c
     (folder / "9999.dcm").write_bytes(b"mine")
     assert synth(study, "-t", "t2f", "--overwrite") == 2
     assert "9999.dcm is there, is not as medk2n left it" in capsys.readouterr().err
+
+
+def test_writing_is_whole_or_not_at_all(synth, study, tmp_path, monkeypatch, capsys):
+    def fail_at_the_last(data, path, **options):
+        if "synthstd" in str(path) and data.InstanceNumber == SHAPE[2]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        saved(data, path, **options)
+
+    saved = Dataset.save_as
+    monkeypatch.setattr(Dataset, "save_as", fail_at_the_last)
+    assert synth(study, "-t", "t2f") == 1
+    assert "disk" in capsys.readouterr().err
+    assert list((tmp_path / "out").rglob("*")) == []
+
+
+def test_descriptions_fit_and_begin_with_the_word():
+    for name in MODALITIES:
+        for error in (False, True):
+            text = description(name, error=error)
+            assert text.startswith("SYNTHETIC")
+            assert len(text) <= 64
+            assert text.isascii()
 
 
 def test_our_own_series_is_no_input(study):

@@ -278,12 +278,14 @@ def test_the_group_page_has_the_least_sure_study_on_top(bids, done):
     for psnr, path in zip((30.0, 10.0, 20.0), records.values(), strict=True):
         record = json.loads(path.read_text())
         record["targets"]["t2w"]["predicted_psnr_db"] = psnr - 40
+        record["warnings"] = ["looks <odd>"]
         path.write_text(json.dumps(record))
     assert bids(level="group") == 0
     page = (out / "group.html").read_text()
     assert re.findall(r'<a href="(.*?)\.html">', page) == ["sub-02_ses-1", "sub-02_ses-2", "sub-01"]
     assert page.count('<img src="data:image/png;base64,') == 9
     assert "SYNTHETIC images" in page
+    assert page.count("looks &lt;odd&gt;") == 3
     assert not re.findall(r"https?://", page)
     (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -3,12 +3,13 @@
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -267,6 +268,13 @@ def test_a_study_is_forgotten_only_when_all_of_it_is_delivered(ledger):
     assert ledger.summary()["objects"] == 0
 
 
+def test_a_ledger_of_another_version_is_refused(tmp_path):
+    with closing(sqlite3.connect(tmp_path / LEDGER)) as db:
+        db.execute("PRAGMA user_version = 99")
+    with pytest.raises(UsageError, match="another version of medk2n"):
+        Ledger(tmp_path / LEDGER)
+
+
 # The worker
 
 
@@ -440,6 +448,21 @@ def wait_for(true: Callable[[], object], seconds: float = 40) -> None:
             return
         time.sleep(0.1)
     raise AssertionError(f"not within {seconds} s")
+
+
+def test_interleaved_studies_give_one_result_each_and_a_lost_folder_is_told(tmp_path):
+    first, second = study_of(4), study_of(5)
+    derive = Derive()
+    mixed = [data for pair in zip(first, second, strict=False) for data in pair] + second[4:]
+    with node(tmp_path, derive) as port:
+        assert store(port, mixed) == [0] * 9
+        wait_for(lambda: len(derive.studies) == 2)
+        assert store(port, mixed[::-1]) == [0] * 9
+        (tmp_path / INCOMING).rename(tmp_path / "away")
+        assert store(port, study_of(1)) == [0xA700]
+        (tmp_path / "away").rename(tmp_path / INCOMING)
+        time.sleep(2)
+    assert sorted(derive.studies) == [4, 5]
 
 
 @pytest.mark.parametrize("way", ["C-STORE", "STOW-RS"])

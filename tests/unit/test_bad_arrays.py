@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from medk2n.cli.main import main
+from medk2n.config.schema import load_config
 from medk2n.data.discover import discover
 from medk2n.errors import ConfigError, DatasetError, GeometryError, Medk2nError, VolumeReadError
 from medk2n.geometry.grid import Grid
@@ -19,6 +20,7 @@ from medk2n.geometry.limits import SETTING
 from medk2n.geometry.resample import resample, working_grid
 from medk2n.io.door import door
 from medk2n.io.npy import read_npy
+from medk2n.training.reading import read_data
 
 GOOD = np.random.default_rng(0).integers(0, 255, (3, 24, 22)).astype(np.uint8)
 
@@ -218,6 +220,28 @@ def test_where_every_subject_is_faulty_the_data_set_is_refused(tmp_path, capsys)
     assert "all 2 subjects are faulty; the first: " in capsys.readouterr().err
     with pytest.raises(VolumeReadError, match=r"a\.npz: cannot be read as \.npz"):
         discover(tmp_path)
+
+
+def print_nothing(*told):
+    pass
+
+
+@pytest.mark.parametrize("make", [no_zip, constant])
+def test_a_training_names_the_subject_that_it_cannot_use(tmp_path, capsys, make):
+    data = tmp_path / "data"
+    data.mkdir()
+    make(data / "bad.npz")
+    for k in range(2):
+        np.savez(data / f"good{k}.npz", t1n=np.roll(GOOD, k, 1), t2f=GOOD)
+    settings = ["--set", "modalities=[t1n, t2f]", "--set", "budget={steps: 1}"]
+    assert main(["train", "--data", str(data), "-o", str(tmp_path / "out"), *settings]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "bad.npz" in line
+    assert "of bad: mend it, or leave it out (exclude)" in line
+    without = read_data(
+        load_config("tiny", [*settings[1::2], "spacing_mm=1.5", f"data=['{data}']", "exclude=[bad]"]), print_nothing
+    )
+    assert without.subjects == {str(data): ["good0", "good1"]}
 
 
 def table(folder, *rows, files=("a.png",)):

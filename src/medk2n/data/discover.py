@@ -15,7 +15,7 @@ from medk2n.data.datasets.pattern import COMPONENT as PATTERN
 from medk2n.data.datasets.pattern import is_pattern
 from medk2n.data.datasets.studies import study_files, study_of
 from medk2n.data.prepared import STUDY, is_prepared, prepared_subject
-from medk2n.data.subject import LeftOut, Subject
+from medk2n.data.subject import LeftOut, Subject, all_needed
 from medk2n.errors import DatasetError, Medk2nError, UnknownNameError
 from medk2n.io import names
 from medk2n.vocabulary import modality
@@ -83,7 +83,8 @@ def discover(
         raise DatasetError(f"{root}: no subject is left of {len(found)}; check which are chosen and excluded")
     for subject in kept:
         if subject.fault and faulty is None:
-            raise subject.fault
+            with all_needed(subject.id):
+                raise subject.fault
         if subject.fault:
             faulty(subject.id, subject.fault)
     if all(subject.fault for subject in kept):

@@ -11,7 +11,7 @@ from math import prod
 import numpy as np
 
 from medk2n.data.batches import ENOUGH
-from medk2n.data.subject import Subject
+from medk2n.data.subject import Subject, all_needed
 from medk2n.data.working import load_working
 from medk2n.errors import DatasetError
 from medk2n.geometry.resample import WorkingGrid, working_grid
@@ -151,12 +151,15 @@ def take_fingerprint(subjects: Sequence[Subject], progress: Callable[[float], No
     stacks = []
     for done, subject in enumerate(subjects):
         tell(0.5 * done / len(subjects))
-        stacks.append(_Stack.of(subject))
+        with all_needed(subject.id):
+            stacks.append(_Stack.of(subject))
     chosen = np.unique(np.linspace(0, len(subjects) - 1, min(LOOKED_AT, len(subjects))).round().astype(int)).tolist()
     looks = {}
     for done, k in enumerate(chosen):
         tell(0.5 + 0.5 * done / len(chosen))
-        if look := _look_at(subjects[k], stacks[k]):
+        with all_needed(subjects[k].id):
+            look = _look_at(subjects[k], stacks[k])
+        if look:
             looks[k] = look
     if not looks:
         names = ", ".join(subjects[k].id for k in chosen)

@@ -1,6 +1,7 @@
 """A subject: what was acquired of one patient in one session, read when asked for."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -73,3 +74,13 @@ def or_faulty(subject_id: str, make: Callable[[], Subject]) -> Subject:
         return make()
     except Medk2nError as error:
         return Subject(subject_id, {}, fault=error)
+
+
+@contextmanager
+def all_needed(subject_id: str) -> Iterator[None]:
+    """Where one subject that cannot be used ends the work, say whose complaint it is and how to go on without."""
+    try:
+        yield
+    except Medk2nError as error:
+        error.add_note(f"of {subject_id}: mend it, or leave it out (exclude)")
+        raise

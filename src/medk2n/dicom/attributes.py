@@ -8,8 +8,8 @@ _LONGEST = 1024  # characters of one value
 KEPT = (
     "SpecificCharacterSet", "TimezoneOffsetFromUTC", "PatientName", "PatientID", "IssuerOfPatientID",
     "PatientBirthDate", "PatientSex", "PatientIdentityRemoved", "DeidentificationMethod",
-    "LongitudinalTemporalInformationModified", "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID",
-    "StudyDescription", "AccessionNumber", "ReferringPhysicianName",
+    "LongitudinalTemporalInformationModified", "RecognizableVisualFeatures", "StudyInstanceUID", "StudyDate",
+    "StudyTime", "StudyID", "StudyDescription", "AccessionNumber", "ReferringPhysicianName",
 )  # fmt: skip
 KEPT_CODES = ("DeidentificationMethodCodeSequence",)
 _CODE = ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")

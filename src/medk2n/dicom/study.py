@@ -157,7 +157,7 @@ def _ask(path: Path, wishes: dict[str, str], known: Collection[str] | None, work
             input=json.dumps(asdict(question)),
             text=True,
             cwd=work,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},  # this very package, whatever the folder
+            env=os.environ | {"PYTHONPATH": _module_path()},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,  # what native decoders print may quote the file
             timeout=wall_clock_s,
@@ -178,6 +178,12 @@ def _ask(path: Path, wishes: dict[str, str], known: Collection[str] | None, work
         kind, line = answer.error
         raise getattr(errors, kind, DicomError)(line)
     return answer
+
+
+def _module_path() -> str:
+    """This very package first, then what the caller set, seen from here: the reader works in another folder."""
+    given = [str(Path(place).resolve()) for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
+    return os.pathsep.join([str(Path(__file__).parents[2]), *given])
 
 
 def _series(row: SeriesAnswer, work: Path, notes: list[str]) -> Series:

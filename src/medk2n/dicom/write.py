@@ -105,14 +105,18 @@ class _Named:
     def of(
         cls, modality: str, study: DicomStudy, sources: Sequence[str], maker: Maker, *, error: bool, burnt: bool
     ) -> "_Named":
-        row = MODALITIES[modality]
         images = [instance.sop_uid for name in sources for instance in study.series[name].instances]
         entropy = "|".join(
             [study.uid, modality, str(error), str(burnt), maker.model_sha256, maker.version, maker.settings, *images]
         )
-        description = f"SYNTHETIC {row.label}" + (": predicted error" if error else ", not for diagnosis")
         number = _FIRST_SERIES + list(MODALITIES).index(modality) + (_ERROR_SERIES if error else 0)
-        return cls(_uid(entropy, "series"), entropy, description, number)
+        return cls(_uid(entropy, "series"), entropy, description(modality, error=error), number)
+
+
+def description(modality: str, *, error: bool) -> str:
+    """SeriesDescription of a synthetic image or its predicted error; at most 64 characters."""
+    label = MODALITIES[modality].label
+    return f"SYNTHETIC {label}: predicted error" if error else f"SYNTHETIC {label}, not for diagnosis"
 
 
 def _uid(*parts: str) -> str:

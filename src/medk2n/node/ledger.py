@@ -12,6 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from medk2n.errors import UsageError
+
+_FORMAT = 1
 RECEIVING, WORKING, DONE, FAILED = "receiving", "working", "done", "failed"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS studies (
@@ -69,11 +72,22 @@ class Ledger:
     """The node's memory; every method is one transaction, and may be called from any thread."""
 
     def __init__(self, path: Path) -> None:
+        """Open it, or begin it.
+
+        Raises:
+            UsageError: another version of this package wrote it.
+        """
         self._lock = threading.Lock()
         self._db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")  # what was answered for outlives a power cut
-        self._db.executescript(_SCHEMA)
+        if (form := self._db.execute("PRAGMA user_version").fetchone()[0]) not in (0, _FORMAT):
+            self._db.close()
+            raise UsageError(
+                f"{path}: is of another version of medk2n (form {form}, expected {_FORMAT}); let that version deliver "
+                "what is left, then choose another folder"
+            )
+        self._db.executescript(_SCHEMA + f"PRAGMA user_version = {_FORMAT};")
 
     @contextmanager
     def _change(self) -> Iterator[sqlite3.Connection]:

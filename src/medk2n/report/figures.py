@@ -164,8 +164,9 @@ def _label(axes, plane: str, *, synthetic: bool) -> None:
 
 
 def _stamp(axes) -> None:
+    behind = {"facecolor": "black", "alpha": 0.6, "edgecolor": "none", "pad": 1}
     axes.text(0.03, 0.97, "SYNTHETIC", transform=axes.transAxes, color=_WARNING, fontsize=6.5, weight="bold",
-              ha="left", va="top")  # fmt: skip
+              ha="left", va="top", bbox=behind)  # fmt: skip
 
 
 def _encoded(figure, dpi: int) -> str:

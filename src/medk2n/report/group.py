@@ -82,5 +82,6 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
         "targets": record["targets"],
         "worst": worst,
         "word": quality_words(worst)[0],
+        "warnings": record["warnings"],
         "seconds": record["elapsed_s"],
     }

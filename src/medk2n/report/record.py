@@ -90,6 +90,7 @@ def write_record(
                 }
                 for name, explanation in synthesis.explanations.items()
             },
+            "warnings": synthesis.record.get("warnings", []),
             "elapsed_s": synthesis.record.get("elapsed_s"),
         },
     )

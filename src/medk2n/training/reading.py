@@ -19,9 +19,9 @@ from medk2n.data.prepared import read_record
 from medk2n.data.split import Split, read_split
 from medk2n.data.statistics import CohortStatistics, Moments, StatisticsBuilder
 from medk2n.data.stored import ENOUGH, Stored
-from medk2n.data.subject import Subject
+from medk2n.data.subject import Subject, all_needed
 from medk2n.data.working import load_working
-from medk2n.errors import ConfigError, DatasetError
+from medk2n.errors import ConfigError, DatasetError, Medk2nError
 from medk2n.io.atomic import sha256_array
 from medk2n.registry import resolve
 
@@ -178,9 +178,18 @@ def _within(*choices: Collection[str] | None) -> set[str] | None:
 
 
 def _chosen(root: str, config: TrainConfig, keep: Collection[str] | None) -> list[Subject]:
-    """The subjects that a configuration keeps, each with just the images that it keeps."""
+    """The subjects that a configuration keeps, each with just the images that it keeps.
+
+    Raises:
+        Medk2nError: one that it keeps cannot be used.
+    """
     chosen = []
-    for subject in discover(root):
+    found, faults = _found(root)
+    for subject_id, fault in faults.items():
+        if subject_id not in config.exclude and (keep is None or subject_id in keep):
+            with all_needed(subject_id):
+                raise fault
+    for subject in found:
         if subject.id in config.exclude or (keep is not None and subject.id not in keep):
             continue
         wanted = {
@@ -197,7 +206,8 @@ def _studies(subjects: Sequence[Subject], config: TrainConfig, report: Report, s
     studies = []
     for k, subject in enumerate(subjects):
         report(stage, k / len(subjects), {})
-        studies.append(_study(subject, config))
+        with all_needed(subject.id):
+            studies.append(_study(subject, config))
     return studies
 
 
@@ -254,16 +264,23 @@ def _refuse_shared(learned: dict[str, str], watched: Sequence[_Study], root: str
                 )
 
 
+def _found(root: str) -> tuple[list[Subject], dict[str, Medk2nError]]:
+    """Subjects of a data folder, and what is wrong with those that cannot be used."""
+    faults: dict[str, Medk2nError] = {}
+    return discover(root, faulty=faults.__setitem__), faults
+
+
 def _check_ids(config: TrainConfig, split: Split | None, roots: Sequence[str]) -> None:
     """A mistyped id, or one that came after the split was drawn, must not let a test subject in."""
-    learnable = [s for root in roots for s in discover(root)]
-    found = [*learnable, *(discover(config.validation) if config.validation else ())]
-    ids = {s.id for s in found}
-    images = {f"{s.id}:{name}" for s in found for name in s.modalities}
+    folders = [_found(root) for root in [*roots, *([config.validation] if config.validation else [])]]
+    faulty = {subject_id for _, faults in folders for subject_id in faults}
+    ids = {s.id for found, _ in folders for s in found} | faulty
+    images = {f"{s.id}:{name}" for found, _ in folders for s in found for name in s.modalities}
     for setting, named, known in (("subjects", config.subjects, ids), ("exclude", config.exclude, ids | images)):
         for unknown in (i for i in named if i not in known):
             near = get_close_matches(unknown, known, n=3)
             hint = f", did you mean {', '.join(near)}?" if near else "; compare with the names of the files"
             raise ConfigError(f"{setting}: {unknown!r} is in none of the data folders{hint}")
     if split:
-        split.check({s.id for s in learnable}, unused=config.exclude)
+        learnable = {s.id for found, _ in folders[: len(roots)] for s in found}
+        split.check(learnable | (faulty & set(split.subjects)), unused=config.exclude)  # index --split leaves them out
