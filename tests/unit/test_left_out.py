@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from medk2n.cli.main import main
+from medk2n.config.schema import load_config
 from medk2n.data.discover import discover, discover_study
 from medk2n.errors import DatasetError
+from medk2n.training import reading
 
 FETCH = "a link to a file that is not there; fetch it first"
 
@@ -242,3 +244,32 @@ def test_index_lists_what_is_left_out_and_odd_and_says_what_it_cannot_know(tmp_p
     placed = json.loads((tmp_path / "j" / "split.json").read_text())["subjects"]
     assert placed["a"]["part"] == placed["b"]["part"]
     assert placed["a"]["patient"] == "one"
+
+
+def test_training_tells_what_it_leaves_out_and_refuses_an_odd_subject_unless_told(tmp_path):
+    for name in ("p1", "p2", "p3"):
+        for word in ("t1n", "t2w"):
+            put(tmp_path / name / f"{word}.nii.gz")
+    put(tmp_path / "p2" / "T1w_run-2.nii.gz")
+    (tmp_path / "p2" / "t1n.nii.gz").rename(tmp_path / "p2" / "T1w_run-1.nii.gz")
+
+    def chosen(*settings: str, keep=None) -> dict[str, tuple[str, ...]]:
+        config = load_config(
+            "tiny", [f"data=['{tmp_path}']", "modalities=[t1n, t2w]", "core=[]", "spacing_mm=1", *settings]
+        )
+        reading._check_ids(config, None, [str(tmp_path)])
+        return {s.id: s.modalities for s in reading._chosen(str(tmp_path), config, keep)}
+
+    with pytest.raises(DatasetError, match=r"p2: both .* are t1n") as caught:
+        chosen()
+    assert any("p2" in note for note in caught.value.__notes__)
+    assert list(chosen("exclude=[p2]")) == ["p1", "p3"]
+    assert list(chosen("subjects=[p1, p3]", keep={"p1", "p3"})) == ["p1", "p3"]
+    with pytest.warns(UserWarning, match=r"left out: p2: T1w_run-1.nii.gz \(T1w_run-2.nii.gz is preferred\)"):
+        assert chosen("prefer=[run-2]")["p2"] == ("t1n", "t2w")
+
+
+def test_arrays_whose_key_tells_nothing_are_told(tmp_path):
+    stack = np.arange(24).reshape(2, 3, 4)
+    np.savez(tmp_path / "p1.npz", t1n=stack, t1gd_x=stack, seg=stack, valid=np.ones(2), t1n_coronal=stack[0])
+    assert found(tmp_path)[:2] == ({"p1": ("t1n",)}, ["p1: p1.npz:t1gd_x (its key tells no modality)"])

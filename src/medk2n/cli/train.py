@@ -11,6 +11,7 @@ from medk2n.cli.common import (
     Manifest,
     ManifestOption,
     OverwriteOption,
+    PreferOption,
     PresetOption,
     SetOption,
 )
@@ -35,6 +36,7 @@ def train(
     ] = None,
     subjects: Annotated[list[str] | None, typer.Option("--subjects", help="Ids to keep: a comma list.")] = None,
     exclude: Annotated[list[str] | None, typer.Option("--exclude", help="Ids to leave out: a comma list.")] = None,
+    prefer: PreferOption = None,
     models: Annotated[
         list[str] | None,
         typer.Option(
@@ -68,8 +70,8 @@ def train(
     from medk2n.errors import UsageError
     from medk2n.io.outputs import HOME
 
-    given = (data, val, split, subjects, exclude, models, config, minutes, seed is not None, overrides, overwrite)
-    if resume and any(given):
+    given = (data, val, split, subjects, exclude, prefer, models, config, minutes, seed is not None)
+    if resume and any((*given, overrides, overwrite)):
         raise UsageError("--resume goes on with the run's own settings: give --out alone, or start a run without it")
     wanted = list(overrides or [])
     if data:
@@ -82,6 +84,8 @@ def train(
         wanted.append(f"subjects={json.dumps(split_names(subjects))}")
     if exclude:
         wanted.append(f"exclude={json.dumps(split_names(exclude))}")
+    if prefer:
+        wanted.append(f"prefer={json.dumps(split_names(prefer))}")
     if minutes is not None:
         wanted += [f"budget.minutes={minutes}", "budget.steps=null"]
     if seed is not None:

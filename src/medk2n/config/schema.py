@@ -125,6 +125,7 @@ class TrainConfig(_Strict):
         split: file of `medk2n index --split`, instead of `validation`: which subjects of the folders are learned from
             and which are watched.
         subjects: ids to learn from, over all folders; all if empty.
+        prefer: words of file names (`run-1`), by which one is chosen where several are of one modality.
         exclude: ids to leave out, of `validation` too; "ID:modality" leaves one image out.
         modalities: what the model will know.
         core: those of them that people mostly have; `core_share` of the crops are asked about these alone.
@@ -141,6 +142,7 @@ class TrainConfig(_Strict):
     validation: str | None = None
     split: str | None = None
     subjects: list[str] = []
+    prefer: list[str] = []
     exclude: list[str] = []
     modalities: list[str]
     core: list[str] = []

@@ -4,6 +4,7 @@ Subjects are read once and kept in memory, unless `medk2n prepare` made them at 
 stay on the disk, and what is said of the whole study stands in its sidecar.
 """
 
+import warnings
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -19,7 +20,7 @@ from medk2n.data.prepared import read_record
 from medk2n.data.split import Split, read_split
 from medk2n.data.statistics import CohortStatistics, Moments, StatisticsBuilder
 from medk2n.data.stored import ENOUGH, Stored
-from medk2n.data.subject import Subject, all_needed
+from medk2n.data.subject import LeftOut, Subject, all_needed
 from medk2n.data.working import load_working
 from medk2n.errors import ConfigError, DatasetError, Medk2nError
 from medk2n.io.atomic import sha256_array
@@ -184,7 +185,8 @@ def _chosen(root: str, config: TrainConfig, keep: Collection[str] | None) -> lis
         Medk2nError: one that it keeps cannot be used.
     """
     chosen = []
-    found, faults = _found(root)
+    left: dict[str, LeftOut] = {}
+    found, faults = _found(root, config, lambda name, file: left.setdefault(f"{name}: {file}", file))
     for subject_id, fault in faults.items():
         if subject_id not in config.exclude and (keep is None or subject_id in keep):
             with all_needed(subject_id):
@@ -199,6 +201,9 @@ def _chosen(root: str, config: TrainConfig, keep: Collection[str] | None) -> lis
         }
         if wanted:
             chosen.append(_only(subject, wanted))
+    if left:
+        more = f" and {len(left) - 1} more files; medk2n index tells all" if len(left) > 1 else ""
+        warnings.warn(f"{root}: left out: {next(iter(left))}{more}", stacklevel=2)
     return chosen
 
 
@@ -264,15 +269,17 @@ def _refuse_shared(learned: dict[str, str], watched: Sequence[_Study], root: str
                 )
 
 
-def _found(root: str) -> tuple[list[Subject], dict[str, Medk2nError]]:
+def _found(
+    root: str, config: TrainConfig, left_out: Callable[[str, LeftOut], object] | None = None
+) -> tuple[list[Subject], dict[str, Medk2nError]]:
     """Subjects of a data folder, and what is wrong with those that cannot be used."""
     faults: dict[str, Medk2nError] = {}
-    return discover(root, faulty=faults.__setitem__), faults
+    return discover(root, prefer=config.prefer, faulty=faults.__setitem__, left_out=left_out), faults
 
 
 def _check_ids(config: TrainConfig, split: Split | None, roots: Sequence[str]) -> None:
     """A mistyped id, or one that came after the split was drawn, must not let a test subject in."""
-    folders = [_found(root) for root in [*roots, *([config.validation] if config.validation else [])]]
+    folders = [_found(root, config) for root in [*roots, *([config.validation] if config.validation else [])]]
     faulty = {subject_id for _, faults in folders for subject_id in faults}
     ids = {s.id for found, _ in folders for s in found} | faulty
     images = {f"{s.id}:{name}" for found, _ in folders for s in found for name in s.modalities}

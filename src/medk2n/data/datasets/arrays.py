@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medk2n.data.subject import Subject, or_faulty
+from medk2n.data.subject import LeftOut, Subject, or_faulty
 from medk2n.errors import DatasetError, GeometryError, VolumeReadError
 from medk2n.geometry.grid import Grid
 from medk2n.io.atomic import sha256_array
@@ -19,6 +19,8 @@ from medk2n.io.volume import Header, LabelMap, Volume, as_labels
 from medk2n.vocabulary import short_name
 
 _AXIAL = "_axial"
+_OTHER_PLANES = ("_coronal", "_sagittal")  # of the same image
+_FACTS = ("valid", "spacing")
 _MASKS = {"seg": "lesion", "mask": "head", "brain": "brain"}
 
 
@@ -34,8 +36,7 @@ class Arrays:
 
     def index(self, root: Path) -> list[Subject]:
         """One subject a file, a faulty one if it cannot be opened; reads the names of the arrays only."""
-        subjects = [or_faulty(path.stem, partial(_subject, path)) for path in _files(root)]
-        return [subject for subject in subjects if subject.readers or subject.fault]
+        return [or_faulty(path.stem, partial(_subject, path)) for path in _files(root)]
 
 
 def _files(root: Path) -> list[Path]:
@@ -47,11 +48,16 @@ def _subject(path: Path) -> Subject:
         keys = data.keys
     images: dict[str, str] = {}
     masks: dict[str, str] = {}
+    left: list[LeftOut] = []
     for key in keys:
         word = key.removesuffix(_AXIAL)
         if word in _MASKS:
             masks[_MASKS[word]] = key
-        elif (name := short_name(word)) is not None:
+        elif word in _FACTS or key.endswith(_OTHER_PLANES):
+            continue
+        elif (name := short_name(word)) is None:
+            left.append(LeftOut(f"{path}:{key}", "its key tells no modality"))
+        else:
             if name in images:
                 raise DatasetError(f"{path}: arrays {images[name]} and {key} are both {name}; expected one, rename it")
             images[name] = key
@@ -62,6 +68,7 @@ def _subject(path: Path) -> Subject:
         headers={name: partial(read_array_header, path, key) for name, key in images.items()},
         provenance={name: f"{path}:{key}" for name, key in images.items()},
         files=(path,),
+        left_out=tuple(left),
     )
 
 
