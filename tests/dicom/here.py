@@ -19,7 +19,7 @@ from medk2n.dicom.limits import Limits
 def _ask(path, wishes, known, work, limits) -> Answer:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as the confined process does
-        found = answer(Question(str(path), wishes, known, 60.0), work, limits)
+        found = answer(Question(str(path), wishes, known, limits, 60.0), work)
     return TypeAdapter(Answer).validate_json(json.dumps(asdict(found)))
 
 

@@ -21,6 +21,7 @@ from pydicom.encaps import encapsulate
 from pydicom.tag import Tag
 from pydicom.uid import JPEG2000Lossless
 
+from medk2n.dicom import read_study
 from medk2n.dicom.limits import Limits
 from medk2n.dicom.unpack import unpack
 from medk2n.errors import DicomError
@@ -349,6 +350,12 @@ def test_the_budget_of_an_archive_is_kept(tmp_path):
     with pytest.raises(DicomError, match="unpacks to more than 2 MiB"):
         unpack(tmp_path / "a.zip", tmp_path / "out", Limits(unpacked_bytes=2 << 20))
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_limits_reach_the_reader(tmp_path):
+    classic(tmp_path, scan(), AFFINE, Patient(), **T1)
+    with pytest.raises(DicomError, match="holds 16 files, a study may have 10"):
+        read_study(tmp_path, limits=Limits(files=10))
 
 
 def confined(code: str, seconds: float = 60.0) -> subprocess.CompletedProcess:

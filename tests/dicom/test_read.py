@@ -7,6 +7,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELossless, generate_uid
 
+from medk2n.dicom import Maker, write_series
 from medk2n.errors import DicomError, UnknownNameError, UsageError
 from medk2n.geometry.grid import Grid
 from medk2n.geometry.resample import resample
@@ -123,12 +124,23 @@ def test_a_localiser_and_what_is_derived_are_left_out_and_said(tmp_path, patient
     classic(tmp_path / "f", scan(), AFFINE, patient, number=6, SOPClassUID="1.2.840.10008.5.1.4.1.1.7")
     classic(tmp_path / "g", scan(), AFFINE, patient, number=7, SyntheticData="YES", **T2)
     classic(tmp_path / "h", scan(), AFFINE, patient, number=8, EchoTime=50, RepetitionTime=1500)
+    mosaic = ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]
+    classic(tmp_path / "i", scan(), AFFINE, patient, number=9, ImageType=mosaic, **T2)
     (tmp_path / "README").write_text("hello")
     (tmp_path / "link").symlink_to(tmp_path / "a")
     study = read_here(tmp_path)
     assert list(study.series) == ["t1n"]
     reasons = " | ".join(row.reason for row in study.left_out)
-    for word in ("localiser", "derived", "phase", "3 slices", "Secondary Capture", "synthetic", "not recognised"):
+    for word in (
+        "localiser",
+        "derived",
+        "phase",
+        "3 slices",
+        "Secondary Capture",
+        "synthetic",
+        "not recognised",
+        "mosaic",
+    ):
         assert word in reasons
     assert study.notes == ("1 files that are no DICOM were left out", "1 links were not followed")
     assert list(read_here(tmp_path, series={"T2w": made}).series) == ["t2w", "t1n"]
@@ -250,6 +262,10 @@ def test_a_tilted_gantry_is_made_upright(tmp_path, patient):
     assert "tilted gantry" in study.notes[0]
     assert volume.grid.affine[1, 2] == pytest.approx(0)
     assert volume.array.shape == (40, 44 + 8, 20)
+    maker = Maker("test", "ab" * 32, "1.0")
+    files = write_series(volume, study, tmp_path.joinpath, reference="ct", sources=["ct"], maker=maker)
+    made = [np.array(dcmread(path).ImagePositionPatient, float) for path in files]
+    np.testing.assert_allclose(np.diff(made, axis=0), np.tile([0, 0, 2.0], (19, 1)), atol=1e-4)
     back = resample(volume.array, volume.grid, Grid(stored.shape, UPRIGHT))
     inner = (slice(2, -2), slice(9, -9), slice(1, -1))
     assert np.abs(back - stored)[inner].max() < 12  # of a range of 600, and 100 without the cure

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from medk2n.dicom.attributes import Codes, Values
 from medk2n.dicom.choose import LeftOut
 from medk2n.dicom.frame import Vector
+from medk2n.dicom.limits import Limits
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Question:
     source: str
     wishes: dict[str, str]
     known: list[str] | None
+    limits: Limits
     wall_clock_s: float
 
 

@@ -39,11 +39,11 @@ def main() -> None:
 
     warnings.simplefilter("ignore")  # they quote the values that they complain of
     logging.disable()
-    limits, work = Limits(), Path.cwd()
-    question = Question(**json.load(sys.stdin))
-    confine(limits, question.wall_clock_s)
+    asked, work = json.load(sys.stdin), Path.cwd()
+    question = Question(**asked | {"limits": Limits(**asked["limits"])})
+    confine(question.limits, question.wall_clock_s)
     try:
-        found = answer(question, work, limits)
+        found = answer(question, work)
     except Medk2nError as error:
         found = Answer(error=(type(error).__name__, str(error)))
     except MemoryError:
@@ -57,13 +57,13 @@ def main() -> None:
     (work / ANSWER).write_text(json.dumps(asdict(found)))
 
 
-def answer(question: Question, work: Path, limits: Limits) -> Answer:
+def answer(question: Question, work: Path) -> Answer:
     """Read the study that `question` names, in this process; unpacked files and voxels go to the folder `work`.
 
     Raises:
         DicomError, UsageError: as `read_study`.
     """
-    source = Path(question.source)
+    source, limits = Path(question.source), question.limits
     folder = source
     if source.is_file():
         folder = work / "unpacked"

@@ -163,6 +163,8 @@ def _no_scan(data: Any, sop_class: str) -> str:
         return f"no MR or CT image ({name})" if name != sop_class else "no MR or CT image"
     if data.get("SyntheticData") == "YES" or "SYNTHETIC" in _texts(data, "ImageType"):
         return "synthetic, never acquired"
+    if "MOSAIC" in _texts(data, "ImageType"):
+        return "many slices in one picture (mosaic)"
     if int(data.get("SamplesPerPixel") or 1) != 1:
         return "colour picture"
     if "ModalityLUTSequence" in data:

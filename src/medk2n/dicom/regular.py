@@ -18,7 +18,7 @@ def regular(array: np.ndarray, planes: Planes) -> tuple[np.ndarray, Planes]:
     """
     heights, slides = planes.heights, planes.slides
     low, high = np.floor(slides.min(axis=0) + 1e-6), np.ceil(slides.max(axis=0) - 1e-6)
-    columns, rows = (np.array(array.shape[:0:-1]) + (high - low)).astype(int)
+    columns, rows = (int(n) for n in np.array(array.shape[:0:-1]) + (high - low))
     wanted = np.arange(heights[0], heights[-1] + 1e-3 * planes.step_mm, planes.step_mm)
     out = np.empty((len(wanted), rows, columns), np.float32)
     fill = float(array.min())

@@ -150,7 +150,7 @@ def _ask(path: Path, wishes: dict[str, str], known: Collection[str] | None, work
 
     files = [path] if path.is_file() else regular_files(path)
     wall_clock_s = limits.wall_clock_s(sum(file.stat().st_size for file in files))
-    question = Question(str(path), wishes, None if known is None else list(known), wall_clock_s)
+    question = Question(str(path), wishes, None if known is None else list(known), limits, wall_clock_s)
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-m", "medk2n.dicom.child"],  # -P: nothing is imported from the study's folder
