@@ -363,3 +363,8 @@ def test_recipe_incomplete_studies_reach_nnunet_complete(model, tmp_path):
     made = nib.load(tmp_path / "out" / "BraTS-1" / "BraTS-1_desc-synth_FLAIR.nii.gz")
     handed = nib.load(tmp_path / "raw" / "imagesTr" / "BraTS-1_0003.nii.gz")
     np.testing.assert_array_equal(made.get_fdata(), handed.get_fdata())
+
+
+def test_a_cohort_with_the_word_in_the_pixels_is_another_request(model, cohort, capsys):
+    assert synth(model, cohort, "-t", "t2w", "--burn-in") == 2
+    assert "made with other burn_in" in capsys.readouterr().err

@@ -32,6 +32,7 @@ def mr(study: str, series: str, number: int, *, side: int = 16, **attributes: ob
 
 def study_of(count: int, **attributes: object) -> list[Dataset]:
     study, series = generate_uid(), generate_uid()
+    attributes = {"ImagesInAcquisition": count} | attributes  # so that a node on a busy machine knows what to wait for
     return [mr(study, series, number + 1, **attributes) for number in range(count)]
 
 

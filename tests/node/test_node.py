@@ -430,7 +430,7 @@ def test_destinations_that_are_refused(text, message):
 @contextmanager
 def node(folder: Path, complete, to=None, pace: Pace | None = None, port: int | None = None) -> Iterator[int]:
     port, stop, told = port or free_port(), threading.Event(), []
-    pace = pace or Pace(quiet_s=1.0, patience_s=5.0)
+    pace = pace or Pace(quiet_s=1.0, patience_s=30.0)
     thread = threading.Thread(target=serve, args=(folder, Door(port=port), pace, complete, to, told.append, stop))
     thread.start()
     try:

@@ -77,7 +77,7 @@ def test_a_study_out_of_orthanc_comes_back_completed(model, source, tmp_path):
         for file in source.iterdir():
             orthanc.upload(file)
         uid = dcmread(next(source.iterdir())).StudyInstanceUID
-        words = ["node", folder, "--send-to", f"ORTHANC@127.0.0.1:{orthanc.dicom_port}", "--port", port, "--quiet", "1"]
+        words = ["node", folder, "--send-to", f"ORTHANC@127.0.0.1:{orthanc.dicom_port}", "--port", port, "--quiet", "4"]
         words += ["--allow-aet", "ORTHANC", "--model", model, "--device", "cpu", "-t", "t2f"]
         with (tmp_path / "log").open("w") as log:
             command = [sys.executable, "-m", "medk2n", *map(str, words)]

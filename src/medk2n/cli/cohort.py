@@ -132,6 +132,7 @@ def _request(job: Job, settings: Settings, data: Path) -> dict[str, Any]:
         "reference": settings.reference,
         "seed": settings.seed,
         "rules": {name: rule.model_dump(mode="json", exclude_defaults=True) for name, rule in job.control.items()},
+        "burn_in": bool(job.place.form.burn_in),
         "medk2n": medk2n.__version__,
     }
 
