@@ -1,7 +1,7 @@
 """A file of voxels, read once from its beginning to its end: hashed as it passes, unpacked no further than wanted."""
 
 import gzip
-from pathlib import Path
+import os
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -23,7 +23,7 @@ class Source:
     """
 
     def __init__(self, file: BinaryIO, digest: Any, *, packed: bool) -> None:
-        self.size = Path(file.name).stat().st_size
+        self.size = os.fstat(file.fileno()).st_size
         self.packed = packed
         hashed = _Hashed(file, digest)
         self._stream: Any = gzip.GzipFile(fileobj=hashed, mode="rb") if packed else hashed  # type: ignore[call-overload]

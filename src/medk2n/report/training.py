@@ -15,6 +15,7 @@ from medk2n.io.door import door, read_text
 from medk2n.report.page import flat, render
 from medk2n.training.log import METRICS, VALIDATION, Point, read_log
 from medk2n.training.plan import Decision
+from medk2n.training.planfile import FILE as PLAN
 from medk2n.training.planfile import read_plan, value_in_words
 
 if TYPE_CHECKING:
@@ -68,6 +69,11 @@ def _plan(run: Path) -> dict[str, Any] | None:
     kept = read_plan(run)
     if kept is None:
         return None
+    with door(CheckpointError, f"{run / PLAN}: no plan of a run", "remove it, or train again"):
+        return _plan_in_words(kept)
+
+
+def _plan_in_words(kept: dict[str, Any]) -> dict[str, Any]:
     facts, decisions = kept["fingerprint"], [Decision(**decision) for decision in kept["decisions"]]
     seen = {"subjects": facts["subjects"], "images": facts["images"], "modalities together": facts["patterns"]}
     seen |= {"first image of": facts["grids"], "looked at": ", ".join(facts["looked_at"])}
