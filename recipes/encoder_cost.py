@@ -18,8 +18,7 @@ from typing import Any
 import torch
 
 from medk2n.cli.common import progress_bar
-from medk2n.config.draft import read_draft
-from medk2n.config.schema import ModelChoice, TrainConfig
+from medk2n.config.schema import ModelChoice, TrainConfig, load_config
 from medk2n.data.batches import Batch
 from medk2n.io.atomic import write_text
 from medk2n.models._spec import Statistics
@@ -29,9 +28,11 @@ from medk2n.training.contender import Contender
 from medk2n.training.feed import Part
 from medk2n.training.world import World
 
-M = 8
+NAMES = ("adc", "ct", "dwi", "pd", "t1c", "t1n", "t2f", "t2w")
+M = len(NAMES)
 CONV, NANO, TINY = {"name": "conv"}, {"name": "hiera", "size": "nano"}, {"name": "hiera", "size": "tiny"}
 CASES: dict[str, dict[str, Any]] = {
+    "none": {},
     "conv": {"encoder": CONV},
     "conv, plain pyramid": {"encoder": CONV, "multiscale": {"scan": "none"}},
     "conv, spiral": {"encoder": CONV, "multiscale": {"scan": "spiral"}},
@@ -66,7 +67,7 @@ def measure(params: dict[str, Any], config: TrainConfig, repeats: int) -> tuple[
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = resolve("models", "medk2n").build(chosen(choice), M, Statistics.neutral(M))
-    contender = Contender(choice, config, module, chosen(choice), Statistics.neutral(M).variance)
+    contender = Contender(choice, config, module, chosen(choice))
     slice_ = torch.rand(1, M, 3, 160, 192)
     needed = torch.arange(M)[None] < 4
     crops = batch(config)
@@ -84,7 +85,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    config = read_draft("tiny", ["fuse_every=1", "gain_every=1000000", "budget={steps: 1000}"]).config
+    config = load_config("tiny", [f"modalities=[{', '.join(NAMES)}]", "spacing_mm=1.5", "budget={steps: 1000}"])
     lines = [
         "| encoder, scan | encoder, M | MultiScaleNet, M | model, M | encode, s | step, s |",
         "|---|---|---|---|---|---|",

@@ -3,7 +3,7 @@
     medk2n phantom DATA --subjects 4 --spacing 2 --seed 1
     python recipes/plan_memory.py DATA
 
-Prints a row a setting: widths of the joint pass, crop, crops a batch, estimate and peak in MB.
+Prints a row a setting: widths of the synthesizer, crop, crops a batch, estimate and peak in MB.
 """
 
 import json
@@ -23,7 +23,7 @@ SETTINGS = ((0, 96, 2), (0, 160, 4), (1, 128, 4), (2, 96, 2))  # level, crop, si
 
 def main(data: str) -> None:
     """Measure every setting in a process of its own."""
-    print("joint | crop | size | estimate MB | peak MB | ratio")
+    print("widths | crop | size | estimate MB | peak MB | ratio")
     for level, crop, size in SETTINGS:
         wanted = [f"data={json.dumps([data])}", f"batch.crop={crop}", f"batch.size={size}", "budget={steps: 3}"]
         for model in ("medk2n", "unet"):

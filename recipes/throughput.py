@@ -3,7 +3,7 @@
     python recipes/throughput.py DATA [--device auto] [--rounds 5] [--steps 8] [--set workers=2]
 
 The same model learns from the same batches in two ways, in turn: as `medk2n train` does it, with the settings given;
-and in a naive loop: 32 bits, no worker processes, one frame at a time through the encoder. On a GPU the share of the
+and in a naive loop: 32 bits, no worker processes, one pass at a time through the synthesizer. On a GPU the share of the
 rate of plain bf16 matrix products is told too.
 """
 
@@ -19,6 +19,7 @@ from medk2n.cli.common import progress_bar, resolve_device
 from medk2n.config.draft import read_draft
 from medk2n.config.schema import TrainConfig
 from medk2n.models._flops import counting
+from medk2n.models.layers.unet_trunk import Pyramid
 from medk2n.training.contender import Contender
 from medk2n.training.feed import Feed
 from medk2n.training.plan import make_plan
@@ -34,14 +35,13 @@ class Loop:
         torch.manual_seed(config.seed)
         self.model = Contender.of(config.models[0], config, data.statistics, device)
         if naive:
-            encoder = self.model.module.encoder
-            encoder.forward = _one_by_one(encoder.forward)
+            trunk = self.model.module.trunk
+            trunk.forward = _one_by_one(trunk.forward)
         parts = self.world.share(config.batch.accumulate)
-        self.feed = Feed(data, config, self.model.params.slices, parts, 0)
+        self.feed = Feed(data, config, self.model.params.slices, parts, 0, self.model.kind)
 
-    def flops(self) -> float:
-        """Of a mean step: of so many, one trains the whole."""
-        steps = self.model.config.fuse_every
+    def flops(self, steps: int = 4) -> float:
+        """Of a mean step."""
         with counting() as counter:
             self.run(steps)
         return counter.get_total_flops() / steps
@@ -57,9 +57,12 @@ class Loop:
 
 
 def _one_by_one(forward):
-    def each(*frames: torch.Tensor) -> dict[int, torch.Tensor]:
-        found = [forward(*one) for one in zip(*(x.split(1) for x in frames), strict=True)]
-        return {stride: torch.cat([pyramid[stride] for pyramid in found]) for stride in found[0]}
+    def each(images: torch.Tensor, presence: torch.Tensor, context: Pyramid | None = None) -> torch.Tensor:
+        made = []
+        for k in range(len(images)):
+            beside = {stride: level[k : k + 1] for stride, level in context.items()} if context else None
+            made.append(forward(images[k : k + 1], presence[k : k + 1], beside))
+        return torch.cat(made)
 
     return each
 

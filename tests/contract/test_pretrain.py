@@ -32,7 +32,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     z, y, x = np.mgrid[-1:1:6j, -1:1:72j, -1:1:68j]
     for k in range(2):
         head = x**2 + y**2 + 0.3 * z**2 < 0.8
-        t1n = head * (90 + 90 * ((x - 0.2 * k) ** 2 + y**2 < 0.2))
+        t1n = head * (100 + 70 * ((x - 0.2 * k) ** 2 + y**2 < 0.2) + 12 * np.sin(4 * x))
         arrays = {"t1n": t1n, "t2w": head * (250 - t1n)} if k else {"t1n": t1n}
         np.savez_compressed(root / f"p{k}.npz", **{name: a.astype(np.uint8) for name, a in arrays.items()})
     return root
@@ -42,7 +42,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_learns_to_fill_in_and_writes_weights_with_a_card(
     recipe: ModuleType, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [str(data), "--out", str(tmp_path / "w"), "--steps", "24", "--batch", "6", "--crop", "64"]
+    words = [str(data), "--out", str(tmp_path / "w"), "--steps", "40", "--batch", "6", "--crop", "64"]
     monkeypatch.setattr(sys, "argv", ["pretrain.py", *words])
     recipe.main()
     card = (tmp_path / "w" / "README.md").read_text(encoding="utf-8")

@@ -1,5 +1,6 @@
-"""What the documents tell people to type exists."""
+"""What the documents tell people to type exists, and the method's parts are where they say."""
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import typer
 
 from medk2n.cli.main import VERBS, build_app
+from medk2n.models import medk2n_parts
 
 ROOT = Path(__file__).parents[2]
 TEXTS = (
@@ -19,11 +21,24 @@ TEXTS = (
     "docs/dicom.md",
     "docs/evaluation.md",
     "docs/gpu.md",
+    "docs/model.md",
     "docs/node.md",
     "docs/training.md",
     "docs/results/README.md",
     "recipes/default.yaml",
 )
+
+PARTS = {
+    "PreWeightNet": "pre_weight_net.py",
+    "ThresholdNet": "threshold_net.py",
+    "EffiWeightNet": "effi_weight_net.py",
+    "MultiScaleNet": "multi_scale_net.py",
+    "TaskHeadNet": "task_head_net.py",
+}
+METHOD = {
+    **{name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "ARCHITECTURE.md", "docs/model.md")},
+    "medk2n_parts": medk2n_parts.__doc__ or "",
+}
 
 
 def commands() -> list[tuple[str, str]]:
@@ -56,3 +71,41 @@ def test_a_documented_command_exists_with_its_options(known: dict[str, set[str]]
     assert verb in known, f"{where}: medk2n {line}"
     options = {word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)}
     assert options <= known[verb] | {"--help", "--debug"}, f"{where}: medk2n {line}"
+
+
+@pytest.mark.parametrize("where", METHOD)
+@pytest.mark.parametrize("part", PARTS)
+def test_each_part_of_the_method_is_named_with_its_file(part: str, where: str) -> None:
+    assert any(part in line and PARTS[part] in line for line in METHOD[where].splitlines())
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_each_part_of_the_method_is_a_class_in_its_file(part: str) -> None:
+    module = importlib.import_module(f"medk2n.models.medk2n_parts.{PARTS[part].removesuffix('.py')}")
+    assert getattr(module, part).__module__ == module.__name__
+
+
+@pytest.mark.parametrize("where", METHOD)
+def test_the_part_that_is_missing_is_said_to_be(where: str) -> None:
+    assert any("CMIM" in line and "not here yet" in line for line in METHOD[where].splitlines())
+
+
+def test_the_table_of_the_parts_names_files_and_tests_that_are_there() -> None:
+    rows = [line.split("|")[1:-1] for line in METHOD["medk2n_parts"].splitlines() if line.startswith("|")][2:]
+    for _, name, files, tests in rows:
+        if name.strip() != "CMIM":
+            named = [Path(medk2n_parts.__file__).parent / f.strip() for f in files.split(",")]
+            named += [ROOT / "tests" / f.strip() for f in tests.split(",")]
+            assert all(path.is_file() for path in named), name
+    files = {f.strip() for row in rows for f in row[2].split(",")}
+    there = Path(medk2n_parts.__file__).parent
+    kept = {str(p.relative_to(there)) for p in there.rglob("*.py") if p.name != "__init__.py"}
+    assert kept == files - {"not here yet"}, "every file has its row"
+
+
+def test_a_section_about_a_part_is_short_and_has_its_equation() -> None:
+    sections = re.split(r"^## ", METHOD["docs/model.md"], flags=re.MULTILINE)[1:]
+    for part in PARTS:
+        (section,) = [s for s in sections if s.startswith(part)]
+        assert len(section.strip().splitlines()) - 1 <= 12, part
+        assert re.search(r"^    .*=|^    .*<-", section, flags=re.MULTILINE), part

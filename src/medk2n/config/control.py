@@ -16,11 +16,11 @@ Weight = Annotated[float, Field(ge=0, le=1, strict=True)]
 
 
 class WeightRule(BaseModel):
-    """How far an added input may enter (its W_eff), everywhere or inside a mask.
+    """How far an added input may enter (its presence P), everywhere or inside a mask.
 
     Attributes:
-        at_most: an upper bound of W_eff.
-        fixed: the value of W_eff itself, whatever the content says.
+        at_most: an upper bound of P.
+        fixed: the value of P itself, whatever the content says.
         where: a mask (NIfTI, inside is above 0, same scanner space); outside it the content decides.
     """
 

@@ -1,4 +1,4 @@
-"""Damage to inputs while training, so that fusion learns what to leave out (design, 5); targets are never damaged.
+"""Damage to inputs while training, so that fusion learns what to leave out; targets are never damaged.
 
 Each kind takes one input (s, h, w) in [0, 1] and a severity in (0, 1]: a strength, or how much of something else is
 blended in. At 1 nothing of use is left but for motion, bias, what is misplaced and what is lost in part.

@@ -1,1 +1,19 @@
-"""The parts of Med-K2N (design of the method: encoder, fusion networks, decoder, heads)."""
+"""The parts of Med-K2N, in the order of the paper (docs/model.md has their equations).
+
+| symbol             | name               | file                                    | test                         |
+|--------------------|--------------------|-----------------------------------------|------------------------------|
+| x_i                | modality as frame  | frame_encoder.py                        | contract/test_encoders.py    |
+| F_i                | frame encoder      | encoders/conv.py, encoders/hiera.py     | contract/test_encoders.py    |
+| F_s                | MultiScaleNet      | multi_scale_net.py, mamba.py, spiral.py | unit/test_mamba.py           |
+| mu_i, lambda_i     | innovation         | evidence.py, proposals.py               | contract/test_models.py      |
+| W_ij, M_j          | PreWeightNet       | pre_weight_net.py                       | contract/test_lesson.py      |
+| tau_ij, g_ij, p_ij | ThresholdNet       | threshold_net.py                        | contract/test_lesson.py      |
+| P_ij (W_eff)       | EffiWeightNet      | effi_weight_net.py                      | contract/test_lesson.py      |
+| C <- C + {i}       | progressive fusion | progressive_fusion.py, control.py       | contract/test_models.py      |
+| G(P x, P)          | synthesizer        | presence_trunk.py, base_image.py        | contract/test_models.py      |
+| y_j                | TaskHeadNet        | task_head_net.py                        | contract/test_models.py      |
+| e_j, V             | CMIM               | not here yet                            |                              |
+
+CMIM, the causal modality identity module, needs text embeddings of the modalities, an image encoder that no loss of the
+model ever used, and a judge of its own; none of them is in the package yet, and the embeddings e_j are learned instead.
+"""

@@ -1,6 +1,6 @@
-"""Modality as frame: one encoder turns every 2.5-D frame into a pyramid .
+"""Modality as frame: one encoder turns every 2.5-D frame into a pyramid.
 
-What an encoder promises. They live one a file in `encoders`, and a configuration names one.
+This is what an encoder promises. Encoders live one a file in `encoders`, and a configuration names one.
 """
 
 from collections.abc import Callable

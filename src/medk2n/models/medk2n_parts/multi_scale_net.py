@@ -1,4 +1,4 @@
-"""MultiScaleNet: a top-down pyramid whose coarse levels are read as sequences .
+"""MultiScaleNet: a top-down pyramid whose coarse levels are read as sequences.
 
 It runs on every frame once, after the encoder, so all targets share what it finds.
 """
