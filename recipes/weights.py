@@ -2,15 +2,15 @@
 
     python recipes/weights.py MODEL DATA OUT [--subjects 12] [--every 20] [--device cpu]
 
-Each of t1n, t1c, t2w and t2f is made from every subset of the other three. What an input is worth is its Shapley value
-in the PSNR so measured (that of no input: predicting the target's mean, as the training subjects have it). Beside it
-stand its expected worth, the same of the PSNR that the model predicts, as in reports, and W, the weight of its step with
-all three given. Ranks are compared within each target, over all subjects and inputs; what is worth less than 0.1 dB
-either way counts alike. All of it twice: with the inputs as they are, and with one of the three damaged
-(`medk2n evaluate --damage`; which, how and how badly are drawn). The predicted error is the mean of the variance that the
-model gives with its image, the true one the mean squared error, over all subjects and subsets; within an image both are
-means over windows of 16 x 16 voxels. Writes OUT/weights.csv, a row an input, OUT/errors.csv, a row an image, and
-OUT/weights.md.
+Each of t1n, t1c, t2w and t2f is made from every subset of the other three. What an input is worth is its Shapley
+value in the PSNR so measured (that of no input: predicting the target's mean, as the training subjects have it).
+Beside it stand its expected worth, the same of the PSNR that the model predicts, as in reports, and W, the weight of
+its step with all three given. Ranks are compared within each target, over all subjects and inputs; what is worth less
+than 0.1 dB either way counts alike. All of it twice: with the inputs as they are, and with one of the three damaged
+(`medk2n evaluate --damage`; which, how and how badly are drawn). The predicted error is the mean of the variance that
+the model gives with its image, the true one the mean squared error, over all subjects and subsets; within an image
+both are means over windows of 16 x 16 voxels. Writes OUT/weights.csv, a row an input, OUT/errors.csv, a row an image,
+and OUT/weights.md.
 """
 
 import argparse
