@@ -30,7 +30,9 @@ def save_model() -> Callable[[Path, str, tuple[str, ...]], Path]:
         if name == "medk2n":
             module.fusion.taught.fill_(1)
         maps = {t: {s: (0.5, 0.2, 0.1) for s in modalities if s != t} for t in modalities}
-        statistics = checkpoint.Statistics(affine_maps=maps, variance={}, typical_scaling={})
+        statistics = checkpoint.Statistics(
+            affine_maps=maps, variance=dict.fromkeys(modalities, 0.05), typical_scaling={}
+        )
         about = {"model": name, "modalities": modalities, "spacing_mm": 2.0, "params": SMALL[name]}
         checkpoint.save(folder, module, checkpoint.ModelConfig(**about, statistics=statistics))
         return folder

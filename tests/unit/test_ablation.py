@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from medk2n.cli.main import main
-from medk2n.evaluation.ablation import FULL, Worth, worth, write_ablation
+from medk2n.evaluation.ablation import FULL, Worth, compared, worth, write_ablation
 from medk2n.evaluation.damage import WHOLE, DamageRecord
 from medk2n.evaluation.neutralise import PARTS
+from medk2n.inference.predictor import load_predictor
 
 NAMES = ("t1n", "t2f", "t2w")
 
@@ -92,6 +93,28 @@ def test_command_writes_a_line_a_part(model: Path, data: Path, tmp_path: Path, c
     assert (facts["kinds"], facts["severities"], facts["parts"]) == (
         ["noise", "another"], [1.0], ["gates", "sharp_head"],
     )  # fmt: skip
+
+
+def test_scenes_are_shared_and_change_nothing(model: Path) -> None:
+    """What each part answers beside the others is what it answers alone; only few passes are made for it."""
+    passes = []
+    predictor = load_predictor(model)
+    rng = np.random.default_rng(0)
+    images = {m: rng.uniform(0.1, 1, (4, 32, 32)).astype(np.float32) for m in NAMES[:2]}
+    trunk = predictor.module.trunk.register_forward_hook(lambda _, given, out: passes.append(len(out)))
+    counts, answers = {}, {}
+    for p in compared(predictor, list(PARTS)):
+        passes.clear()
+        answers[p.name] = p.predict(images, NAMES[2:])[NAMES[2]].image
+        counts[p.name] = sum(passes)
+    trunk.remove()
+    assert counts["agreement"] < counts[FULL] / 2
+    assert counts["smooth_head"] == counts[FULL], "another image: nothing to share"
+    for name, part in PARTS.items():
+        with part.taken_from(predictor.module):
+            alone = predictor.predict(images, NAMES[2:])[NAMES[2]].image
+        np.testing.assert_array_equal(answers[name], alone, err_msg=name)
+    np.testing.assert_array_equal(answers[FULL], predictor.predict(images, NAMES[2:])[NAMES[2]].image)
 
 
 @pytest.mark.parametrize(

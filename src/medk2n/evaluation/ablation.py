@@ -6,33 +6,57 @@ Cases are those of `evaluation/damage.py`; clean is a case whole, damaged the me
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from medk2n.errors import UsageError
 from medk2n.evaluation.damage import WHOLE, DamageRecord
-from medk2n.evaluation.neutralise import PARTS, Part
+from medk2n.evaluation.neutralise import PARTS, Part, seeing
 from medk2n.evaluation.summary import bootstrap_interval
 from medk2n.evaluation.table import interval_text, write_csv
 from medk2n.inference._spec import Answer
 from medk2n.inference.predictor import SlicePredictor
+from medk2n.io.atomic import sha256_array
 from medk2n.metrics.psnr import COMPONENT as PSNR
 from medk2n.models.medk2n import MedK2N
+from medk2n.models.medk2n_parts.progressive_fusion import Scene
 
 FULL = "full model"
+
+
+class Scenes:
+    """The last scenes of a model: what its synthesizer proposes is asked for once, however often it is decided upon."""
+
+    def __init__(self, model: MedK2N, kept: int = 8) -> None:
+        self._make, self._kept = model.scene, kept
+        self._scenes: dict[str, Scene] = {}
+
+    def __call__(self, images: Tensor, needed: Tensor) -> Scene:
+        """As `MedK2N.scene`."""
+        key = "".join(sha256_array(x.cpu().numpy()) for x in (images, needed))
+        scene = self._scenes.pop(key, None) or self._make(images, needed)
+        self._scenes[key] = scene  # the one used last comes last
+        if len(self._scenes) > self._kept:
+            del self._scenes[next(iter(self._scenes))]
+        return scene
 
 
 class Neutralised:
     """A model without one of its parts."""
 
-    def __init__(self, model: SlicePredictor, name: str, part: Part) -> None:
-        self._model, self._part, self.name, self.modalities = model, part, name, model.modalities
+    def __init__(self, model: SlicePredictor, name: str, part: Part, scenes: Scenes) -> None:
+        self._model, self._part, self._scenes = model, part, scenes
+        self.name, self.modalities = name, model.modalities
 
     def predict(self, images: Mapping[str, np.ndarray], targets: Sequence[str]) -> dict[str, Answer]:
         """See `Predictor`."""
-        with self._part.taken_from(self._model.module):
+        module = self._model.module
+        shared = nullcontext() if self._part.repaints else seeing(module, self._scenes)
+        with shared, self._part.taken_from(module):
             return self._model.predict(images, targets)
 
 
@@ -58,7 +82,7 @@ class Worth:
     damaged_high: float
 
 
-def compared(model: SlicePredictor, parts: Sequence[str]) -> list[SlicePredictor | Neutralised]:
+def compared(model: SlicePredictor, parts: Sequence[str]) -> list[Neutralised]:
     """The full model, then without each part.
 
     Raises:
@@ -66,8 +90,8 @@ def compared(model: SlicePredictor, parts: Sequence[str]) -> list[SlicePredictor
     """
     if not isinstance(model.module, MedK2N):
         raise UsageError(f"the model is a {model.name}; its parts are not known: expected a medk2n")
-    model.name = FULL
-    return [model, *(Neutralised(model, name, PARTS[name]) for name in parts)]
+    scenes, nothing = Scenes(model.module), Part("", lambda model: nullcontext())
+    return [Neutralised(model, name, PARTS.get(name, nothing), scenes) for name in (FULL, *parts)]
 
 
 def worth(records: Sequence[DamageRecord], *, seed: int) -> list[Worth]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from medk2n.models.medk2n import MedK2N
 from medk2n.models.medk2n_parts.evidence import AGREEMENT_FACTS, LOCAL_AGREEMENT, LOCAL_TARGET, OWN_FACTS, TARGET_FACTS
+from medk2n.models.medk2n_parts.progressive_fusion import Scene
 from medk2n.models.medk2n_parts.task_head_net import TaskHeadNet
 
 _SURE = 50.0
@@ -25,10 +26,14 @@ _SURE = 50.0
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One part: what is done to it, in words, and the patch that does it for as long as it is held."""
+    """One part: what is done to it, in words, and the patch that does it for as long as it is held.
+
+    `repaints` where other weights make the images, and not other decisions alone.
+    """
 
     says: str
     taken_from: Callable[[MedK2N], AbstractContextManager[None]]
+    repaints: bool = False
 
 
 @contextmanager
@@ -121,19 +126,28 @@ def _one_head(model: MedK2N, head: str) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def _flat(model: MedK2N) -> Iterator[None]:
-    """Every frame is its own slice, thrice: 2-D for 2.5-D."""
-    scene = model.scene
-
-    def flat_scene(images: Tensor, needed: Tensor) -> Any:
-        centre = images.shape[2] // 2
-        return scene(images[:, :, centre : centre + 1].expand_as(images), needed)
-
-    model.scene = flat_scene  # type: ignore[method-assign]
+def seeing(model: MedK2N, scene: Callable[[Tensor, Tensor], Scene]) -> Iterator[None]:
+    """A model that makes its scenes by another function for a while."""
+    before = vars(model).get("scene")
+    model.scene = scene  # type: ignore[method-assign]
     try:
         yield
     finally:
-        del model.scene
+        if before is None:
+            del model.scene
+        else:
+            model.scene = before
+
+
+def _flat(model: MedK2N) -> AbstractContextManager[None]:
+    """Every frame is its own slice, thrice: 2-D for 2.5-D."""
+    scene = model.scene
+
+    def flat_scene(images: Tensor, needed: Tensor) -> Scene:
+        centre = images.shape[2] // 2
+        return scene(images[:, :, centre : centre + 1].expand_as(images), needed)
+
+    return seeing(model, flat_scene)
 
 
 PARTS: dict[str, Part] = {
@@ -155,7 +169,7 @@ PARTS: dict[str, Part] = {
         partial(_without_evidence, facts=TARGET_FACTS, threshold=4, local=LOCAL_TARGET),
     ),
     **{
-        f"{head}_head": Part(f"the {head} head alone makes the image", partial(_one_head, head=head))
+        f"{head}_head": Part(f"the {head} head alone makes the image", partial(_one_head, head=head), repaints=True)
         for head in TaskHeadNet.HEADS
     },
     "neighbours": Part("a frame is one slice: 2-D for 2.5-D", _flat),
