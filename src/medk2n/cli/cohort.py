@@ -86,6 +86,7 @@ def _complete(left: Sequence[Job], settings: Settings, run: Manifest, failed: di
     from medk2n.inference.synthesizer import Synthesizer
 
     synthesizer = Synthesizer.from_pretrained(settings.model, device=settings.device)
+    say(one_line(f"model {synthesizer.name} ({synthesizer.config.licence})"))
     studies, done = run.facts["studies"], 0
     started = time.perf_counter()
     with _bars(len(left)) as bars:
