@@ -36,7 +36,7 @@ from medk2n.models.medk2n_parts.pre_weight_net import PreWeightNet
 from medk2n.models.medk2n_parts.proposals import Proposals
 from medk2n.models.medk2n_parts.threshold_net import ThresholdNet, gate_logit
 
-_MAPPED_FROM = 0.02
+_MAPPED_FROM = 0.05
 """Share of the patient that has to be in doubt before a frame's map is worked out."""
 _WANDER_DB = 1.0
 _ROWS_AT_ONCE = 48
