@@ -41,6 +41,7 @@ SHAPE = Augmentation(strip=0.3, restyle=0.5, corrupt=0.05)
 def same_as_cpu(model: str, batch: Batch, device: torch.device) -> dict[str, float]:
     """A bundled model on the same crops by CPU and device: largest difference, and loss of PSNR in bfloat16."""
     module, _ = checkpoint.load(checkpoint.BUNDLED / model)
+    module.fusion.taught.zero_()  # all gates open: a weight that lies at its threshold may fall to either side
     here = batch.to(torch.device("cpu"))
     sources = draw_sources(here.acquired, Chance(torch.Generator().manual_seed(0)), most=3).numpy()
     query = as_query(*every_target(here.acquired.numpy(), np.arange(len(sources)), sources))

@@ -124,3 +124,8 @@ def _end_in_time(ends: list[Any]) -> None:
             for program in list(_programs):
                 program.kill()
             os._exit(1)
+
+
+def cores() -> int:
+    """Those that the scheduler gives this process, where it says."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -390,7 +390,7 @@ def test_predicted_errors_of_two_sets_have_to_differ_as_the_true_ones_do() -> No
     without = torch.full((2, 8, 8), np.log(0.04), requires_grad=True)
     having = torch.full((2, 8, 8), np.log(0.02), requires_grad=True)
     gain = torch.full((2,), 10 * np.log10(2))
-    assert float(set_error(without, having, gain, inside)) == pytest.approx(0, abs=1e-9)
+    assert float(set_error(without, having, gain, inside).detach()) == pytest.approx(0, abs=1e-9)
     set_error(without, having, gain + 2, inside).backward()
     assert having.grad.max() > 0 > without.grad.max(), "with the frame the error is predicted too large"
 

@@ -210,11 +210,9 @@ def _jobs(
 @contextmanager
 def _limits(cpus: int | None, memory_mb: int | None) -> Iterator[None]:
     """Hold this process to so many threads and so much memory, until the work is done."""
-    import torch
-
+    from medk2n.cli.common import threads_of_torch
     from medk2n.errors import UsageError
 
-    threads = torch.get_num_threads()
     limits = None
     if memory_mb:
         try:
@@ -224,9 +222,8 @@ def _limits(cpus: int | None, memory_mb: int | None) -> Iterator[None]:
         limits = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (memory_mb * 2**20, limits[1]))
     try:
-        torch.set_num_threads(cpus or threads)
-        yield
+        with threads_of_torch(cpus):
+            yield
     finally:
-        torch.set_num_threads(threads)
         if limits:
             resource.setrlimit(resource.RLIMIT_DATA, limits)

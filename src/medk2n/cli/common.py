@@ -15,6 +15,7 @@ import typer
 import medk2n
 from medk2n.cli.complaints import SOME_FAILED, explain, one_line, say
 from medk2n.errors import UnknownNameError, UsageError
+from medk2n.workers import cores
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
@@ -26,6 +27,10 @@ DATA_HELP = (
 )
 ModelOption = Annotated[str, typer.Option("--model", help="Bundled model (default, brain) or a model folder.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="Of the CPU. Left out: all that this process may use.", show_default=False),
+]
 PresetOption = Annotated[
     str,
     typer.Option("--preset", help="Settings of the package: tiny (minutes on a CPU), plus (sized for the machine)."),
@@ -49,6 +54,22 @@ PreferOption = Annotated[
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one configuration value; repeatable.")
 ]
+
+
+@contextmanager
+def threads_of_torch(wanted: int | None) -> Iterator[None]:
+    """Let torch have so many threads of the CPU while the work is done; left out, the cores that this process may use.
+
+    On a shared node torch by itself counts cores that are somebody else's, and its threads wait for each other.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(wanted or cores())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def resolve_device(name: str) -> str:

@@ -1,6 +1,5 @@
 """`medk2n prepare`: from scans as they come to a data set on one grid a study, ready to train from."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,6 +7,7 @@ import typer
 
 from medk2n.cli.common import ManifestOption, OverwriteOption, PreferOption
 from medk2n.cli.complaints import one_line, say
+from medk2n.workers import cores
 
 if TYPE_CHECKING:
     from medk2n.errors import Medk2nError
@@ -88,18 +88,13 @@ def prepare(
         told: dict[str, Any] = {"faulty": faults.__setitem__, "left_out": files.add}
         found = discover(data, subjects=kept, exclude=split_names(exclude), prefer=split_names(prefer), **told)
         files.tell()
-        result = _prepare(found, data, out, plan, jobs or _cores(), overwrite=overwrite)
+        result = _prepare(found, data, out, plan, jobs or cores(), overwrite=overwrite)
         result.failed |= {subject: str(fault) for subject, fault in faults.items()}
         run.inputs += [file for subject in found for file in subject.files]
         run.outputs += sorted(out.glob("*/study.json"))
         run.facts |= {"prepared": result.prepared, "there_before": result.there, "failed": result.failed}
         _tell(result, out)
         end_with(result.failed)
-
-
-def _cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _prepare(found, data: Path, out: Path, plan, jobs: int, *, overwrite: bool) -> "Result":

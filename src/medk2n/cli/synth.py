@@ -18,6 +18,7 @@ from medk2n.cli.common import (
     PreferOption,
     SeedOption,
     SetOption,
+    ThreadsOption,
 )
 from medk2n.cli.complaints import say
 
@@ -70,6 +71,7 @@ def synth(
     ] = None,
     model: ModelOption = "default",
     device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
     seed: SeedOption = 0,
     prefer: PreferOption = None,
     overrides: SetOption = None,
@@ -86,13 +88,20 @@ def synth(
     --set fusion.t2f.leave_out=\\[t1c], --set fusion.t2f.weights.t2w.at_most=0.3 (or .fixed), and .where=MASK.nii.gz.
     """
     from medk2n.checkpoint import find_model, read_config
-    from medk2n.cli.common import end_with, modality_names, resolve_device, run_manifest, split_names
+    from medk2n.cli.common import end_with, modality_names, resolve_device, run_manifest, split_names, threads_of_torch
     from medk2n.config.control import load_control
     from medk2n.report.group import group_page, write_group
     from medk2n.report.places import StudyFolder
 
     options = {"study": study, "input": inputs, "target": targets, "reference": reference, "out": out}
-    options |= {"model": model, "device": device, "seed": seed, "set": overrides, "overwrite": overwrite}
+    options |= {
+        "model": model,
+        "device": device,
+        "threads": threads,
+        "seed": seed,
+        "set": overrides,
+        "overwrite": overwrite,
+    }
     options |= {"series": series, "format": file_format, "burn_in": burn_in, "prefer": prefer}
     with run_manifest(manifest, "synth", options, overwrite=overwrite) as run:
         control = load_control(overrides or [])
@@ -119,7 +128,8 @@ def synth(
         if several:
             with group_page(out):
                 pass  # somebody else's would be told now
-        complete(jobs, settings, run, failed)
+        with threads_of_torch(threads):
+            complete(jobs, settings, run, failed)
         if several:
             page = write_group(out, sorted(failed))
             say(f"Look at {page} first: all studies, the least sure ones on top")

@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from medk2n.workers import cores
+
 _MEMINFO = Path("/proc/meminfo")
 _CONTAINER = Path("/sys/fs/cgroup")
 
@@ -44,19 +46,12 @@ def look_at_machine(device: str) -> Machine:
         import torch
 
         free, _ = torch.cuda.mem_get_info(device)
-        return Machine(device, torch.cuda.get_device_name(device), _cores(), memory, free)
+        return Machine(device, torch.cuda.get_device_name(device), cores(), memory, free)
     if device == "mps":
         import torch
 
-        return Machine(device, "Apple GPU", _cores(), memory, torch.mps.recommended_max_memory())
-    return Machine(device, "CPU", _cores(), memory)
-
-
-def _cores() -> int:
-    """Those that the scheduler gives us, where it says."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return Machine(device, "Apple GPU", cores(), memory, torch.mps.recommended_max_memory())
+    return Machine(device, "CPU", cores(), memory)
 
 
 def _free_memory() -> int | None:

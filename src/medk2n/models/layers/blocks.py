@@ -1,5 +1,9 @@
 """Small blocks used by two or more parts."""
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -31,14 +35,8 @@ class ChannelNorm(nn.LayerNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (f, c, h, w) -> the same shape and type: under autocast too, where a norm would answer in 32 bits.
-
-        Its sums are 32-bit inside; images at full resolution are bound by memory, and twice the bytes cost twice.
-        """
-        with torch.autocast(x.device.type, enabled=False):
-            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-            rows = functional.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, weight, bias, self.eps)
-        return rows.permute(0, 3, 1, 2)
+        """x (f, c, h, w) -> the same shape."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class FaintConv2d(nn.Conv2d):
@@ -62,6 +60,17 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
         h = self.conv1(functional.gelu(self.norm1(x)))
         return x + self.conv2(functional.gelu(self.film(h, e)))
+
+
+def full_precision(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A module's forward in 32 bits, under autocast too: what decides must not hang on rounding."""
+
+    @wraps(forward)
+    def wrapped(self: nn.Module, first: Tensor, *others: Tensor) -> Any:
+        with torch.autocast(first.device.type, enabled=False):
+            return forward(self, first, *others)
+
+    return wrapped
 
 
 def rms_norm(x: Tensor) -> Tensor:

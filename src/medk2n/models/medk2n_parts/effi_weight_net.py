@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medk2n.models.layers.blocks import Film
+from medk2n.models.layers.blocks import Film, full_precision
 
 WINDOW = 8
 """Side of a window in voxels."""
@@ -31,6 +31,7 @@ class EffiWeightNet(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.constant_(self.out.bias, 3.0)  # a frame that was let in counts, until something speaks against it
 
+    @full_precision
     def forward(self, local: Tensor, mass: Tensor, said: Tensor) -> Tensor:
         """Logit of P in each window, (q, 1, h / 8, w / 8), before the gate.
 

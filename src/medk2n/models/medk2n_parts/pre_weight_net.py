@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medk2n.models.layers.blocks import mlp
+from medk2n.models.layers.blocks import full_precision, mlp
 
 MOST_DB = 10.0
 """Gains beyond this are as good, or as bad, as this."""
@@ -33,6 +33,7 @@ class PreWeightNet(nn.Module):
         self.sharpness = nn.Parameter(torch.tensor(2.0))  # log of the attention's scale
         self.weigh = mlp(hidden + embedding, hidden, 1)
 
+    @full_precision
     def forward(self, facts: Tensor, e_i: Tensor, e_j: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """facts (q, f); e_i, e_j (q, d); target (q,).
 

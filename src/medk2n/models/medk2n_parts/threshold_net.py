@@ -10,7 +10,7 @@ Shapes: q queries, d embedding width.
 import torch
 from torch import Tensor, nn
 
-from medk2n.models.layers.blocks import mlp
+from medk2n.models.layers.blocks import full_precision, mlp
 
 LOWEST_DB, HIGHEST_DB = -1.0, 3.0
 TEMPERATURE_DB = 0.5
@@ -26,6 +26,7 @@ class ThresholdNet(nn.Module):
         self.decide = mlp(2 * embedding + 4, hidden, 1)
         nn.init.constant_(self.decide[-1].bias, -1.1)  # about 0 dB
 
+    @full_precision
     def forward(self, e_i: Tensor, e_j: Tensor, history: Tensor, agreement: Tensor, quality: Tensor) -> Tensor:
         """e_i, e_j (q, d); history p_ij in dB, agreement and quality (q,) -> tau (q,) in dB."""
         compatible = ((e_i @ self.bilinear) * e_j).sum(dim=1)
