@@ -84,9 +84,9 @@ class DicomStudy:
 
 
 def holds_dicom(path: Path) -> bool:
-    """Whether `path` is a .zip, or a folder with a DICOM file in it at any depth; reads four bytes a file."""
+    """Whether `path` is a .zip or a DICOM file, or a folder with one in it at any depth; reads four bytes a file."""
     if path.is_file():
-        return path.suffix.lower() == ".zip"
+        return path.suffix.lower() == ".zip" or is_dicom(path)
     return any(
         is_dicom(file) for file in regular_files(path) if not file.name.lower().endswith((*IMAGE_SUFFIXES, ".json"))
     )
@@ -99,7 +99,7 @@ def read_study(
     known: Collection[str] | None = None,
     limits: Limits | None = None,
 ) -> DicomStudy:
-    """Read a folder (any depth, any file names) or a .zip that holds one study of one patient.
+    """Read a folder (any depth, any file names), a .zip or a multi-frame file: one study of one patient.
 
     Args:
         series: modality or alias -> series UID (with #2, ... for a part), where the attributes leave a doubt.
