@@ -352,6 +352,20 @@ def test_the_budget_of_an_archive_is_kept(tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.usefixtures("_temporary")
+def test_what_a_killed_run_left_is_removed_later(tmp_path):
+    place = tmp_path / "temporary"
+    for name in ("medk2n-dicom-old", "medk2n-dicom-new", "other-old"):
+        (place / name).mkdir()
+        (place / name / "0.npy").write_bytes(b"voxels")
+        if name.endswith("old"):
+            os.utime(place / name, (0, 0))
+    (place / "medk2n-dicom-link").symlink_to(tmp_path)
+    classic(tmp_path / "study", scan(), AFFINE, Patient(), **T1)
+    read_here(tmp_path / "study")
+    assert sorted(path.name for path in place.iterdir()) == ["medk2n-dicom-link", "medk2n-dicom-new", "other-old"]
+
+
 def test_limits_reach_the_reader(tmp_path):
     classic(tmp_path, scan(), AFFINE, Patient(), **T1)
     with pytest.raises(DicomError, match="holds 16 files, a study may have 10"):

@@ -7,7 +7,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELossless, generate_uid
 
-from medk2n.dicom import Maker, write_series
+from medk2n.dicom import Maker, holds_dicom, write_series
 from medk2n.errors import DicomError, UnknownNameError, UsageError
 from medk2n.geometry.grid import Grid
 from medk2n.geometry.resample import resample
@@ -53,6 +53,14 @@ def test_voxels_lie_where_they_were_acquired(tmp_path, patient, turn, kind, moda
     expected_places, expected = world(source)
     np.testing.assert_allclose(places, expected_places, atol=2e-3)
     np.testing.assert_array_equal(values, expected)
+
+
+def test_one_multiframe_file_is_a_study(tmp_path, patient):
+    enhanced(tmp_path / "one", scan(), AFFINE, patient, **T2)
+    assert holds_dicom(tmp_path / "one")
+    assert read_here(tmp_path / "one").volumes["t2w"].array.shape == SHAPE
+    (tmp_path / "scan.nii").write_bytes(bytes(400))
+    assert not holds_dicom(tmp_path / "scan.nii")
 
 
 def test_padding_of_ct_is_air(tmp_path, patient):

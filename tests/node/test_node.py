@@ -22,6 +22,7 @@ from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import Verification
 
 from medk2n.errors import SystemLimitError, UsageError, VolumeReadError
+from medk2n.node import run
 from medk2n.node.deliver import StorePeer, backoff_s, deliver, destination
 from medk2n.node.ledger import DONE, FAILED, RECEIVING, Arrival, Ledger, study_key
 from medk2n.node.receive import INCOMING, Door, Receiver, look_into
@@ -450,6 +451,32 @@ def wait_for(true: Callable[[], object], seconds: float = 40) -> None:
     raise AssertionError(f"not within {seconds} s")
 
 
+def test_a_full_disk_does_not_end_a_node(tmp_path, monkeypatch):
+    """Neither the worker's nor the courier's turn: both go on when there is room again."""
+    pacs, failures = Pacs(), {"work": 2, "deliver": 2}
+
+    def sometimes(name: str):
+        whole = getattr(run, name)
+
+        def turn(*arguments, **settings):
+            if failures[name]:
+                failures[name] -= 1
+                raise sqlite3.OperationalError("database or disk is full")
+            return whole(*arguments, **settings)
+
+        return turn
+
+    monkeypatch.setattr(run, "_REST_S", 0.1)
+    for name in failures:
+        monkeypatch.setattr(run, name, sometimes(name))
+    with pacs.listening() as pacs_port:
+        to = StorePeer("PACS", "127.0.0.1", pacs_port, "MEDK2N", 10)
+        with node(tmp_path, Derive(), to) as port:
+            assert store(port, study_of(3)) == [0] * 3
+            wait_for(lambda: len(set(pacs.taken)) == 3)
+    assert failures == {"work": 0, "deliver": 0}
+
+
 def test_interleaved_studies_give_one_result_each_and_a_lost_folder_is_told(tmp_path):
     first, second = study_of(4), study_of(5)
     derive = Derive()
@@ -516,8 +543,9 @@ serve(Path(sys.argv[1]), Door(port=int(sys.argv[2])), Pace(0.3, 1.0), Slow(), pe
 """
 
 
+@pytest.mark.slow
 def test_a_node_that_is_killed_goes_on_where_it_stood(tmp_path):
-    """Killed -9 ten times while six studies come in, are worked on and go out: every result once."""
+    """Killed -9 six times while six studies come in, are worked on and go out: every result once."""
     port, pacs, root = free_port(), Pacs(), Path(__file__).parents[2]
     studies = [study_of(5) for _ in range(6)]
     left = [data for study in studies for data in study]
@@ -527,15 +555,15 @@ def test_a_node_that_is_killed_goes_on_where_it_stood(tmp_path):
         return subprocess.Popen([str(word) for word in words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     with pacs.listening() as pacs_port:
-        for turn in range(11):
+        for turn in range(7):
             process = start(pacs_port)
             try:
                 wait_for(lambda: answers(port))
                 if left:
                     with calling(port) as association:  # what is answered for is not sent again
-                        done = [d for d in left[: 3 + turn] if association.send_c_store(d).get("Status") == 0]
+                        done = [d for d in left[: 5 + turn] if association.send_c_store(d).get("Status") == 0]
                     left = [data for data in left if data not in done]
-                if turn < 10:
+                if turn < 6:
                     time.sleep(0.15 * turn % 0.7)
                 else:
                     wait_for(lambda: len(set(pacs.taken)) >= 30)
@@ -557,6 +585,7 @@ def answers(port: int) -> bool:
         return association.is_established
 
 
+@pytest.mark.slow
 def test_throughput_recipe_loses_and_doubles_nothing():
     """recipes/node_throughput.py at a tenth of a minute; its full size is a slow run of its own."""
     if shutil.which("storescu") is None:

@@ -70,6 +70,7 @@ def test_a_folder_that_cannot_be_used_leaves_a_result_that_says_so(model, tmp_pa
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["result.json"]
 
 
+@pytest.mark.slow
 def test_a_study_out_of_orthanc_comes_back_completed(model, source, tmp_path):
     """Found under its own study UID, voxel by voxel what the node made; the second sending changes nothing."""
     port, folder = free_port(), tmp_path / "node"

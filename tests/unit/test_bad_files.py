@@ -411,7 +411,7 @@ def voxels_that_would_become_many(folder):
 
 
 @pytest.mark.parametrize(
-    "make", [voxels_that_would_become_many, missing, giant_voxels, a_pipe, other_header_size, beyond_the_limit]
+    "make", [voxels_that_would_become_many, missing, giant_voxels, a_pipe, other_header_size, a_gzip_bomb_of_voxels]
 )
 def test_the_command_says_one_line_before_a_model_is_loaded(tmp_path, capfd, monkeypatch, make):
     monkeypatch.setattr("medk2n.cli.common.resolve_device", lambda name: pytest.fail("torch was loaded"))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medk2n.data.foreground import background_value, foreground
-from medk2n.data.intensity import Scaling, fit_scaling
+from medk2n.data.intensity import Scaling, fit_scaling, unit_doubt
 from medk2n.errors import UnknownNameError, VolumeReadError
 
 SHAPE = (40, 48, 20)
@@ -130,6 +130,50 @@ def test_ct_in_hounsfield_units_has_the_fixed_window_and_a_picture_of_ct_has_not
     assert fit_scaling(hounsfield, ball(), "ct") == Scaling(-1000.0, 2000.0, "fixed")
     picture = rng.integers(0, 255, SHAPE).astype(np.uint8)
     assert fit_scaling(picture, ball(), "ct").kind == "robust"
+
+
+@pytest.mark.parametrize(
+    "altered",
+    [
+        lambda hu: np.clip(hu + 1024, 0, None),
+        lambda hu: hu + 1000,
+        lambda hu: hu - 1024,
+        lambda hu: hu + 32768,
+        lambda hu: (np.clip(hu, -1000, 2000) + 1000) / 3000,
+        lambda hu: (np.clip(hu, -1000, 2000) + 1000) / 1500 - 1,
+        lambda hu: (np.clip(hu, -1000, 2000) + 1000) / 3,
+        lambda hu: (hu + 1000) / 6,
+        lambda hu: (hu - hu.mean()) / hu.std(),
+        lambda hu: hu / 1000,
+        lambda hu: np.where(ball(), hu + 1024, 0),
+    ],
+)
+def test_ct_that_cannot_be_in_hounsfield_units_is_scaled_by_its_own_range(rng, altered):
+    hounsfield = np.where(ball(), 40.0, -1000.0) + rng.normal(0, 10, SHAPE)
+    hounsfield[ball() & ~ball(radius=0.6)] += 900
+    scaling = fit_scaling(altered(hounsfield), ball(), "ct")
+    assert scaling.kind == "robust"
+    assert "cannot be HU" in (unit_doubt(scaling, "ct") or "")
+
+
+@pytest.mark.parametrize(
+    "altered",
+    [
+        lambda hu: hu,
+        lambda hu: np.where(ball(), hu, 0),
+        lambda hu: np.where(ball(), hu, -1024),
+        lambda hu: np.where(ball(), hu, -3024),
+        lambda hu: np.clip(hu, -1024, 3071).round(),
+        lambda hu: np.clip(hu, -160, 240),
+        lambda hu: np.where(np.indices(SHAPE)[2] % 2 == 0, hu, hu - 700),  # half of it lungs
+    ],
+)
+def test_ct_in_hounsfield_units_keeps_them_however_it_is_cut(rng, altered):
+    hounsfield = np.where(ball(), 40.0, -1000.0) + rng.normal(0, 10, SHAPE)
+    scaling = fit_scaling(altered(hounsfield), ball(), "ct")
+    assert scaling.kind == "fixed"
+    assert unit_doubt(scaling, "ct") is None
+    assert unit_doubt(fit_scaling(hounsfield, ball(), "t1n"), "t1n") is None
 
 
 def test_no_foreground_no_contrast_and_no_such_modality():

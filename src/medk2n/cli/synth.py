@@ -184,7 +184,10 @@ def _dicom_study(
         say(f"note: {note}")
     run.facts["dicom"] = {
         "study": found.uid,
-        "series": {name: {"uid": one.uid, "evidence": one.evidence} for name, one in found.series.items()},
+        "series": {
+            name: {"uid": one.uid, "evidence": one.evidence, "sha256_of_voxels": one.volume.provenance["sha256"]}
+            for name, one in found.series.items()
+        },
         "left_out": [{"series": row.series, "images": row.images, "reason": row.reason} for row in found.left_out],
         "notes": list(found.notes),
     }

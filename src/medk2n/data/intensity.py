@@ -13,8 +13,8 @@ PERCENTILES = (0.5, 99.5)
 
 _MOST_SAMPLES = 1_000_000
 _LEAST_SPREAD_HU = 30.0  # grey and white matter alone are that far apart, with noise
-_WATER_HU = 0.0
-_MOST_FROM_WATER_HU = 500.0  # of the median inside a patient: a body with its lungs is within
+_BODY_HU = (-600.0, 200.0)  # the median inside a patient: a chest with its lungs, a head with its bone
+_AIR_BELOW_HU = -500.0
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def fit_scaling(array: np.ndarray, mask: np.ndarray, modality: str) -> Scaling:
     values = array[mask]
     if values.size == 0:
         raise VolumeReadError(f"{row.name} volume: no foreground found; expected a patient in it; check the image")
-    if row.scaling == "fixed" and not (_is_grey_levels(array, row.window) or _is_no_hounsfield(array, values)):
+    if row.scaling == "fixed" and not (_is_grey_levels(array, row.window) or _is_no_hounsfield(array, mask)):
         return Scaling(*row.window, kind="fixed")
     low, high = np.percentile(values[:: values.size // _MOST_SAMPLES + 1], PERCENTILES)
     if not high - low > 1e-6 * max(abs(low), abs(high), 1e-30):
@@ -78,10 +78,19 @@ def fit_scaling(array: np.ndarray, mask: np.ndarray, modality: str) -> Scaling:
     return Scaling(float(low), float(high), kind="robust")
 
 
-def _is_no_hounsfield(array: np.ndarray, inside: np.ndarray) -> bool:
-    """Whether Hounsfield units are ruled out: next to no spread, or soft tissue far from water, which is at 0."""
+def _is_no_hounsfield(array: np.ndarray, mask: np.ndarray) -> bool:
+    """Whether Hounsfield units are ruled out: next to no spread, a body unlike water (0), or air unlike air (-1000).
+
+    What surrounds a body may be one value that a program put there; noise around it is air.
+    """
     low, high = np.percentile(array.ravel()[:: array.size // _MOST_SAMPLES + 1], PERCENTILES)
-    return bool(high - low < _LEAST_SPREAD_HU or abs(float(np.median(inside)) - _WATER_HU) > _MOST_FROM_WATER_HU)
+    if high - low < _LEAST_SPREAD_HU or not _BODY_HU[0] <= float(np.median(array[mask])) <= _BODY_HU[1]:
+        return True
+    around = array[~mask][:: array.size // _MOST_SAMPLES + 1]
+    if not around.size:
+        return False
+    tenth, middle, ninetieth = np.percentile(around, [10, 50, 90])
+    return bool(ninetieth > tenth and middle > _AIR_BELOW_HU)
 
 
 def _is_grey_levels(array: np.ndarray, window: tuple[float, float]) -> bool:

@@ -19,7 +19,7 @@ import numpy as np
 from medk2n.dicom.answer import Answer, Instance, Question, SeriesAnswer
 from medk2n.dicom.attributes import KEPT, KEPT_CODES, Codes, Values, kept
 from medk2n.dicom.choose import LeftOut, choose
-from medk2n.dicom.files import find_files
+from medk2n.dicom.files import find_files, is_dicom
 from medk2n.dicom.frame import Frame, Header, read_header
 from medk2n.dicom.geometry import Planes, check
 from medk2n.dicom.guard import parsing
@@ -65,7 +65,7 @@ def answer(question: Question, work: Path) -> Answer:
     """
     source, limits = Path(question.source), question.limits
     folder = source
-    if source.is_file():
+    if source.is_file() and not is_dicom(source):
         folder = work / "unpacked"
         folder.mkdir()
         unpack(source, folder, limits)

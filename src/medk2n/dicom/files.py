@@ -40,12 +40,12 @@ def is_dicom(path: Path) -> bool:
 
 
 def find_files(folder: Path, limits: Limits) -> Found:
-    """The DICOM files of a folder.
+    """The DICOM files of a folder, or one file that is DICOM itself.
 
     Raises:
         DicomError: more files than `limits` allows, or one whose preamble makes it a program as well.
     """
-    files = regular_files(folder)
+    files = [folder] if folder.is_file() else regular_files(folder)
     if len(files) > limits.files:
         raise DicomError(f"{folder}: holds {len(files)} files, a study may have {limits.files}; name one study")
     dicom = [path for path in files if is_dicom(path)]

@@ -3,10 +3,13 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -28,6 +31,8 @@ from medk2n.io.volume import Volume
 from medk2n.vocabulary import modality as modality_row
 
 _ANSWER = "answer.json"
+_PREFIX = "medk2n-dicom-"
+_STALE_S = 86_400  # no study takes a day to be read
 _ANSWER_BYTES = 512 * MIB
 
 
@@ -84,9 +89,9 @@ class DicomStudy:
 
 
 def holds_dicom(path: Path) -> bool:
-    """Whether `path` is a .zip, or a folder with a DICOM file in it at any depth; reads four bytes a file."""
+    """Whether `path` is a .zip or a DICOM file, or a folder with one in it at any depth; reads four bytes a file."""
     if path.is_file():
-        return path.suffix.lower() == ".zip"
+        return path.suffix.lower() == ".zip" or is_dicom(path)
     return any(
         is_dicom(file) for file in regular_files(path) if not file.name.lower().endswith((*IMAGE_SUFFIXES, ".json"))
     )
@@ -99,7 +104,7 @@ def read_study(
     known: Collection[str] | None = None,
     limits: Limits | None = None,
 ) -> DicomStudy:
-    """Read a folder (any depth, any file names) or a .zip that holds one study of one patient.
+    """Read a folder (any depth, any file names), a .zip or a multi-frame file: one study of one patient.
 
     Args:
         series: modality or alias -> series UID (with #2, ... for a part), where the attributes leave a doubt.
@@ -113,7 +118,8 @@ def read_study(
     path, limits = Path(path), limits or Limits()
     if not path.exists():
         raise DicomError(f"{path}: no such file or folder; expected a DICOM study; check the path")
-    with tempfile.TemporaryDirectory(prefix="medk2n-dicom-") as folder:
+    _sweep()
+    with tempfile.TemporaryDirectory(prefix=_PREFIX) as folder:
         work = Path(folder)
         wishes = {modality_row(name).name: uid for name, uid in (series or {}).items()}
         answer = _ask(path.resolve(), wishes, known, work, limits)
@@ -131,6 +137,14 @@ def read_study(
         answer.values,
         answer.codes,
     )
+
+
+def _sweep() -> None:
+    """Remove work folders that a killed run left behind: they hold a patient's images."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError):  # another user's, or gone meanwhile
+            if time.time() - folder.lstat().st_mtime > _STALE_S:
+                shutil.rmtree(folder)
 
 
 def _require_extra() -> None:

@@ -45,8 +45,7 @@ def read_volume(path: Path | str, modality: str) -> Volume:
     path = Path(path)
     with _opened(path) as (image, source, digest):
         grid, facts = _grid(image, str(path)), _header_facts(image)
-        if source.packed:
-            check_packed(_promised(image), source.size, str(path))
+        _check_scan(image, source, path)
         array = _values(image, source)
     provenance = {"path": str(path), "sha256": digest.hexdigest()} | facts
     return Volume(_checked(array, str(path)), grid, modality, provenance)
@@ -54,7 +53,8 @@ def read_volume(path: Path | str, modality: str) -> Volume:
 
 def read_header(path: Path | str) -> Header:
     """Where the voxels of an image are, without reading them; raises as `read_volume` but for what they hold."""
-    with _opened(Path(path)) as (image, _, _):
+    with _opened(Path(path)) as (image, source, _):
+        _check_scan(image, source, Path(path))
         return Header(_grid(image, str(path)))
 
 
@@ -284,6 +284,12 @@ def _check_promise(image: Any, source: Source, path: Path) -> None:
             "its header is damaged, or of another file"
         )
     check_size(image.shape, str(path), itemsize=image.dataobj.dtype.itemsize)
+
+
+def _check_scan(image: Any, source: Source, path: Path) -> None:
+    """What is no mask has noise, and cannot have been shrunk to almost nothing."""
+    if source.packed:
+        check_packed(_promised(image), source.size, str(path))
 
 
 def _values(image: Any, source: Source) -> np.ndarray:

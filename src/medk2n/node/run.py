@@ -1,6 +1,7 @@
 """A node at work: the door, the worker and the courier, until it is told to stop."""
 
 import shutil
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from medk2n.node.work import RESULTS, WORK, Complete, work
 LEDGER, _LOCK = "node.sqlite", "lock"
 _LOOK_S = 0.5
 _LEAVE_S = 5.0
+_REST_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -84,20 +86,31 @@ def serve(
         if to is not None:
             courier.start()
         try:
-            while not stop.is_set():
-                if not work(ledger, folder, complete, log, quiet_s=pace.quiet_s, patience_s=pace.patience_s):
-                    _forget(ledger, folder, time.time() - pace.keep_s)
-                    stop.wait(min(_LOOK_S, pace.quiet_s / 4))
+            _repeat(lambda: _work(ledger, folder, pace, complete, log), min(_LOOK_S, pace.quiet_s / 4), log, stop)
         finally:
             stop.set()
             if to is not None:
                 courier.join(_LEAVE_S)  # what it has not heard of is offered again, and taken once
 
 
-def _carry(ledger: Ledger, folder: Path, to: Destination, log: Callable[[str], None], stop: threading.Event) -> None:
+def _repeat(turn: Callable[[], bool], pause_s: float, log: Callable[[str], None], stop: threading.Event) -> None:
+    """Take turns until told to stop, with a pause when there was nothing to do, or the disk did not let us."""
     while not stop.is_set():
-        if not deliver(ledger, folder, to, time.time, log):
-            stop.wait(_LOOK_S)
+        try:
+            if not turn():
+                stop.wait(pause_s)
+        except (OSError, sqlite3.Error) as error:
+            log(f"the node's folder cannot be used now ({error}); tried again in {_REST_S:.0f} s")
+            stop.wait(_REST_S)
+
+
+def _work(ledger: Ledger, folder: Path, pace: Pace, complete: Complete, log: Callable[[str], None]) -> bool:
+    _forget(ledger, folder, time.time() - pace.keep_s)
+    return work(ledger, folder, complete, log, quiet_s=pace.quiet_s, patience_s=pace.patience_s)
+
+
+def _carry(ledger: Ledger, folder: Path, to: Destination, log: Callable[[str], None], stop: threading.Event) -> None:
+    _repeat(lambda: deliver(ledger, folder, to, time.time, log), _LOOK_S, log, stop)
 
 
 def _recover(ledger: Ledger, folder: Path) -> None:
