@@ -106,9 +106,9 @@ def decoded(
     plan: Plan | None = None,
     study: bool = False,
 ) -> MedK2NPrediction:
-    """An answer on the padded grid; all frames are there."""
+    """An answer on the padded grid; frames that nobody asks for are not there."""
     given = images() if given is None else given
-    scene = module.scene(given, torch.ones(given.shape[:2], dtype=torch.bool))
+    scene = module.scene(given, asked.needed(len(given)))
     return module.decode(scene, asked, Guidance(plan, Control(order or {}, bounds or {}), study))
 
 
