@@ -103,7 +103,7 @@ def benchmark(
                     new, chosen, collector, collector.values(records), {**facts, "hardware": hardware(run.device)}
                 )
                 if bad:
-                    said.append(write_damage(new, bad, seed=seed))
+                    said += write_damage(new, bad, seed=seed).splitlines()
         run.outputs += [out / name for name in sorted(FILES) if (out / name).is_file()]
         run.facts |= facts
         say(*said)
