@@ -2,8 +2,6 @@
 
 import json
 import os
-import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from medk2n.errors import OutputExistsError, OutputPermissionError
 from medk2n.io.atomic import write_text
 from medk2n.io.outputs import HOME, output_file, output_folder
 
+Killer = Callable[[Callable[[], object], int, Path], bool]
 PLANNED = ("a.txt", "deep/b.txt", "last.txt")
 
 
@@ -207,47 +206,12 @@ def test_a_planted_set_takes_nothing_away(tmp_path: Path, steps: dict) -> None:
     assert (out / "mine.txt").read_text() == "mine"
 
 
-# Killed at every write. A child process counts what it asks of the file system and ends itself at the nth.
-
-_WRITES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate")
-
-
-def run_killed(work: Callable[[], object], at: int, below: Path) -> bool:
-    """Run `work` in a child that is killed before its nth write below a folder; whether it came to its end."""
-    pid = os.fork()
-    if pid == 0:
-        count = 0
-
-        def hook(event: str, arguments: tuple) -> None:
-            nonlocal count
-            writes = event in _WRITES or (event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
-            if writes and str(below) in str(arguments[0]):
-                count += 1
-                if count == at:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        try:
-            sys.addaudithook(hook)
-            work()
-            os._exit(0)
-        except BaseException:
-            os._exit(1)
-    _, status = os.waitpid(pid, 0)
-    assert not os.WIFEXITED(status) or os.WEXITSTATUS(status) == 0, "it failed"
-    return os.WIFEXITED(status)
-
-
-def kills(work: Callable[[], object], below: Path) -> int:
-    """How often `work` can be killed; 0 is told by the caller."""
-    at = 1
-    while not run_killed(work, at, below):
-        at += 1
-    return at - 1
+# Killed at every write.
 
 
 @pytest.mark.parametrize("before", ["nothing", "an old set"])
 def test_killed_at_any_write_a_set_is_whole_or_not_there_and_nothing_of_a_users_is_lost(
-    tmp_path: Path, before: str
+    tmp_path: Path, before: str, run_killed: Killer
 ) -> None:
     at, ended = 0, False
     while not ended:
@@ -268,7 +232,7 @@ def test_killed_at_any_write_a_set_is_whole_or_not_there_and_nothing_of_a_users_
     assert at > 20
 
 
-def test_what_a_dead_run_had_made_whole_is_finished_by_the_next(tmp_path: Path) -> None:
+def test_what_a_dead_run_had_made_whole_is_finished_by_the_next(tmp_path: Path, run_killed: Killer) -> None:
     finished = 0
     for at in range(1, 60):
         out = tmp_path / str(at)
@@ -283,7 +247,7 @@ def test_what_a_dead_run_had_made_whole_is_finished_by_the_next(tmp_path: Path) 
     assert finished > 5
 
 
-def test_a_run_that_writes_in_place_is_known_after_any_kill(tmp_path: Path) -> None:
+def test_a_run_that_writes_in_place_is_known_after_any_kill(tmp_path: Path, run_killed: Killer) -> None:
     planned = ("model.bin", "samples/*.png")
 
     def work(out: Path) -> None:

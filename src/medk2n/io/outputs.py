@@ -170,16 +170,17 @@ class OutputFolder:
         for name in [name for name in self._there(self._planned) if name not in but and self._is_ours(name)]:
             self._remove(name)
 
-    def check(self, *, overwrite: bool) -> None:
-        """Refuse what is in the way, or would be lost.
+    def check(self, *, overwrite: bool, planned: Collection[str] | None = None) -> None:
+        """Refuse what is in the way, or would be lost, at some of the planned places or all.
 
         Raises:
             OutputExistsError: naming it.
             OutputPermissionError: a planned name is too long for a file.
         """
-        for name in self._planned:
+        planned = self._planned if planned is None else planned
+        for name in planned:
             _check_length(self.path, name)
-        for name in self._there(self._planned):
+        for name in self._there(planned):
             if not self._is_ours(name):
                 raise _foreign(self.path / name)
             if not overwrite and not _fits(name, self._shared):
@@ -204,10 +205,8 @@ class OutputFolder:
         made = [str(path.relative_to(new / _FILES)) for path in sorted((new / _FILES).rglob("*")) if path.is_file()]
         if last not in made or not all(_fits(name, (*planned, *self._shared)) for name in made):
             raise InternalError(f"{self.path}: made {', '.join(made)}, expected {last} and what was planned")
+        self.check(overwrite=True, planned=planned)  # looked at again: hours may have passed
         there = list(self._there(planned))
-        for name in there:
-            if not self._is_ours(name):
-                raise _foreign(self.path / name)
         record = self._record(self._home)
         gone = [name for name in there if name not in made and not _fits(name, self._shared)]
         kept = {name: digest for name, digest in record.files.items() if name not in gone}

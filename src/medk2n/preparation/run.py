@@ -83,7 +83,8 @@ def _open_set(place: OutputFolder, plan: Plan, *, overwrite: bool) -> None:
     if overwrite or not is_prepared(place.path):
         place.check(overwrite=overwrite)
         place.clear()
-    elif (before := _settings(place.path)) != settings:
+    place.check(overwrite=True, planned=[SETTINGS])
+    if is_prepared(place.path) and (before := _settings(place.path)) != settings:
         raise OutputExistsError(
             f"{place.path} was prepared with other settings ({_difference(before, settings)}); give the same ones to "
             "go on, choose another --out, or add --overwrite to begin anew"
