@@ -17,10 +17,10 @@ from medk2n.models.medk2n import MedK2NPrediction
 from medk2n.models.medk2n_parts.base_image import LinearMaps
 from medk2n.models.medk2n_parts.control import Control, Plan
 from medk2n.models.medk2n_parts.encoders.hiera import build_trunk
-from medk2n.models.medk2n_parts.pre_weight_net import MOST_DB
+from medk2n.models.medk2n_parts.pre_weight_net import MOST_DB, PreWeightNet
 from medk2n.models.medk2n_parts.progressive_fusion import Guidance
 from medk2n.models.medk2n_parts.task_head_net import TaskHeadNet
-from medk2n.models.medk2n_parts.threshold_net import HIGHEST_DB, LOWEST_DB
+from medk2n.models.medk2n_parts.threshold_net import HIGHEST_DB, LOWEST_DB, ThresholdNet
 from medk2n.training.lesson import Pupil
 from medk2n.training.lessons.medk2n import MedK2NLesson
 from medk2n.training.world import World
@@ -652,3 +652,50 @@ def test_key_frame_is_the_source_with_the_largest_weight_in_the_first_look() -> 
     assert order == sorted(range(3), key=lambda i: -round(first[i], 2))
     assert len({round(x, 2) for x in first[:3]}) == 3, "the trial needs weights that differ"
     assert float(fused.steps[0].weight[0]) == first[order[0]]
+
+
+def test_a_plan_is_of_the_study_and_not_of_its_first_slice() -> None:
+    module = build("medk2n").eval()
+    uneven = images(b=4) * torch.linspace(0.2, 1, 4)[:, None, None, None, None]
+    asked = query(*[(b, (0, 1, 2), 3) for b in range(4)])
+    everywhere = torch.ones(4, M, dtype=torch.bool)
+    with torch.no_grad():
+        one, other = (module.decide(module.scene(given, everywhere), asked)[3] for given in (uneven, uneven.flip(0)))
+        first = module.decide(module.scene(uneven[:1], everywhere[:1]), query((0, (0, 1, 2), 3)))[3]
+    assert [step.source for step in one] == [step.source for step in other]
+    for a, b in zip(one, other, strict=True):
+        assert (a.weight, a.threshold) == pytest.approx((b.weight, b.threshold), abs=1e-4)
+    assert abs(first[0].weight - one[0].weight) > 1e-3, "the trial needs slices that differ"
+
+
+def test_each_target_has_a_memory_of_its_own() -> None:
+    torch.manual_seed(0)
+    net = PreWeightNet(m=3, facts=5, embedding=4, slots=2)
+    given = torch.randn(3, 5), torch.randn(3, 4), torch.randn(3, 4), torch.arange(3)
+    before = net(*given)[1]
+    with torch.no_grad():
+        net.values[1] += 1.0
+    moved = (net(*given)[1] - before).abs().amax(dim=1)
+    assert (moved > 0.5).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("told", ["history", "agreement", "quality"])
+def test_a_threshold_listens_to_all_that_it_is_told(told: str) -> None:
+    torch.manual_seed(0)
+    net, given = ThresholdNet(4), dict.fromkeys(("history", "agreement", "quality"), torch.zeros(2))
+    e_i, e_j = torch.randn(2, 2, 4)
+    assert not torch.isclose(net(e_i, e_j, **given), net(e_i, e_j, **given | {told: torch.ones(2)})).any()
+
+
+def test_a_threshold_reads_the_history_of_its_pair() -> None:
+    """p_ij of frame i and target j, as it was measured: never that of the target as a frame."""
+    module = build("medk2n").eval()
+    total = torch.arange(float(M * M)).reshape(M, M) / 10
+    module.fusion.observe(total, torch.ones(M, M))
+    kept, seen = module.fusion.history.clone(), []
+    module.fusion.threshold.register_forward_pre_hook(lambda _, given: seen.append(given[2].clone()))
+    steps = decoded(module, query((0, (0, 1), 3))).fused.steps
+    told = float(kept[int(steps[1].source[0]), 3])
+    assert any(torch.isclose(x, torch.tensor(told)).any() for x in seen)
+    assert told != pytest.approx(float(kept[3, int(steps[1].source[0])]))
+    assert torch.equal(module.fusion.history, kept)

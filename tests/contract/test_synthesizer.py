@@ -1,6 +1,8 @@
 """The public promise: any inputs on any grids in, volumes on exactly the reference grid out, nothing else touched."""
 
-from itertools import permutations, product
+from dataclasses import replace
+from itertools import cycle, permutations, product
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -11,6 +13,8 @@ from medk2n import checkpoint, registry
 from medk2n.config.control import FusionRule, WeightRule, load_control
 from medk2n.errors import ConfigError, GeometryError, UnknownNameError, UsageError, VolumeReadError
 from medk2n.geometry.grid import Grid
+from medk2n.inference import contribution, progression
+from medk2n.inference.contribution import proposed
 from medk2n.inference.control import StudyControl
 from medk2n.inference.predictor import SlicePredictor, deciding_slices, local_slope
 from medk2n.inference.progression import _orders, progressions
@@ -475,3 +479,68 @@ def test_with_many_inputs_every_allowed_key_is_tried() -> None:
     assert len(forced) == 6
     assert {order[0] for order in forced} == {4}
     assert all(sorted(order) == list(sequence) for order in tried + forced)
+
+
+def test_standard_errors_and_fine_detail_are_in_the_unit_of_the_image(
+    synthesizer: Synthesizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that copies its input: its answer holds all that the input does, on the full grid, cut to the scale."""
+    true = SlicePredictor.infer
+
+    def copying(self, images, targets, *more, **named):
+        ones = np.ones_like(images["t1n"])
+        return replace(
+            true(self, images, targets, *more, **named),
+            means=dict.fromkeys(targets, images["t1n"]),
+            shares={target: {"t1n": ones} for target in targets},
+            variances=dict.fromkeys(targets, 0.04 * ones),
+        )
+
+    monkeypatch.setattr(SlicePredictor, "infer", copying)
+    image = head() + 60 * np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32) * (head() > 0)
+    made = synthesizer.synth({"t1n": (image, AFFINE)}, ["t1n", "t2w"])
+    inner = np.zeros(SHAPE, bool)
+    inner[4:-4, 4:-4, 3:-3] = True
+    inner &= image != 0
+    scale = made.scalings["t1n"]
+    np.testing.assert_allclose(made["t1n"].array[inner], np.clip(image, scale.low, scale.high)[inner], atol=0.5)
+    for name, width in (("t1n", scale.high - scale.low), ("t2w", 800)):
+        np.testing.assert_allclose(made.deviations[name].array[inner], 0.2 * width, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("limit", "method"), [(4, "shapley"), (2, "leave-one-out")])
+def test_inputs_whose_worth_adds_up_each_contribute_their_own(
+    synthesizer: Synthesizer, monkeypatch: pytest.MonkeyPatch, limit: int, method: str
+) -> None:
+    worth = {1: 1.0, 2: -0.5, 3: 4.0}
+    monkeypatch.setattr(contribution, "EXACT_UP_TO", limit)
+    monkeypatch.setattr(contribution, "present", lambda *_: list(worth))
+    monkeypatch.setattr(
+        contribution, "predicted_psnr", lambda _, members, target: -10 * np.log10(0.05) + sum(worth[i] for i in members)
+    )
+    found = contribution.contributions(synthesizer._predictor, NAMES[1:], ["ct"], SimpleNamespace())
+    assert found.method == method
+    assert found.decibels["ct"] == pytest.approx({NAMES[i]: db for i, db in worth.items()})
+
+
+def test_a_progression_shows_its_fullest_slice_and_the_spread_over_orders(
+    synthesizer: Synthesizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor, rng = synthesizer._predictor, np.random.default_rng(0)
+    images = {name: np.zeros((5, 32, 32), np.float32) for name in ("t1n", "t2w", "t1c")}
+    for array in images.values():
+        for z, r in enumerate((9, 10, 11, 14, 10)):
+            array[z, 16 - r : 16 + r, 16 - r : 16 + r] = rng.uniform(0.1, 1, (2 * r, 2 * r))
+    whole = predictor.infer(images, ["ct"])
+    found = progressions(predictor, ["ct"], whole)["ct"]
+    shown = found.stages[-1].image
+    assert (shown != 0).sum() == 28**2, "of the fourth"
+    np.testing.assert_allclose(shown[2:30, 2:30], whole.means["ct"][3, 2:30, 2:30], atol=1e-5)
+    turns = cycle([0.3, 0.7])  # every other order lets in other frames, and its image is another
+    monkeypatch.setattr(progression, "_let_in", lambda steps: next(turns))
+    monkeypatch.setattr(
+        progression, "proposed",
+        lambda inference, members, j: (torch.full_like(inference.sight.scene.inside, members, dtype=torch.float32),)
+        if isinstance(members, float) else proposed(inference, members, j),
+    )  # fmt: skip
+    assert progressions(predictor, ["ct"], whole)["ct"].order_deviation == pytest.approx(0.2, rel=1e-5)

@@ -1,6 +1,6 @@
 """A run on a tiny array data set: it learns, repeats exactly, and leaves a usable model behind."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,8 +10,8 @@ import torch
 
 from medk2n import checkpoint
 from medk2n.config.draft import read_draft
-from medk2n.config.schema import TrainConfig, load_config
-from medk2n.data.batches import Augmentation, Store, draw_batch
+from medk2n.config.schema import LossWeights, TrainConfig, load_config
+from medk2n.data.batches import Augmentation, Batch, Store, _disturb, draw_batch
 from medk2n.data.discover import discover
 from medk2n.data.intensity import Scaling
 from medk2n.data.statistics import StatisticsBuilder
@@ -22,11 +22,17 @@ from medk2n.inference.predictor import load_predictor
 from medk2n.io.volume import Volume
 from medk2n.losses import reconstruction
 from medk2n.losses.likelihood import gaussian_nll
+from medk2n.models._spec import Prediction, Query
 from medk2n.training import log as log_module
 from medk2n.training import reading
+from medk2n.training.contender import Contender
+from medk2n.training.feed import Feed, Part
 from medk2n.training.log import METRICS, VALIDATION, Log, read_log
+from medk2n.training.objectives import objective
 from medk2n.training.queries import draw_sources, draw_targets, narrowed
-from medk2n.training.run import train
+from medk2n.training.reading import TrainingData, read_data
+from medk2n.training.run import train, validate
+from medk2n.training.world import World
 
 SMALL = [
     "modalities=[t1n, t1c, t2w]",
@@ -383,3 +389,189 @@ def test_targets_are_never_damaged(data: Path) -> None:
     assert bool((bad.severity[bad.acquired] > 0).float().mean() > 0.8)
     assert bool((bad.severity[~bad.acquired] == 0).all())
     torch.testing.assert_close(whole.targets, bad.targets, equal_nan=True, rtol=0, atol=0)
+
+
+# What is drawn
+
+
+def plain_study(names: tuple[str, ...], seed: int = 0) -> WorkingStudy:
+    """Noise (5, 40, 40) wherever the patient is: no slice looks like another."""
+    rng, shape = np.random.default_rng(seed), (5, 40, 40)
+    images = {name: rng.uniform(0.2, 1, shape).astype(np.float32) for name in names}
+    return WorkingStudy(f"p{seed}", images, np.ones(shape, bool), dict.fromkeys(names, Scaling(0, 1)))
+
+
+@pytest.mark.parametrize("slices", [1, 3, 5])
+def test_a_target_is_the_middle_slice_of_its_frame(slices: int) -> None:
+    store = Store([plain_study(("t1n", "t2w"))], ("t1n", "t2w"))
+    still = Augmentation(gamma=0, noise=0, strip=0)
+    rng = np.random.default_rng(0)
+    batch = draw_batch([store], [1.0], rng, batch_size=8, crop=32, slices=slices, augmentation=still)
+    inside = batch.foreground[:, None].expand_as(batch.targets)
+    assert inside.float().mean() > 0.5
+    assert torch.equal(batch.images[:, :, slices // 2][inside], batch.targets[inside])
+
+
+def test_folders_are_drawn_by_their_shares() -> None:
+    names = ("t1c", "t1n", "t2w")
+    stores = [Store([plain_study(pair)], names) for pair in (("t1n", "t2w"), ("t1c", "t1n"))]
+    rng = np.random.default_rng(0)
+    drawn = draw_batch(stores, [9, 1], rng, batch_size=400, crop=16, slices=1, augmentation=Augmentation())
+    assert drawn.acquired[:, 2].float().mean() == pytest.approx(0.9, abs=0.05)
+
+
+@pytest.mark.parametrize("only", ["gamma", "noise"])
+def test_gamma_and_noise_each_change_half_of_the_images_by_themselves(only: str) -> None:
+    images, acquired = 0.1 + 0.8 * torch.rand(60, 2, 3, 8, 8), torch.ones(60, 2, dtype=torch.bool)
+    kept = images.clone()
+    none = Augmentation(gamma=0, noise=0)
+    _disturb(images, acquired, np.random.default_rng(0), none)
+    assert torch.equal(images, kept)
+    _disturb(images, acquired, np.random.default_rng(0), replace(none, **{only: getattr(Augmentation(), only)}))
+    assert (images != kept).flatten(2).any(dim=2).float().mean() == pytest.approx(0.5, abs=0.12)
+
+
+def test_sets_are_of_every_size_and_one_query_in_ten_remakes_an_input() -> None:
+    rng, acquired = np.random.default_rng(0), np.ones((3000, 5), bool)
+    samples, subsets = draw_sources(acquired, rng, draws=1, most=4)
+    sizes = np.bincount(subsets.sum(axis=1), minlength=5)[1:]
+    np.testing.assert_allclose(sizes / len(subsets), 0.25, atol=0.03)
+    np.testing.assert_allclose(subsets.mean(axis=0), 0.5, atol=0.03, err_msg="no modality is drawn more than another")
+    rows, given, targets = draw_targets(acquired, samples, subsets, rng, targets=1)
+    assert given[np.arange(len(rows)), targets].mean() == pytest.approx(0.1, abs=0.02)
+    several = draw_sources(acquired, rng, draws=1, most=4, least=2)[1].sum(axis=1)
+    assert (several.min(), several.max()) == (2, 4)
+
+
+# Statistics
+
+
+def test_variances_are_about_the_mean_and_typical_scalings_are_medians() -> None:
+    builder, values = StatisticsBuilder(("t1n",)), []
+    for seed, high in enumerate((1.0, 2.0, 9.0)):
+        study = replace(plain_study(("t1n",), seed), scalings={"t1n": Scaling(0.0, high)})
+        values.append(study.images["t1n"])
+        builder.add(study)
+    found = builder.finish()
+    assert found.variance[0] == pytest.approx(np.var(values), rel=1e-3)
+    assert found.typical_scaling["t1n"] == (0.0, 2.0)
+
+
+def test_what_is_watched_is_no_part_of_the_statistics(data: Path, tmp_path: Path) -> None:
+    """Base image and copy must not know the subjects that they are judged on."""
+    (tmp_path / "others").mkdir()
+    with np.load(data / "p0.npz") as arrays:
+        others = {name: np.where(array > 0, 255 - array // 2, 0)[:, ::-1] for name, array in arrays.items()}
+    np.savez(tmp_path / "others" / "p9.npz", **others)
+
+    def statistics(*more: str) -> dict[str, object]:
+        found = read_data(config(data, *more), lambda *_: None).statistics
+        return {field.name: getattr(found, field.name) for field in fields(found)}
+
+    alone = statistics()
+    for name, value in statistics(f"validation='{tmp_path / 'others'}'").items():
+        np.testing.assert_equal(value, alone[name], err_msg=name)
+    learned = statistics(f"data=['{data}', '{tmp_path / 'others'}']")
+    assert not np.array_equal(learned["variance"], alone["variance"]), "the other subject is another"
+
+
+# One step
+
+
+def learner(data: Path, which: int, *more: str) -> tuple[Contender, list[Part], TrainingData]:
+    """A fresh contender (0 is Med-K2N, 1 the U-Net), the two parts of its first step, and what it learns from."""
+    settings = config(data, "batch={size: 2, crop: 32, draws: 1, targets: 2, most_sources: 2, accumulate: 2}", *more)
+    prepared = read_data(settings, lambda *_: None)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = Contender.of(settings.models[which], settings, prepared.statistics, "cpu")
+    return made, next(Feed(prepared, settings, made.params.slices, range(2), 0)), prepared
+
+
+def gradient(module: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
+
+
+def test_what_is_saved_is_the_moving_average_of_the_weights(data: Path) -> None:
+    made, parts, _ = learner(data, 1, "optimiser.ema=0.15", "optimiser.learning_rate=0.1")
+    for decay in (0.1, 0.15):  # the first steps forget faster, or the beginning would stay
+        before = [p.clone() for p in made.averaged.parameters()]
+        made.step(parts, World())
+        for old, mean, new in zip(before, made.averaged.parameters(), made.module.parameters(), strict=True):
+            torch.testing.assert_close(mean, decay * old + (1 - decay) * new)
+        assert not all(map(torch.equal, made.averaged.parameters(), made.module.parameters()))
+
+
+def test_all_contenders_learn_at_the_same_rate_along_a_cosine(data: Path) -> None:
+    """Each kind of step has the whole of it: warm-up, peak, and a fiftieth at the end."""
+
+    def rates(which: int, kind: float) -> list[float]:
+        made, parts, _ = learner(data, which, "budget={steps: 1000}", "optimiser.warm_up=0.1", "teaching.weighing=0.5")
+        begin, end = made.lesson.span(kind)
+        found = []
+        for share in (0.05, 0.1, 0.55, 0.999):
+            made.steps = round(1000 * (begin + share * (end - begin)))
+            made.step(parts, World())
+            (rate,) = {round(g["lr"] / g["scale"], 12) for o in made.optimisers for g in o.param_groups}
+            found.append(rate / made.config.optimiser.learning_rate)
+        return found
+
+    baseline = rates(1, 0.0)
+    assert baseline == pytest.approx([0.5, 1.0, 0.51, 0.02], abs=1e-3)
+    for kind in (0.0, 1.0):
+        assert rates(0, kind) == pytest.approx(baseline, abs=0.02), "of Med-K2N too"
+
+
+def test_the_gradient_of_a_step_is_the_mean_over_its_parts(data: Path) -> None:
+    made, parts, _ = learner(data, 1, "optimiser.clip=1e9")
+    alone = []
+    for part in parts:
+        made.module.zero_grad()
+        made.lesson.loss(part.batch, part.seed, 0.0, World())[0].backward()
+        alone.append(gradient(made.module))
+    told = made.step(parts, World())
+    torch.testing.assert_close(gradient(made.module), (alone[0] + alone[1]) / 2)
+    losses = [made.lesson.loss(part.batch, part.seed, 0.0, World())[1]["loss"] for part in parts]
+    assert told["loss"] != pytest.approx(np.mean(losses), abs=1e-6), "the step was made after it was told"
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_clipping_bounds_the_gradient(data: Path, which: int) -> None:
+    made, parts, _ = learner(data, which, "optimiser.clip=1e-3")
+    made.step(parts, World())
+    assert 0 < gradient(made.module).norm() <= 1e-3 * np.sqrt(len(made.lesson.apart())) * 1.001
+
+
+def test_validation_asks_the_averaged_weights_for_what_is_missing(data: Path) -> None:
+    made, _, prepared = learner(data, 1)
+    asked: list[Query] = []
+    made.module.register_forward_pre_hook(lambda *_: pytest.fail("the weights at hand are not what is saved"))
+    made.averaged.register_forward_pre_hook(lambda _, given: asked.append(given[1]))
+    assert np.isfinite(validate(made, [prepared.batch(made.config, np.random.default_rng(0), made.params.slices)]))
+    assert sum(len(query.target) for query in asked) > 0
+    assert not any(query.remade.any() for query in asked)
+
+
+def test_each_part_of_the_loss_has_its_own_weight_and_remade_inputs_count_less() -> None:
+    generator = torch.Generator().manual_seed(0)
+    target, mean = torch.rand(2, 3, 16, 16, generator=generator), torch.rand(3, 16, 16, generator=generator)
+    acquired = torch.ones(2, 3, dtype=torch.bool)
+    batch = Batch(target[:, :, None], acquired, target, torch.ones(2, 16, 16, dtype=torch.bool), torch.zeros(2, 3))
+    query = Query(
+        torch.tensor([0, 0, 1]), torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 1]]).bool(), torch.tensor([2, 2, 1])
+    )
+    prediction = Prediction(mean, torch.full_like(mean, -3.0))
+    one = LossWeights(log_mse=1, edges=1, likelihood=1, remade=0.25)
+
+    def told(**weights: float) -> dict[str, float]:
+        total, _, parts = objective(prediction, batch, query, one.model_copy(update=weights))
+        assert total.item() == pytest.approx(sum(parts.values()), rel=1e-5)
+        return parts
+
+    plain = told()
+    for name in plain:
+        assert told(**{name: 3.0}) == pytest.approx(plain | {name: 3 * plain[name]}, rel=1e-5)
+    mse = (mean - target[query.sample, query.target]).square().mean(dim=(1, 2)).numpy()
+    share = np.array([1, 1, 0.25]) / 2.25
+    assert plain["log_mse"] == pytest.approx((share * 0.5 * np.log(mse + 1e-3)).sum(), rel=1e-4)
+    assert plain["likelihood"] == pytest.approx((share * 0.5 * (mse / np.exp(-3) - 3)).sum(), rel=1e-4)

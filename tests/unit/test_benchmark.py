@@ -1,18 +1,28 @@
 """Benchmarks: the correction and the effect size against oracles, groups, lost rows, the bold rule, the command."""
 
+import csv
 import math
+import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from statsmodels.stats.multitest import multipletests
 
 from medk2n.cli.main import main
-from medk2n.evaluation.benchmark import Line, best_of_row, table_lines
-from medk2n.evaluation.benchmark_table import in_words, latex, markdown, printed
+from medk2n.data.intensity import Scaling
+from medk2n.data.subject import Subject
+from medk2n.data.working import WorkingStudy, every_nth, load_working
+from medk2n.evaluation.benchmark import Collector, Line, best_of_row, table_lines
+from medk2n.evaluation.benchmark_table import in_words, latex, markdown, printed, write_values
 from medk2n.evaluation.benchmarks._benchmark import Benchmark, Group
-from medk2n.evaluation.evaluate import Record
+from medk2n.evaluation.evaluate import Record, evaluate
+from medk2n.evaluation.noise_ceiling import noise_free_images
 from medk2n.evaluation.summary import MEAN_ROW, holm, rank_biserial
+from medk2n.geometry.grid import Grid
+from medk2n.inference._spec import Answer
+from medk2n.io.volume import Volume
 from medk2n.registry import names, resolve
 from medk2n.vocabulary import MODALITIES
 
@@ -155,3 +165,74 @@ def test_command_compares_all_models_whole_and_damaged(tmp_path, save_model, cap
     head = next(line for line in (out / "damage.md").read_text().splitlines() if line.startswith("| damage"))
     assert "| medk2n | medk2n (all kept) | unet | copy | medk2n, left out | medk2n - medk2n (all kept) |" in head
     assert (out / "damage.md").read_text() in capsys.readouterr().out
+
+
+def test_a_family_is_every_row_their_mean_and_every_method_of_a_table():
+    rng = np.random.default_rng(0)
+    noisy = [replace(r, value=r.value + rng.normal(0, 0.4)) for r in values(0.3)[False]]
+    lines = table_lines(TWO, {False: noisy, True: noisy}, METHODS, seed=0)
+    for group, metric in (("ours", "psnr"), ("theirs", "ssim")):
+        family = [line for line in printed(lines, group, metric=metric) if line.method != "medk2n"]
+        assert len(family) == 3 * 2
+        assert [line.p_holm for line in family] == pytest.approx(holm([line.p for line in family]))
+        assert [line.p_holm for line in family] != pytest.approx([line.p for line in family], rel=0.5)
+
+
+def test_latex_and_markdown_print_the_same_numbers():
+    lines = lines_of(1.0)
+    made = latex(TWO, lines, METHODS, by_target=False)
+    for line in [*printed(lines, "ours"), *printed(lines, "ours", metric="ssim")]:
+        digits = resolve("metrics", line.metric).decimals
+        assert f"{line.mean:.{digits}f}" in re.findall(r"\d+\.\d+", made)
+        assert f"{line.mean:.{digits}f}" in markdown(TWO, lines, METHODS, by_target=False)
+
+
+def noise(seed, low=0.2, high=0.9):
+    return np.random.default_rng(seed).uniform(low, high, (3, 20, 20)).astype(np.float32)
+
+
+def test_matched_values_are_those_after_gain_and_offset_and_all_are_written(tmp_path):
+    """A method that is right but for a gain and an offset is wrong as it stands, and exact once matched."""
+    images = {"t1n": noise(0), "t2w": noise(1)}
+    study = WorkingStudy("a", images, np.ones((3, 20, 20), bool), dict.fromkeys(images, Scaling(0.0, 1.0)))
+    faint = SimpleNamespace(
+        name="medk2n", modalities=tuple(images),
+        predict=lambda given, targets: {t: Answer(0.5 * images[t] + 0.1 + 0.02 * noise(2)) for t in targets},
+    )  # fmt: skip
+    collector = Collector("medk2n", lambda study: {name: image + 0.01 for name, image in study.images.items()})
+    found = collector.values(evaluate([faint], [study], modalities=tuple(images), listener=collector))
+    psnr = {
+        matched: {(r.method, r.target): r.value for r in records if (r.metric, r.region) == ("psnr", "foreground")}
+        for matched, records in found.items()
+    }
+    assert psnr[False]["noise ceiling", "t2w"] == pytest.approx(40, abs=1e-3), "what noise leaves, as it stands"
+    spread = 0.02 * noise(2).std() / 0.5  # what no gain and offset can mend, seen through the gain that mends the rest
+    for target in images:
+        assert psnr[False]["medk2n", target] < 15
+        assert psnr[True]["medk2n", target] == pytest.approx(-20 * np.log10(spread), abs=0.3)
+        assert psnr[True]["noise ceiling", target] > 60
+    write_values(tmp_path / "values.csv", found)
+    rows = list(csv.DictReader((tmp_path / "values.csv").read_text().splitlines()))
+    written = {(r["affine_matched"] == "True", r["method"], r["target"]): float(r["psnr"]) for r in rows
+               if r["region"] == "foreground"}  # fmt: skip
+    for matched, of in psnr.items():
+        for place, value in of.items():
+            assert written[matched, *place] == pytest.approx(value, rel=1e-5), "six digits"
+
+
+def test_what_noise_allows_is_measured_in_the_unit_of_the_scan():
+    """An image without noise at half the scan's level lies at half its values: it is not stretched by its own."""
+    array = np.zeros((24, 20, 6), np.float32)
+    array[3:-3, 3:-3] = np.random.default_rng(0).uniform(100, 900, (18, 14, 6))
+    grid = Grid(array.shape, np.eye(4))
+    scan = Subject("a", {"t2w": lambda: Volume(array, grid, "t2w")})
+    study = load_working(scan, None)
+    low, inside = study.scalings["t2w"].low, study.foreground
+    half = Subject("a", {"t2w": lambda: Volume(np.where(array > 0, low + (array - low) / 2, 0), grid, "t2w")})
+    clean = noise_free_images(half, study, None)["t2w"]
+    between = inside & (study.images["t2w"] > 0) & (study.images["t2w"] < 1)
+    assert between.mean() > 0.3
+    np.testing.assert_allclose(clean[between], study.images["t2w"][between] / 2, atol=1e-5)
+    assert (clean[~inside] == 0).all()
+    kept = every_nth(len(inside), 2)
+    np.testing.assert_array_equal(noise_free_images(half, study.thinned(kept), None, every=2)["t2w"], clean[kept])

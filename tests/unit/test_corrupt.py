@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from medk2n.data.corrupt import KINDS, corrupt
+from medk2n.data import corrupt as damage
+from medk2n.data.corrupt import FARTHEST_PX, KINDS, corrupt
 
 B, M, S, H, W = 3, 4, 3, 48, 40
 
@@ -65,3 +66,27 @@ def test_blends_need_something_to_blend_with() -> None:
     for seed in range(40):
         bad, severity = corrupt(images, acquired, np.random.default_rng(seed), 1.0)
         assert bool((bad != images).any()) == bool(severity > 0)
+
+
+def test_what_is_misplaced_is_so_in_every_direction_and_as_far_as_its_severity_says() -> None:
+    image = torch.zeros(1, 96, 96)
+    image[0, 48, 48] = 1
+    for severity in (0.25, 1.0):
+        moved = [KINDS["misplaced"](np.random.default_rng(seed), image, severity)[0] for seed in range(40)]
+        shifts = np.array([bad.nonzero()[0].tolist() for bad in moved]) - 48
+        np.testing.assert_allclose(np.hypot(*shifts.T), FARTHEST_PX * severity, atol=1)
+        assert (np.ptp(shifts, axis=0) > 1.5 * FARTHEST_PX * severity).all()
+
+
+def test_a_blend_holds_as_much_of_the_other_image_as_its_severity_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of four flat images with values that tell how much of which is in a blend."""
+    monkeypatch.setattr(damage, "KINDS", {})
+    level = torch.tensor([[0.0, 0.1], [0.4, 1.0]])
+    images = level[:, :, None, None, None].expand(2, 2, 1, 4, 4)
+    for seed in range(20):
+        bad, severity = corrupt(images, torch.ones(2, 2, dtype=torch.bool), np.random.default_rng(seed), 1.0)
+        for b, m in np.ndindex(2, 2):
+            found, own, s = float(bad[b, m].mean()), float(level[b, m]), float(severity[b, m])
+            mixed = [own + s * (float(level[at]) - own) for at in ((b, 1 - m), (1 - b, m))]
+            assert min(abs(found - x) for x in mixed) < 1e-6
+            assert 0 < s < 1

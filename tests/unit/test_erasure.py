@@ -104,3 +104,13 @@ def test_a_subject_without_a_lesion_is_refused():
     study.lesion[:] = False
     with pytest.raises(UsageError, match="subject a has no lesion to erase"):
         list(sensitivities(study, "t2f", [], np.random.default_rng(0)))
+
+
+def test_the_bright_rim_of_a_lesion_is_erased_with_it():
+    """Masks are drawn a voxel short as often as not."""
+    tissue, lesion = masks()
+    rim = np.zeros_like(lesion)
+    rim[7:13, 15:25, 19:31] = True
+    image = np.where(tissue, 0.4 + 0.4 * rim, 0).astype(np.float32)
+    healthy = erase(image, lesion, tissue, np.random.default_rng(0))
+    assert healthy[rim].max() < 0.5

@@ -290,6 +290,16 @@ def test_differences_are_paired_with_interval_and_p():
     assert summary_of(records) == summary_of(records)  # seeded
 
 
+def test_the_interval_holds_95_percent_of_resampled_means():
+    gain = np.random.default_rng(1).normal(0, 1, 40)
+    records = [r for k, g in enumerate(gain) for r in (record(str(k), g), record(str(k), 0.0, "copy"))]
+    found = summary_of(records).differences[0]
+    means = np.random.default_rng(7).choice(gain, (20000, 40)).mean(axis=1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    assert found.high - found.low == pytest.approx(high - low, rel=0.06)
+    assert found.low == pytest.approx(low, abs=0.03)
+
+
 def test_few_subjects_have_no_p_and_one_has_no_interval():
     five = summary_of([r for i in range(5) for r in (record(str(i), 2.0 + i), record(str(i), 1.0, "copy"))])
     assert math.isnan(five.differences[0].p)

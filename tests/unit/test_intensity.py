@@ -192,3 +192,16 @@ def test_a_scalp_far_brighter_than_the_brain_does_not_hide_the_brain(rng):
     signal[:, 22:26] = np.where(head, 40.0, 0.0)[:, 22:26]  # the bright ring is open
     array = np.abs(signal + rng.normal(0, 3, SHAPE))
     assert dice(foreground(array), head) > 0.95
+
+
+def test_percentiles_are_half_a_percent_from_either_end():
+    ramp = np.linspace(0, 1000, 10001, dtype=np.float32).reshape(1, 73, 137)
+    found = fit_scaling(ramp, np.ones(ramp.shape, bool), "t1n")
+    assert (found.low, found.high) == pytest.approx((5, 995), abs=0.2)
+
+
+def test_a_cavity_of_a_head_in_noisy_air_belongs_to_the_head(rng):
+    inside, cavity = ball(), ball(radius=0.2)
+    image = np.abs(np.where(inside & ~cavity, 120.0, 0.0) + rng.normal(0, 4, SHAPE))
+    assert background_value(image) is None
+    assert foreground(image)[cavity & inside].all()

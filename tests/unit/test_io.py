@@ -12,8 +12,8 @@ import pytest
 from medk2n.errors import OutputExistsError, OutputPermissionError, SystemLimitError, VolumeReadError
 from medk2n.geometry.grid import Grid
 from medk2n.io import atomic
-from medk2n.io.nifti import from_nibabel, read_labels, read_volume, to_nibabel, write_volume
-from medk2n.io.volume import Volume
+from medk2n.io.nifti import from_nibabel, read_labels, read_volume, to_nibabel, write_labels, write_volume
+from medk2n.io.volume import LabelMap, Volume
 
 SHAPE = (5, 6, 7)
 AXIS, ANGLE = np.array([0.2, -0.7, 0.4]), 0.37
@@ -201,3 +201,15 @@ def test_a_read_only_folder_is_refused(tmp_path):
             atomic.check_writable(tmp_path)
     finally:
         tmp_path.chmod(stat.S_IRWXU)
+
+
+@pytest.mark.parametrize("affine", [oblique(), np.array([[0, -2, 0, 11], [1.5, 0, 0, -7], [0, 0, 3, 5], [0, 0, 0, 1]])])
+def test_a_mask_is_written_where_it_was_in_millimetres(tmp_path, affine):
+    labels = LabelMap(np.arange(np.prod(SHAPE)).reshape(SHAPE), Grid(SHAPE, affine))
+    write_labels(labels, tmp_path / "mask.nii.gz")
+    again = read_labels(tmp_path / "mask.nii.gz")
+    assert again.grid.same_as(labels.grid)
+    np.testing.assert_array_equal(again.array, labels.array)
+    assert nib.load(tmp_path / "mask.nii.gz").header.get_xyzt_units()[0] == "mm"
+    image = to_nibabel(Volume(np.zeros(SHAPE, np.float32), labels.grid, "t1n"))
+    assert image.header.get_xyzt_units()[0] == "mm"

@@ -1,8 +1,12 @@
 """Signal equations against hand-computed values, and smooth deformations that never fold."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from medk2n.geometry.grid import Grid
+from medk2n.phantom import acquire, ceilings
 from medk2n.phantom.acquire import rician, voxel_blur
 from medk2n.phantom.deform import (
     STEP_MM,
@@ -189,3 +193,34 @@ def test_fields_are_standardised_and_as_smooth_as_asked(wavelength: float) -> No
     assert 0.6 < field.std() < 1.2
     step = np.abs(np.diff(field, axis=0)).mean()
     assert 0.3 < step * wavelength / 2.0 / 3.5 < 2.5
+
+
+def test_noise_of_a_scan_is_the_protocols_share_of_the_brain(monkeypatch: pytest.MonkeyPatch) -> None:
+    brain = np.ones((40, 40, 40), bool)
+    body = SimpleNamespace(grid=Grid(brain.shape, np.eye(4)), brain=brain)
+    monkeypatch.setattr(acquire, "ideal_image", lambda *_: np.ones(brain.shape, np.float32))
+    noisy, clean = acquire.scan(np.random.default_rng(0), body, {}, FIXED["t2w"], 1.0)
+    assert (noisy - clean).std() / clean.mean() == pytest.approx(FIXED["t2w"].noise, rel=0.03)
+
+
+def test_independent_errors_add_as_powers() -> None:
+    assert ceilings.with_noise(30.0, 30.0) == pytest.approx(30 - 10 * np.log10(2), abs=0.01)
+    assert ceilings.with_noise(20.0, 90.0) == pytest.approx(20, abs=0.01)
+
+
+def test_each_region_of_a_ceiling_is_measured_in_itself() -> None:
+    rng = np.random.default_rng(0)
+    head = np.ones((12, 12, 12), bool)
+    brain = np.zeros_like(head)
+    brain[4:8, 4:8, 4:8] = True
+    clean = rng.uniform(0, 1, head.shape)
+    noisy = np.where(brain, clean, 1 - clean)
+    rows = ceilings.noise_ceiling(noisy, clean, SimpleNamespace(brain=brain, head=head))
+    told = {row["region"]: row["noise_psnr_db"] for row in rows}
+    assert told["head"] < 12 < 60 < told["brain"]
+
+
+def test_a_sidecar_states_the_times_of_its_protocol_in_seconds() -> None:
+    """As BIDS has them."""
+    told = FIXED["t2w"].sidecar()
+    assert (told["EchoTime"], told["RepetitionTime"]) == pytest.approx((0.085, 4.5))

@@ -131,8 +131,10 @@ def test_flat_record():
 
 
 @pytest.mark.parametrize(
-    ("psnr", "word"), [(31, "close"), (29.96, "close"), (26, "fair"), (3, "poor"), (np.nan, "unknown")]
-)
+    ("psnr", "word"),
+    [(31, "close"), (29.96, "close"), (29.94, "fair"), (24.96, "fair"), (24.94, "coarse"), (19.96, "coarse"),
+     (19.94, "poor"), (3, "poor"), (np.nan, "unknown")],
+)  # fmt: skip
 def test_quality_words(psnr, word):
     assert quality_words(psnr)[0] == word
 
