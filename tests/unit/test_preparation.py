@@ -522,7 +522,8 @@ def test_a_stopped_run_goes_on_and_leaves_nothing_half_written(
     result = prepared(data, out)
     assert (result.there, result.prepared) == (["A"], ["B", "C"])
     assert stamps(out)["A"] == before["A"]
-    assert sorted(path.name for path in out.iterdir()) == ["A", "B", "C", "prepared.json"]
+    assert sorted(path.name for path in out.glob("[!.]*")) == ["A", "B", "C", "prepared.json"]
+    assert not list((out / ".medk2n").glob("new-*")), "what a killed process left is gone"
     assert [s.id for s in discover(out)] == ["A", "B", "C"]
 
 
@@ -580,7 +581,7 @@ def test_other_settings_are_refused_unless_all_is_to_be_made_again(data: Path, t
     (out / "B" / "desc-brain_mask.nii").write_text("corrected by hand")
     with pytest.raises(OutputExistsError, match=r"desc-brain_mask\.nii is there, is not as medk2n left it"):
         prepared(data, out, overwrite=True)
-    with pytest.raises(OutputExistsError, match=r"A/t1n\.nii\.gz is there, is not as medk2n left it"):
+    with pytest.raises(OutputExistsError, match=r"A/\w+\.nii\.gz is there, is not as medk2n left it"):
         prepared(data, data, overwrite=True)
 
 

@@ -91,6 +91,12 @@ def _parent(process: Path) -> int:
         return 0
 
 
+def hears() -> None:
+    """A terminal's signals are heard again, also where the tests run in the background, which ignores them."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes as Linux shows them")
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 @pytest.mark.parametrize("work", ["python", "program"])
@@ -110,7 +116,7 @@ def test_no_process_outlives_the_one_that_started_it(
     (tmp_path / "program.py").write_text(PROGRAM)
     (tmp_path / "at").mkdir()
     words = [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "at"), work, start]
-    running = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    running = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=hears)
     try:
         wait_until(lambda: len(list((tmp_path / "at").iterdir())) == 2)
         wait_until(lambda: work == "python" or len(below(running.pid)) >= 4 + (start == "spawn"))
