@@ -40,8 +40,9 @@ class Studies:
         for folder in studies:
             nested = folder.parent.name if folder.parent != root else ""
             patient = nested if nested and _holds_sessions(folder.parent) else ""
-            name = f"{nested}_{folder.name}" if patient or (nested and once[folder.name] > 1) else folder.name
-            found.append(replace(study_of(folder), id=name, patient=patient))
+            study = study_of(folder)
+            name = f"{nested}_{folder.name}" if patient or (nested and once[folder.name] > 1) else study.id
+            found.append(replace(study, id=name, patient=patient))
         return found
 
 
