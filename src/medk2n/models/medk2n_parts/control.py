@@ -19,8 +19,9 @@ class PlannedStep:
         weight: W_ij, the predicted gain in dB.
         threshold: tau_ij in dB.
         gate: 1 open, 0 closed.
-        mapped: whether its presence map is worked out for every slice; what nothing speaks against counts whole.
+        mapped: whether it has presence maps; what nothing speaks against counts whole.
         memory: (d,).
+        logit: (n, 1, h / 8, w / 8) of the maps on the n slices where the plan was made; None without.
     """
 
     source: int
@@ -29,6 +30,7 @@ class PlannedStep:
     gate: float
     mapped: bool
     memory: Tensor
+    logit: Tensor | None = None
 
 
 Plan = dict[int, tuple[PlannedStep, ...]]

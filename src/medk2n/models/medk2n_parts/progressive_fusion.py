@@ -116,12 +116,18 @@ class Fused:
 
 @dataclass(frozen=True, slots=True)
 class Guidance:
-    """How decisions are taken: by a plan, within a user's control, once for a study, or wandering while training."""
+    """How decisions are taken: by a plan, within a user's control, once for a study, or wandering while training.
+
+    Attributes:
+        blend: (b, n) how much every sample takes of the maps of each of the n slices on which a plan was made; None
+            where the samples are those slices.
+    """
 
     plan: Plan | None = None
     control: Control = field(default_factory=Control)
     study: bool = False
     generator: torch.Generator | None = None
+    blend: Tensor | None = None
 
 
 class ProgressiveFusion(nn.Module):
@@ -171,7 +177,7 @@ class ProgressiveFusion(nn.Module):
             if guidance.plan is None:
                 step = self._decide(scene, looks, query, embeddings, guidance, state.members, rows, i)
             else:
-                step = self._follow(scene, query, embeddings, guidance.plan, state.members, rows, i, position)
+                step = self._follow(query, embeddings, guidance, rows, i, position)
             steps.append(step)
             state.add(step, guidance.control)
         return Fused(state.presence, state.whole, steps, first, looks, attention)
@@ -300,17 +306,10 @@ class ProgressiveFusion(nn.Module):
         )
 
     def _follow(
-        self,
-        scene: Scene,
-        query: Query,
-        embeddings: Tensor,
-        plan: Plan,
-        members: Tensor,
-        rows: Tensor,
-        i: Tensor,
-        position: int,
+        self, query: Query, embeddings: Tensor, guidance: Guidance, rows: Tensor, i: Tensor, position: int
     ) -> FusionStep:
-        """A planned step: only its map is worked out, where it has one."""
+        """A planned step; its maps lie between those of the slices on which the study was decided."""
+        plan = guidance.plan
         steps = [plan[j][position] for j in query.target[rows].tolist()]
         facts = embeddings.new_tensor([[s.weight, s.threshold, s.gate, float(s.mapped)] for s in steps])
         weight, tau, gate, mapped = facts.unbind(dim=1)
@@ -318,20 +317,10 @@ class ProgressiveFusion(nn.Module):
         gate, mapped = gate > 0, (mapped > 0) & (gate > 0)
         map_logit = None
         if mapped.any():
-            at = mapped.nonzero().squeeze(1)
-            asked, source = query.only(rows[at]), i[at]
-            state, p = members[rows[at]], scene.proposals
-            before = p.rows(asked.sample, state)
-            after = p.rows(asked.sample, state | functional.one_hot(source, state.shape[1]).bool())
-            said = torch.cat(
-                [weight[at, None], tau[at, None], memory[at], embeddings[source], embeddings[asked.target]], dim=1
-            )
-            local, mass = local_evidence(
-                scene.images[asked.sample, source], p.of(before, source), p.of(before, asked.target),
-                p.of(after, asked.target)[0], scene.inside[asked.sample],
-            )  # fmt: skip
-            found = self.effi_weight(local, mass, said)
-            map_logit = found.new_zeros(len(rows), *found.shape[1:]).index_put((at,), found)
+            like = next(s.logit for s in steps if s.logit is not None)
+            logits = torch.stack([like.new_zeros(like.shape) if s.logit is None else s.logit for s in steps])
+            blend = torch.eye(len(like), device=like.device) if guidance.blend is None else guidance.blend
+            map_logit = torch.einsum("rn,rn...->r...", blend[query.sample[rows]].to(like.dtype), logits)
         return FusionStep(
             rows, i, weight, tau, gate_logit(weight, tau), gate, gate, mapped, memory, map_logit=map_logit
         )
@@ -354,6 +343,7 @@ class ProgressiveFusion(nn.Module):
                             float(step.gate[k]),
                             bool(step.mapped[k]),
                             step.memory[k].clone(),
+                            step.map_logit[query.target[step.rows] == j].clone() if step.mapped[k] else None,
                         )
                     )
             plan[j] = tuple(steps)
