@@ -288,7 +288,7 @@ def test_absent_left_out_and_gated_out_are_the_same_bit_for_bit(name: str, size:
     )
     gated = decoded(gates(build(name), shut=(1,)).eval(), asked, given=given, order=order)
     # an encoder is given another number of frames, whose products round in another order
-    allowed = 0.0 if SMALL[name].get("encoder") is None else 1e-5
+    allowed = 0.0 if SMALL[name].get("encoder") is None else 1e-4
     for other in (left_out, gated):
         assert torch.equal(other.fused.presence, absent.fused.presence)
         torch.testing.assert_close(other.mean, absent.mean, atol=allowed, rtol=0)
@@ -306,8 +306,8 @@ def test_open_gates_are_one_plain_pass_of_the_synthesizer(name: str) -> None:
         encoded = module.encode(images(), torch.ones(2, M, dtype=torch.bool))
         mean, log_variance = module.propose(images(), torch.arange(2), presence, torch.tensor([3]), encoded)
     assert torch.equal(made.fused.presence, presence)
-    torch.testing.assert_close(made.mean, mean[:, 0], atol=1e-5, rtol=0)
-    torch.testing.assert_close(made.log_variance, log_variance[:, 0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(made.mean, mean[:, 0], atol=1e-4, rtol=0)
+    torch.testing.assert_close(made.log_variance, log_variance[:, 0], atol=1e-4, rtol=0)
 
 
 def test_what_was_never_taught_lets_everything_in() -> None:
