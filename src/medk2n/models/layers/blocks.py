@@ -73,11 +73,6 @@ def full_precision(forward: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def rms_norm(x: Tensor) -> Tensor:
-    """(q, c, h, w) scaled to unit root mean square over channels, at every voxel."""
-    return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-6)
-
-
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     """One hidden layer."""
     return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))
@@ -91,8 +86,3 @@ def scale_for_gelu(module: nn.Module) -> None:
             nn.init.zeros_(part.bias)
         if isinstance(part, FaintConv2d):
             part.weight.data.mul_(0.1)
-
-
-def spread(values: Tensor, rows: Tensor, count: int) -> Tensor:
-    """The values of some rows among `count` rows; 0 elsewhere."""
-    return values.new_zeros(count, *values.shape[1:]).index_put((rows,), values)
