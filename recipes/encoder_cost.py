@@ -58,7 +58,14 @@ def batch(config: TrainConfig) -> Batch:
     b, side = config.batch.size, config.batch.crop
     images = torch.rand(b, M, 3, side, side, generator=torch.Generator().manual_seed(0)) * 0.9 + 0.05
     there = torch.ones(b, M, dtype=torch.bool)
-    return Batch(images, there, images[:, :, 1], torch.ones(b, side, side, dtype=torch.bool), torch.zeros(b, M))
+    return Batch(
+        images,
+        there,
+        images[:, :, 1],
+        torch.ones(b, side, side, dtype=torch.bool),
+        torch.zeros(b, M),
+        torch.full((b, M), -1),
+    )
 
 
 def measure(params: dict[str, Any], config: TrainConfig, repeats: int) -> tuple[float, ...]:

@@ -138,12 +138,12 @@ NETWORKS: dict[str, Callable[[int, Sequence[int], Statistics], nn.Module]] = {
 
 
 def loss_of(images: Images, batch: Batch, sources: Tensor, weights: LossWeights) -> Tensor:
-    """Every acquired image of a crop is judged as an answer; one that is also an input counts little."""
+    """Every image that may be asked for of a crop is judged as an answer; one that is also an input counts little."""
     mean, log_variance = images
-    there = batch.acquired[..., None, None]
-    target = torch.where(there, batch.targets, 0.0).flatten(0, 1)
+    askable = batch.askable(torch.arange(len(sources), device=sources.device), sources)
+    target = torch.where(batch.acquired[..., None, None], batch.targets, 0.0).flatten(0, 1)
     inside = batch.foreground[:, None].expand_as(batch.targets).flatten(0, 1)
-    share = (torch.where(sources, weights.remade, 1.0) * batch.acquired).flatten()
+    share = (torch.where(sources, weights.remade, 1.0) * askable).flatten()
     image = mean.float().flatten(0, 1)
     error = weights.log_mse * log_mse(image, target, inside) + weights.edges * edge_error(image, target, inside)
     if log_variance is not None:

@@ -284,7 +284,9 @@ def test_a_step_takes_each_group_at_its_own_rate(folder: Path, tmp_path: Path) -
     contender = Contender.of(config.models[0], config, statistics, "cpu")
     images = torch.rand(2, 2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     there, inside = torch.ones(2, 2, dtype=torch.bool), torch.ones(2, 32, 32, dtype=torch.bool)
-    contender.step([Part(Batch(images, there, images[:, :, 1], inside, torch.zeros(2, 2)), 0)], World())
+    contender.step(
+        [Part(Batch(images, there, images[:, :, 1], inside, torch.zeros(2, 2), torch.full((2, 2), -1)), 0)], World()
+    )
     muon, adamw = (optimiser.param_groups for optimiser in contender.optimisers)
     rate = muon[0]["lr"]
     assert 0 < rate < config.optimiser.learning_rate, "it is warming up"

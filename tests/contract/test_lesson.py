@@ -1,6 +1,6 @@
 """Med-K2N's lesson: what teaches the synthesizer, what teaches the weights, and that both can be seen to learn."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,11 @@ from medk2n.data.batches import Batch, draw_batch
 from medk2n.inference.predictor import SlicePredictor
 from medk2n.losses.gains import gain_db, gate_error, map_error, memory_use, set_error, weight_error
 from medk2n.models.medk2n_parts.progressive_fusion import Guidance
+from medk2n.registry import resolve
 from medk2n.training import reading
 from medk2n.training.contender import Contender
 from medk2n.training.feed import Feed
+from medk2n.training.lesson import ask
 from medk2n.training.lessons.medk2n import hidden, without_damaged
 from medk2n.training.reading import FOLD, REST, TrainingData, read_data
 from medk2n.training.world import World
@@ -227,7 +229,7 @@ def batch(acquired: list[list[bool]] | None = None, severity: float = 0.0, size:
     missing = ~there[:, :, None, None]
     return Batch(
         images.masked_fill(missing[:, :, None], torch.nan), there, images[:, :, 1].masked_fill(missing, torch.nan),
-        images[:, 0, 1] > 0, hurt,
+        images[:, 0, 1] > 0, hurt, torch.full(there.shape, -1),
     )  # fmt: skip
 
 
@@ -263,6 +265,29 @@ def test_the_loss_of_some_passes_is_that_of_every_image_that_a_crop_has(
     for name, value in wanted.items():
         assert parts[name].item() == pytest.approx(value, rel=1e-4)
     assert loss.item() == pytest.approx(sum(parts.values()).item())
+
+
+def test_nothing_is_asked_of_an_input_that_holds_it(fresh: tuple[TrainConfig, TrainingData]) -> None:
+    """t1n is blended with t1c: neither what paints nor what weighs has t1c for an answer to it, nor has a U-Net."""
+    model, crops = contender(*fresh), batch(size=1)
+    crops.mixed[0, NAMES.index("t1n")] = NAMES.index("t1c")
+    crops.targets[0, NAMES.index("t1c")] = torch.nan  # would be seen in the loss
+    crops.acquired[0] = torch.tensor([True, True, False])
+    pupil = replace(model.lesson.pupil, spec=resolve("models", "unet"), config=fresh[0])
+    for seed in range(8):
+        query = ask(pupil, crops, np.random.default_rng(seed))
+        holding = query.sources[:, NAMES.index("t1n")]
+        assert not (query.target[holding] == NAMES.index("t1c")).any()
+    sources = torch.tensor([[False, True, False]])
+    presence = sources[:, :, None, None].float().repeat(1, 1, 32, 32)
+    assert torch.isfinite(model.lesson.paint(crops, torch.tensor([0]), presence, sources, World())[0])
+    crops.mixed[:] = -1
+    assert torch.isnan(model.lesson.paint(crops, torch.tensor([0]), presence, sources, World())[0])
+    every = batch(size=1)
+    every.mixed[0] = torch.tensor([1, 2, 0])  # whatever is left out of two inputs is in one of them
+    assert weighing(fresh, every)[1]["weights"] == 0
+    every.mixed[0] = -1
+    assert weighing(fresh, every)[1]["weights"] > 0
 
 
 def test_a_hidden_frame_reaches_the_loss_as_a_map(fresh: tuple[TrainConfig, TrainingData]) -> None:

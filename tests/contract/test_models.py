@@ -179,7 +179,7 @@ def test_every_parameter_is_taught_by_one_of_the_two_kinds_of_steps(name: str) -
     settings = ["modalities=[t1c, t1n, t2f, t2w]", "core=[]", "spacing_mm=1.5", "batch={draws: 2, most_sources: 3}"]
     lesson = MedK2NLesson(Pupil(module, registry.resolve("models", "medk2n"), load_config("tiny", settings)))
     there, inside = torch.ones(2, M, dtype=torch.bool), torch.ones(2, 32, 48, dtype=torch.bool)
-    batch = Batch(images(), there, images()[:, :, 1], inside, torch.zeros(2, M))
+    batch = Batch(images(), there, images()[:, :, 1], inside, torch.zeros(2, M), torch.full((2, M), -1))
     learned = {key for key, parameter in module.named_parameters() if parameter.requires_grad}
     optimiser, taught = torch.optim.Adam(module.parameters(), lr=1e-2), set()
     for progress in (0.0, 1.0):

@@ -331,7 +331,7 @@ def test_draws_never_ask_for_what_is_absent() -> None:
         samples, subsets = draw_sources(acquired, rng, draws=3, most=3)
         assert subsets.any(axis=1).all()
         assert not (subsets & ~acquired[samples]).any()
-        rows, sources, targets = draw_targets(acquired, samples, subsets, rng, targets=2)
+        rows, sources, targets = draw_targets(acquired[samples], samples, subsets, rng, targets=2)
         assert acquired[rows, targets].all()
         assert (sources & acquired[rows]).any(axis=1).all()
 
@@ -437,7 +437,7 @@ def test_sets_are_of_every_size_and_one_query_in_ten_remakes_an_input() -> None:
     sizes = np.bincount(subsets.sum(axis=1), minlength=5)[1:]
     np.testing.assert_allclose(sizes / len(subsets), 0.25, atol=0.03)
     np.testing.assert_allclose(subsets.mean(axis=0), 0.5, atol=0.03, err_msg="no modality is drawn more than another")
-    rows, given, targets = draw_targets(acquired, samples, subsets, rng, targets=1)
+    rows, given, targets = draw_targets(acquired[samples], samples, subsets, rng, targets=1)
     assert given[np.arange(len(rows)), targets].mean() == pytest.approx(0.1, abs=0.02)
     several = draw_sources(acquired, rng, draws=1, most=4, least=2)[1].sum(axis=1)
     assert (several.min(), several.max()) == (2, 4)
@@ -556,7 +556,14 @@ def test_each_part_of_the_loss_has_its_own_weight_and_remade_inputs_count_less()
     generator = torch.Generator().manual_seed(0)
     target, mean = torch.rand(2, 3, 16, 16, generator=generator), torch.rand(3, 16, 16, generator=generator)
     acquired = torch.ones(2, 3, dtype=torch.bool)
-    batch = Batch(target[:, :, None], acquired, target, torch.ones(2, 16, 16, dtype=torch.bool), torch.zeros(2, 3))
+    batch = Batch(
+        target[:, :, None],
+        acquired,
+        target,
+        torch.ones(2, 16, 16, dtype=torch.bool),
+        torch.zeros(2, 3),
+        torch.full((2, 3), -1),
+    )
     query = Query(
         torch.tensor([0, 0, 1]), torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 1]]).bool(), torch.tensor([2, 2, 1])
     )

@@ -5,7 +5,10 @@ import pytest
 import torch
 
 from medk2n.data import corrupt as damage
+from medk2n.data.batches import Batch
 from medk2n.data.corrupt import FARTHEST_PX, KINDS, corrupt
+from medk2n.training.device_damage import Chance
+from medk2n.training.device_damage import damage as damage_on_device
 
 B, M, S, H, W = 3, 4, 3, 48, 40
 
@@ -44,7 +47,7 @@ def test_only_acquired_inputs_are_damaged_and_severity_says_which() -> None:
     acquired[0, 1] = acquired[2, 3] = False
     images[~acquired] = torch.nan
     kept = images.clone()
-    bad, severity = corrupt(images, acquired, np.random.default_rng(1), 0.5)
+    bad, severity, _ = corrupt(images, acquired, np.random.default_rng(1), 0.5)
     torch.testing.assert_close(images, kept, equal_nan=True, rtol=0, atol=0)  # what came in is as it was
     changed = ((bad != images) & ~torch.isnan(bad)).flatten(2).any(dim=2)
     assert not torch.isnan(bad[acquired]).any()  # blends read acquired images alone
@@ -55,7 +58,7 @@ def test_only_acquired_inputs_are_damaged_and_severity_says_which() -> None:
 
 def test_no_share_is_no_damage() -> None:
     images, acquired = smooth_images(), torch.ones(B, M, dtype=torch.bool)
-    bad, severity = corrupt(images, acquired, np.random.default_rng(0), 0.0)
+    bad, severity, _ = corrupt(images, acquired, np.random.default_rng(0), 0.0)
     assert torch.equal(bad, images)
     assert not severity.any()
 
@@ -64,7 +67,7 @@ def test_blends_need_something_to_blend_with() -> None:
     """One modality of one crop: neither another modality nor another crop is there."""
     images, acquired = smooth_images()[:1, :1], torch.ones(1, 1, dtype=torch.bool)
     for seed in range(40):
-        bad, severity = corrupt(images, acquired, np.random.default_rng(seed), 1.0)
+        bad, severity, _ = corrupt(images, acquired, np.random.default_rng(seed), 1.0)
         assert bool((bad != images).any()) == bool(severity > 0)
 
 
@@ -84,9 +87,40 @@ def test_a_blend_holds_as_much_of_the_other_image_as_its_severity_says(monkeypat
     level = torch.tensor([[0.0, 0.1], [0.4, 1.0]])
     images = level[:, :, None, None, None].expand(2, 2, 1, 4, 4)
     for seed in range(20):
-        bad, severity = corrupt(images, torch.ones(2, 2, dtype=torch.bool), np.random.default_rng(seed), 1.0)
+        bad, severity, _ = corrupt(images, torch.ones(2, 2, dtype=torch.bool), np.random.default_rng(seed), 1.0)
         for b, m in np.ndindex(2, 2):
             found, own, s = float(bad[b, m].mean()), float(level[b, m]), float(severity[b, m])
             mixed = [own + s * (float(level[at]) - own) for at in ((b, 1 - m), (1 - b, m))]
             assert min(abs(found - x) for x in mixed) < 1e-6
             assert 0 < s < 1
+
+
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_no_input_holds_anything_of_what_it_is_asked_for(where: str) -> None:
+    """Change an image: whatever may be asked of from sets without it, all that these hold is as before."""
+    torch.manual_seed(0)
+    images, acquired = torch.rand(B, M, S, 16, 16), torch.ones(B, M, dtype=torch.bool)
+    acquired[0, 1] = False
+    samples = torch.arange(B).repeat_interleave(2**M - 1)
+    sources = ((torch.arange(1, 2**M)[:, None] >> torch.arange(M)) % 2 > 0).repeat(B, 1) & acquired[samples]
+    refused = 0
+    for seed in range(8):
+
+        def damaged(x: torch.Tensor, seed: int = seed) -> tuple[torch.Tensor, ...]:
+            if where == "device":
+                return damage_on_device(x, acquired, Chance(torch.Generator().manual_seed(seed)), 1.0)
+            return corrupt(x, acquired, np.random.default_rng(seed), 1.0)
+
+        bad, severity, mixed = damaged(images)
+        askable = Batch(bad, acquired, images[:, :, 1], acquired, severity, mixed).askable(samples, sources)
+        assert not (askable & ~acquired[samples]).any()
+        fewer = sources.any(dim=1) & (sources.sum(dim=1) < acquired[samples].sum(dim=1))
+        assert askable[fewer].any(dim=1).all()  # each input withdraws one image at most
+        for b, t in acquired.nonzero().tolist():
+            other = images.clone()
+            other[b, t] = 1 - images[b, t]
+            touched = (damaged(other)[0] != bad).flatten(2).any(dim=2)[b]
+            rows = (samples == b) & ~sources[:, t]
+            assert torch.equal(askable[rows, t], ~(sources[rows] & touched).any(dim=1))
+            refused += int((~askable[rows, t]).sum())
+    assert refused > 20

@@ -150,7 +150,7 @@ def test_each_damage_is_as_strong_as_on_the_host(kind: str) -> None:
 def test_damage_reads_and_changes_what_was_acquired_alone() -> None:
     torch.manual_seed(0)
     images, acquired = torch.rand(40, 3, 3, 16, 16), torch.rand(40, 3) < 0.7
-    bad, severity = damage(images, acquired, chance(), 0.5)
+    bad, severity, _ = damage(images, acquired, chance(), 0.5)
     changed = (bad != images).flatten(2).any(dim=2)
     assert torch.equal(changed, severity > 0)
     assert not changed[~acquired].any()

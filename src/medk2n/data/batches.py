@@ -27,6 +27,7 @@ class Batch:
         targets: (b, m, h, w) what outputs are compared with; NaN where absent.
         foreground: (b, h, w) bool.
         severity: (b, m) in [0, 1], how far each input was damaged; 0 where it is whole.
+        mixed: (b, m) int64, which other modality of the crop was blended into each input; -1 for none.
     """
 
     images: Tensor
@@ -34,11 +35,21 @@ class Batch:
     targets: Tensor
     foreground: Tensor
     severity: Tensor
+    mixed: Tensor
 
     def frames(self, slices: int) -> Tensor:
         """The images with so many slices, those in the middle: what a model takes that knows no more."""
         spare = (self.images.shape[2] - slices) // 2
         return self.images[:, :, spare : spare + slices]
+
+    def askable(self, sample: Tensor, sources: Tensor) -> Tensor:
+        """What sets of inputs (p, m) of samples (p,) may be asked for: (p, m) bool.
+
+        What was acquired, but for an image that was blended into one of the inputs: it would be read, not made. Some
+        image is left to any set that is not all of them.
+        """
+        shown = self.mixed[sample][:, :, None] == torch.arange(sources.shape[1], device=sources.device)
+        return self.acquired[sample] & ~(shown & sources[:, :, None]).any(dim=1)
 
     def row(self, k: int) -> "Batch":
         """One of the crops alone."""
@@ -134,9 +145,9 @@ def draw_batch(
     inside = torch.empty((batch_size, crop, crop), dtype=torch.bool)
     for k, drawn in enumerate(crops):
         images[k, acquired[k]], targets[k, acquired[k]], inside[k] = _moved(drawn, rng, crop, augmentation)
-    images, severity = corrupt(images, acquired, rng, augmentation.corrupt)
+    images, severity, mixed = corrupt(images, acquired, rng, augmentation.corrupt)
     _disturb(images, acquired, rng, augmentation)
-    return Batch(images.mul_(inside[:, None, None]), acquired, targets, inside, severity)
+    return Batch(images.mul_(inside[:, None, None]), acquired, targets, inside, severity, mixed)
 
 
 def whole_slices(study: Stored, at: Sequence[int], slices: int) -> Batch:
@@ -148,7 +159,8 @@ def whole_slices(study: Stored, at: Sequence[int], slices: int) -> Batch:
     images[~acquired] = torch.nan
     targets[~acquired] = torch.nan
     inside = torch.tensor(np.stack([c.inside for c in crops]))
-    return Batch(images, acquired, targets, inside, torch.zeros(acquired.shape))
+    whole = torch.zeros(acquired.shape), torch.full(acquired.shape, -1)
+    return Batch(images, acquired, targets, inside, *whole)
 
 
 def _moved(

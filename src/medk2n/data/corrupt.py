@@ -79,7 +79,7 @@ MIXED = "mislabelled", "elsewhere"
 """Blends with another modality of the crop, and with the same modality of another crop: wrong name, wrong slice."""
 
 
-def corrupt(images: Tensor, acquired: Tensor, rng: np.random.Generator, share: float) -> tuple[Tensor, Tensor]:
+def corrupt(images: Tensor, acquired: Tensor, rng: np.random.Generator, share: float) -> tuple[Tensor, Tensor, Tensor]:
     """Damage a share of the inputs, each in one way, with a severity drawn evenly from 0 to 1.
 
     Args:
@@ -89,9 +89,10 @@ def corrupt(images: Tensor, acquired: Tensor, rng: np.random.Generator, share: f
         share: chance of each input.
 
     Returns:
-        The images, and the severity (b, m) of each: 0 where it is whole.
+        The images; the severity (b, m) of each, 0 where it is whole; and (b, m) int64 which modality of the same crop
+        was blended into each, -1 for none: nobody may be asked for that one from it.
     """
-    severity = torch.zeros(acquired.shape)
+    severity, mixed = torch.zeros(acquired.shape), torch.full(acquired.shape, -1)
     out = images.clone()
     for b, m in acquired.nonzero().tolist():
         if rng.random() >= share:
@@ -107,6 +108,8 @@ def corrupt(images: Tensor, acquired: Tensor, rng: np.random.Generator, share: f
             there = [at for at in others if acquired[at]]
             if not there:
                 continue
-            out[b, m] = torch.lerp(images[b, m], images[there[rng.integers(len(there))]], strength)
+            at = there[rng.integers(len(there))]
+            out[b, m] = torch.lerp(images[b, m], images[at], strength)
+            mixed[b, m] = at[1] if at[0] == b else -1
         severity[b, m] = strength
-    return out, severity
+    return out, severity, mixed

@@ -32,7 +32,7 @@ class Chance:
         return self.uniform(*allowed.shape).add_(allowed).argmax(dim=-1)
 
 
-def damage(images: Tensor, acquired: Tensor, chance: Chance, share: float) -> tuple[Tensor, Tensor]:
+def damage(images: Tensor, acquired: Tensor, chance: Chance, share: float) -> tuple[Tensor, Tensor, Tensor]:
     """Damage a share of the inputs, each in one way, with a severity drawn evenly from 0 to 1.
 
     Args:
@@ -41,7 +41,7 @@ def damage(images: Tensor, acquired: Tensor, chance: Chance, share: float) -> tu
         share: chance of each input.
 
     Returns:
-        The images, and the severity (b, m) of each: 0 where it is whole.
+        As `corrupt`: the images; the severity (b, m) of each; and (b, m) which modality was blended in, -1 for none.
     """
     b, m = acquired.shape
     strength = chance.uniform(b, m)
@@ -51,22 +51,25 @@ def damage(images: Tensor, acquired: Tensor, chance: Chance, share: float) -> tu
     flat, level = images.flatten(0, 1), strength.flatten()
     for k, name in enumerate(KINDS):
         out = torch.where(_spread(kind == k), _ALONE[name](chance, flat, level).view_as(images), out)
-    for k, (other, there) in enumerate(_others(images, acquired, chance), len(KINDS)):
+    mixed = torch.full_like(kind, -1)
+    for k, (other, there, modality) in enumerate(_others(images, acquired, chance), len(KINDS)):
         out = torch.where(_spread(kind == k), torch.lerp(images, other, _spread(strength)), out)
         chosen = chosen & (there | (kind != k))
-    return torch.where(_spread(chosen), out, images), torch.where(chosen, strength, 0.0)
+        mixed = torch.where(kind == k, modality, mixed)
+    return torch.where(_spread(chosen), out, images), torch.where(chosen, strength, 0.0), mixed.where(chosen, -1)
 
 
-def _others(images: Tensor, acquired: Tensor, chance: Chance) -> list[tuple[Tensor, Tensor]]:
-    """What `MIXED` blends in, and (b, m) bool whether there is such an image."""
+def _others(images: Tensor, acquired: Tensor, chance: Chance) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """What `MIXED` blends in, (b, m) bool whether there is such an image, and which modality of the crop it is."""
     b, m = acquired.shape
     device = images.device
     rows, columns = torch.arange(b, device=device)[:, None], torch.arange(m, device=device)
     modality = acquired[:, None, :] & ~torch.eye(m, dtype=torch.bool, device=device)  # (b, m, another m)
     sample = acquired.T[None] & ~torch.eye(b, dtype=torch.bool, device=device)[:, None]  # (b, m, another b)
-    mislabelled = images[rows, chance.one_of(modality)]
+    which = chance.one_of(modality)
     elsewhere = images[chance.one_of(sample), columns]
-    return [(mislabelled, modality.any(dim=-1)), (elsewhere, sample.any(dim=-1))]
+    none = torch.full_like(which, -1)
+    return [(images[rows, which], modality.any(dim=-1), which), (elsewhere, sample.any(dim=-1), none)]
 
 
 def _spread(values: Tensor) -> Tensor:

@@ -173,12 +173,13 @@ class DeviceFeed:
     ) -> Batch:
         """Damage, gamma and noise; NaN where nothing was acquired."""
         severity = torch.zeros(acquired.shape, device=self.device)
+        mixed = torch.full(acquired.shape, -1, device=self.device)
         aims = torch.where(acquired[..., None, None], aims * foreground[:, None], torch.nan)
         if augmentation.corrupt > 0:
-            inputs, severity = damage(inputs, acquired, chance, augmentation.corrupt)
+            inputs, severity, mixed = damage(inputs, acquired, chance, augmentation.corrupt)
         inputs = _disturbed(inputs, chance, augmentation) * foreground[:, None, None]
         inputs = torch.where(acquired[..., None, None, None], inputs, torch.nan)
-        return Batch(inputs, acquired, aims, foreground, severity)
+        return Batch(inputs, acquired, aims, foreground, severity, mixed)
 
     def _around(self, k: Tensor, z: Tensor, slices: int, strip: Tensor) -> Tensor:
         """(b, s) neighbours; where the brain is shown, the middle one instead of those without a mask."""

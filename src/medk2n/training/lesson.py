@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from medk2n.config.schema import TrainConfig
@@ -59,10 +60,11 @@ class Lesson(Protocol):
         ...
 
 
-def ask(pupil: Pupil, acquired: np.ndarray, rng: np.random.Generator) -> Query:
-    """Draw the queries of a batch: acquired (b, m) bool."""
+def ask(pupil: Pupil, batch: Batch, rng: np.random.Generator) -> Query:
+    """Draw the queries of a batch."""
     shape = pupil.config.batch
-    samples, subsets = draw_sources(acquired, rng, draws=shape.draws, most=shape.most_sources)
+    samples, subsets = draw_sources(batch.acquired.numpy(), rng, draws=shape.draws, most=shape.most_sources)
+    askable = batch.askable(torch.from_numpy(samples), torch.from_numpy(subsets)).numpy()
     if pupil.spec.every_target:
-        return as_query(*every_target(acquired, samples, subsets))
-    return as_query(*draw_targets(acquired, samples, subsets, rng, targets=shape.targets))
+        return as_query(*every_target(askable, samples, subsets))
+    return as_query(*draw_targets(askable, samples, subsets, rng, targets=shape.targets))

@@ -49,9 +49,9 @@ def cost(choice: ModelChoice, m: int, batch: BatchShape, losses: LossWeights) ->
     subsets = np.zeros((batch.draws, m), bool)
     subsets[:, : max(1, min(batch.most_sources, m - 1))] = True
     if spec.every_target:
-        asked = every_target(acquired, samples, subsets)
+        asked = every_target(acquired[samples], samples, subsets)
     else:
-        asked = draw_targets(acquired, samples, subsets, rng, targets=batch.targets)
+        asked = draw_targets(acquired[samples], samples, subsets, rng, targets=batch.targets)
     kept: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
@@ -64,7 +64,8 @@ def cost(choice: ModelChoice, m: int, batch: BatchShape, losses: LossWeights) ->
         adversary = spec.adversary(params, m) if spec.adversary else None
         image = torch.rand(1, m, params.slices, _CROP, _CROP)
         query = as_query(*asked)
-        whole = Batch(image, torch.from_numpy(acquired), image[:, :, 0], image[:, 0, 0] >= 0, torch.zeros(1, m))
+        there, inside = torch.from_numpy(acquired), image[:, 0, 0] >= 0
+        whole = Batch(image, there, image[:, :, 0], inside, torch.zeros(1, m), torch.full((1, m), -1))
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             prediction = module(image, query, generator=torch.Generator().manual_seed(0))
             own = {"paper": spec.objective, "adversary": adversary}

@@ -45,15 +45,18 @@ def draw_sources(
 
 
 def draw_targets(
-    acquired: np.ndarray, samples: np.ndarray, subsets: np.ndarray, rng: np.random.Generator, *, targets: int
+    askable: np.ndarray, samples: np.ndarray, subsets: np.ndarray, rng: np.random.Generator, *, targets: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Per subset `targets` different targets, missing ones first; one in ten is a re-made input.
+
+    Args:
+        askable: (p, m) bool, what each subset may be asked for (`Batch.askable`).
 
     Returns samples, subsets and targets with one row per query.
     """
     out: tuple[list[int], list[np.ndarray], list[int]] = ([], [], [])
-    for b, subset in zip(samples, subsets, strict=True):
-        missing = rng.permutation(np.flatnonzero(acquired[b] & ~subset))
+    for b, subset, may in zip(samples, subsets, askable, strict=True):
+        missing = rng.permutation(np.flatnonzero(may & ~subset))
         remade = rng.permutation(np.flatnonzero(subset))
         pool = (
             np.concatenate([remade[:1], missing, remade[1:]])
@@ -68,10 +71,10 @@ def draw_targets(
 
 
 def every_target(
-    acquired: np.ndarray, samples: np.ndarray, subsets: np.ndarray
+    askable: np.ndarray, samples: np.ndarray, subsets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One query per subset and acquired modality: for models that give all of them in one pass anyway."""
-    row, target = np.nonzero(acquired[samples])
+    """One query per subset and askable modality: for models that give all of them in one pass anyway."""
+    row, target = np.nonzero(askable)
     return samples[row], subsets[row], target
 
 

@@ -343,7 +343,7 @@ def validate(contender: Contender, batches: Sequence[Batch], stop: Stop | None =
             return math.nan
         rng = np.random.default_rng(k)
         samples, subsets = draw_sources(batch.acquired.numpy(), rng, draws=1, most=contender.config.batch.most_sources)
-        query = as_query(*every_target(batch.acquired.numpy(), samples, subsets))
+        query = as_query(*every_target(batch.acquired.numpy()[samples], samples, subsets))
         query = query.only(~query.remade).to(contender.device)
         batch = batch.to(contender.device)
         image = contender.averaged(batch.frames(contender.params.slices), query).mean

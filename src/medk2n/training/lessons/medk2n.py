@@ -96,7 +96,7 @@ class MedK2NLesson:
             images = padded(batch.images, MULTIPLE)
             encoded = module.encode(images, Query(sample, sources, sample).needed(len(images)))
             made = module.propose(images, sample, padded(presence, MULTIPLE), everything, encoded)
-        row, target = batch.acquired[sample].nonzero().unbind(dim=1)
+        row, target = batch.askable(sample, sources).nonzero().unbind(dim=1)
         mean, log_variance = (x[row, target, :h, :w] for x in made)
         truth, inside = batch.targets[sample[row], target], batch.foreground[sample[row]]
         share = torch.where(sources[row, target], losses.remade, 1.0)
@@ -116,9 +116,11 @@ class MedK2NLesson:
         samples, subsets = draw_sources(
             batch.acquired.cpu().numpy(), rng, draws=shape.draws, most=shape.most_sources, least=2
         )
-        query = as_query(*every_target(batch.acquired.cpu().numpy(), samples, subsets)).to(world.device)
-        query = query.only(~query.remade)
         batch = batch.to(world.device)
+        sets = (torch.from_numpy(x).to(world.device) for x in (samples, subsets))
+        askable = batch.askable(*sets).cpu().numpy()
+        query = as_query(*every_target(askable, samples, subsets)).to(world.device)
+        query = query.only(~query.remade)
         losses, module = self.pupil.config.losses, self.module
         nothing = sum(p.sum() for part in self._weighing() for p in part.parameters()) * 0.0
         self._observed = self._observed or self._nothing_observed()

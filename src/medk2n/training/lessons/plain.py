@@ -36,7 +36,7 @@ class PlainLesson:
         """See `Lesson`."""
         pupil, rng = self.pupil, np.random.default_rng(seed)
         batch = focused(batch, pupil.config, rng)
-        query = ask(pupil, batch.acquired.numpy(), rng).to(world.device)
+        query = ask(pupil, batch, rng).to(world.device)
         batch = batch.to(world.device)
         with world.autocast():
             prediction = pupil.module(batch.images, query, generator=torch.Generator().manual_seed(seed))
