@@ -21,8 +21,9 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from medk2n.config.overrides import complaint
 from medk2n.config.params import read_params
 from medk2n.errors import CheckpointError, ConfigError, UnknownNameError
-from medk2n.io.atomic import atomic_write, sha256_file, write_text
+from medk2n.io.atomic import atomic_write, sha256_file
 from medk2n.io.door import door, read_text
+from medk2n.io.sealed import unseal, write_sealed
 from medk2n.registry import resolve
 
 if TYPE_CHECKING:
@@ -127,8 +128,7 @@ def read_config(folder: Path) -> ModelConfig:
                 f"{path} is not of format {FORMAT}; train again, install the medk2n that wrote it, or, of format 1, "
                 "bring it up to date (recipes/seal.py)"
             )
-        if _sealed(text.replace(str(data.pop(_SEAL, None)), "", 1)) != text:
-            raise ValueError("it was altered: its SHA-256 differs")
+        unseal(text, data, _SEAL)
         try:
             config = TypeAdapter(ModelConfig).validate_json(json.dumps(data), strict=True)
         except ValidationError as error:
@@ -142,14 +142,7 @@ def read_config(folder: Path) -> ModelConfig:
 
 def write_config(folder: Path, config: ModelConfig) -> None:
     """Write config.json with a hash of itself, so that no altered bit of it is taken for what was learned."""
-    text = json.dumps(asdict(config) | {_SEAL: ""}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_text(folder / CONFIG, _sealed(text))
-
-
-def _sealed(text: str) -> str:
-    """The text of a description, whose own hash is left empty, with that hash filled in."""
-    before, field, after = text.rpartition(f'"{_SEAL}": "')
-    return f"{before}{field}{hashlib.sha256(text.encode()).hexdigest()}{after}"
+    write_sealed(folder / CONFIG, asdict(config), _SEAL)
 
 
 def _refuse_giants(name: str, values: Any, most: float) -> None:

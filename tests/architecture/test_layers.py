@@ -15,7 +15,7 @@ LAYERS = (
     ("vocabulary", "registry", "workers"),
     ("geometry", "shapley"),
     ("io",),
-    ("config", "dicom"),
+    ("config", "dicom", "identity"),
     ("data", "metrics", "models"),
     ("losses", "phantom", "preparation"),
     ("checkpoint", "pretrained"),

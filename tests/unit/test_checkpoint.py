@@ -13,6 +13,7 @@ from safetensors.torch import load, save
 from medk2n import checkpoint
 from medk2n.cli.main import main
 from medk2n.errors import CheckpointError
+from medk2n.io.sealed import sealed
 
 NAMES = ("t1n", "t2w")
 STATISTICS = {"affine_maps": {}, "variance": {}, "typical_scaling": {}}
@@ -65,7 +66,7 @@ def rewritten(folder, **changes):
     """A config with other fields and a true hash, as one who means harm would write it."""
     data = json.loads((folder / checkpoint.CONFIG).read_text()) | changes
     text = json.dumps(data | {"config_sha256": ""}, indent=2) + "\n"
-    (folder / checkpoint.CONFIG).write_text(checkpoint._sealed(text))
+    (folder / checkpoint.CONFIG).write_text(sealed(text, checkpoint._SEAL))
 
 
 def deep(depth):
