@@ -410,6 +410,17 @@ def test_a_bound_reaches_the_image() -> None:
     assert not torch.isclose(image(0.5), without, atol=1e-4).all()
 
 
+def test_where_a_frame_is_hidden_the_image_is_the_one_without_it() -> None:
+    module, asked, order = gates(build("medk2n")).eval(), query((0, (0, 1, 2), 3), (1, (0, 1, 2), 3)), {3: (0,)}
+    mask = limits(0.0, 1.0)
+    mask[:, :, :, :24] = 0
+    made = decoded(module, asked, order=order, bounds={(3, 1): mask})
+    without = decoded(module, query((0, (0, 2), 3), (1, (0, 2), 3)), order=order)
+    for one, other in ((made.mean, without.mean), (made.log_variance, without.log_variance)):
+        torch.testing.assert_close(one[..., :24], other[..., :24], atol=1e-5, rtol=0)
+    assert not torch.isclose(made.mean[..., 24:], without.mean[..., 24:], atol=1e-4).all()
+
+
 def test_bounds_of_two_inputs_hold_each_for_itself_and_leave_other_targets_alone() -> None:
     module, order = gates(build("medk2n")).eval(), {3: (0,)}
     bounds = {(3, 1): limits(0.0, 0.0), (3, 2): limits(0.5, 0.5)}

@@ -177,9 +177,34 @@ class MedK2N(nn.Module):
         lead = lead.scatter_reduce(0, which, torch.arange(len(which), device=which.device), "amin")
         target, column = query.target.unique(return_inverse=True)
         mean, log_variance = self.propose(scene.images, query.sample[lead], fused.presence[lead], target, scene.encoded)
+        made = self._where_hidden(scene, query, fused.presence, mean[which, column], log_variance[which, column])
         slope, _ = self.linear_maps(fused.presence.amax(dim=(2, 3)) > 0, query.target)
         slope = slope[:, :, None, None] * fused.presence
-        return MedK2NPrediction(mean[which, column], log_variance[which, column], fused, slope)
+        return MedK2NPrediction(*made, fused, slope)
+
+    def _where_hidden(
+        self, scene: Scene, query: Query, presence: Tensor, mean: Tensor, log_variance: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Where a frame's map hides it, the answer is the one without that frame: exactly so where the map is 0.
+
+        A pass that sees a frame in part is made for the part that it sees. So what is damaged in one place costs no
+        more there than its absence.
+        """
+        partly = (presence.amin(dim=(2, 3)) < 1) & (presence.amax(dim=(2, 3)) > 0)
+        for i in partly.any(dim=0).nonzero().squeeze(1).tolist():
+            without = presence.clone()
+            without[:, i] = 0
+            rows = (partly[:, i] & (without > 0).any(dim=(1, 2, 3))).nonzero().squeeze(1)
+            if not len(rows):
+                continue
+            target, column = query.target[rows].unique(return_inverse=True)
+            made = self.propose(scene.images, query.sample[rows], without[rows], target, scene.encoded)
+            at, share = torch.arange(len(rows), device=rows.device), presence[rows, i]
+            image, variance = made[0][at, column], made[1][at, column].exp()
+            image = image + share * (mean[rows] - image)
+            variance = variance + share * (log_variance[rows].exp() - variance)
+            mean, log_variance = mean.index_put((rows,), image), log_variance.index_put((rows,), variance.log())
+        return mean, log_variance
 
     def forward(self, images: Tensor, query: Query, *, generator: torch.Generator | None = None) -> MedK2NPrediction:
         """images (b, m, s, h, w) scaled, 0 outside the foreground -> one image per query; each sample by itself.

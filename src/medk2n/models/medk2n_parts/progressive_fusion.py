@@ -94,6 +94,31 @@ class FusionStep:
 
 
 @dataclass(frozen=True, slots=True)
+class Told:
+    """What speaks for and against one frame for some queries (`evidence.py`), pooled over a study where it is decided.
+
+    Attributes:
+        facts: (r, FACTS).
+        quality: (r,) of the state: its predicted error for the target.
+        local, mass: (r, LOCAL, h / 8, w / 8) evidence of each window, and (r, 1, ...) the share of the patient in it;
+            None in a first look.
+        before, after: (r,) rows of the proposals without the frame and with it; in a first look both are -1.
+    """
+
+    facts: Tensor
+    quality: Tensor
+    before: Tensor
+    after: Tensor
+    local: Tensor | None = None
+    mass: Tensor | None = None
+
+    @property
+    def agreement(self) -> Tensor:
+        """(r,) how far the frame lies from what is expected of it, beside its usual distance."""
+        return self.facts[:, 2 * OWN + 1]
+
+
+@dataclass(frozen=True, slots=True)
 class Fused:
     """What was let in for every query.
 
@@ -210,25 +235,42 @@ class ProgressiveFusion(nn.Module):
         self, scene: Scene, looks: Looks, query: Query, embeddings: Tensor, guidance: Guidance
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """What every frame is worth by itself, weighed against all others: W (q, m) in dB, and attentions."""
-        m = query.sources.shape[1]
         weights = embeddings.new_full(query.sources.shape, -torch.inf)
         attention = []
         for i in query.sources.any(dim=0).nonzero().squeeze(1).tolist():
             rows = query.sources[:, i].nonzero().squeeze(1)
             source, asked = torch.full_like(rows, i), query.only(rows)
-            alone = scene.proposals.of(
-                scene.proposals.rows(asked.sample, functional.one_hot(source, m).bool()), asked.target
-            )
-            others = self._others(scene, asked, i, alone)
-            inside, group = scene.inside[asked.sample], asked.target if guidance.study else None
-            target = target_facts(others, alone, alone, inside, group)
-            none = torch.zeros_like(asked.sources)
-            nothing = target.new_full((len(rows), INNOVATION), torch.nan)
-            facts = self.evidence.facts(looks, asked.sample, asked.sources, none, source, nothing, target)
-            w, _, seen = self.pre_weight(facts, embeddings[source], embeddings[asked.target], asked.target)
+            told = self.first_told(scene, looks, asked, i, study=guidance.study)
+            w, _, seen = self.pre_weight(told.facts, embeddings[source], embeddings[asked.target], asked.target)
             weights = weights.index_put((rows, source), w.float())
             attention.append((seen, asked.target))
         return weights, attention
+
+    def first_told(self, scene: Scene, looks: Looks, asked: Query, i: int, *, study: bool) -> Told:
+        """Frame i, one of the sources of all these queries, beside all their others."""
+        m = asked.sources.shape[1]
+        source = torch.full_like(asked.target, i)
+        one = functional.one_hot(source, m).bool()
+        alone = scene.proposals.of(scene.proposals.rows(asked.sample, one), asked.target)
+        others = self._others(scene, asked, i, alone)
+        target = target_facts(others, alone, alone, scene.inside[asked.sample], asked.target if study else None)
+        nothing = target.new_full((len(source), INNOVATION), torch.nan)
+        none, never = torch.zeros_like(asked.sources), torch.full_like(source, -1)
+        facts = self.evidence.facts(looks, asked.sample, asked.sources, none, source, nothing, target)
+        return Told(facts, target[:, 4], never, never)
+
+    def told(self, scene: Scene, looks: Looks, asked: Query, state: Tensor, i: Tensor, *, study: bool) -> Told:
+        """Frame i (r,) against the states (r, m) bool of some queries."""
+        one, p = functional.one_hot(i, state.shape[1]).bool(), scene.proposals
+        before, after, alone = (p.rows(asked.sample, s) for s in (state, state | one, one))
+        inside, group = scene.inside[asked.sample], asked.target if study else None
+        frames, expected, so_far = scene.images[asked.sample, i], p.of(before, i), p.of(before, asked.target)
+        with_it = p.of(after, asked.target)
+        surprise = innovation(frames[:, frames.shape[1] // 2], *expected, inside, group)
+        target = target_facts(so_far, p.of(alone, asked.target), with_it, inside, group)
+        facts = self.evidence.facts(looks, asked.sample, asked.sources, state, i, surprise, target)
+        local, mass = local_evidence(frames, expected, so_far, with_it[0], inside)
+        return Told(facts, target[:, 4], before, after, local, mass)
 
     def _others(self, scene: Scene, asked: Query, i: int, alone: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """What the other frames propose for the target, each alone, on average; where there are none, frame i's own."""
@@ -273,27 +315,18 @@ class ProgressiveFusion(nn.Module):
     ) -> FusionStep:
         """Weigh frame i for some queries against their states."""
         asked, m = query.only(rows), query.sources.shape[1]
-        state, one, p = members[rows], functional.one_hot(i, m).bool(), scene.proposals
-        before, after, alone = (p.rows(asked.sample, s) for s in (state, state | one, one))
-        inside, group = scene.inside[asked.sample], asked.target if guidance.study else None
-        frames, expected, so_far = scene.images[asked.sample, i], p.of(before, i), p.of(before, asked.target)
-        with_it = p.of(after, asked.target)
-        told = innovation(frames[:, frames.shape[1] // 2], *expected, inside, group)
-        target = target_facts(so_far, p.of(alone, asked.target), with_it, inside, group)
-        facts = self.evidence.facts(looks, asked.sample, asked.sources, state, i, told, target)
+        told = self.told(scene, looks, asked, members[rows], i, study=guidance.study)
         e_i, e_j = embeddings[i], embeddings[asked.target]
-        weight, memory, attention = self.pre_weight(facts, e_i, e_j, asked.target)
-        agreement, quality = facts[:, 2 * OWN + 1], target[:, 4]
-        tau = self.threshold(e_i, e_j, self.history[i, asked.target], agreement, quality)
+        weight, memory, attention = self.pre_weight(told.facts, e_i, e_j, asked.target)
+        tau = self.threshold(e_i, e_j, self.history[i, asked.target], told.agreement, told.quality)
         if guidance.study:
             lead = _leader(asked.target)
             weight, tau, memory = weight[lead], tau[lead], memory[lead]
         logit = gate_logit(weight, tau)
         gate = (logit > 0) | (self.taught == 0)  # until it was taught, the fusion lets everything in
         said = torch.cat([weight[:, None], tau[:, None], memory, e_i, e_j], dim=1)
-        local, mass = local_evidence(frames, expected, so_far, with_it[0], inside)
-        map_logit = self.effi_weight(local, mass, said)
-        doubt = ((map_logit < 0) * mass).sum(dim=(1, 2, 3)), mass.sum(dim=(1, 2, 3))
+        map_logit = self.effi_weight(told.local, told.mass, said)
+        doubt = ((map_logit < 0) * told.mass).sum(dim=(1, 2, 3)), told.mass.sum(dim=(1, 2, 3))
         if guidance.study:
             doubt = tuple(torch.zeros(m, device=x.device).index_add(0, asked.target, x)[asked.target] for x in doubt)
         mapped = (doubt[0] > _MAPPED_FROM * doubt[1]) & (self.taught > 0)
@@ -301,9 +334,8 @@ class ProgressiveFusion(nn.Module):
         if guidance.generator is not None:
             tried = torch.rand(len(gate), generator=guidance.generator).to(gate.device)
             entered = torch.where(tried < 0.5, tried < 0.35, gate)
-        return FusionStep(
-            rows, i, weight, tau, logit, gate, entered, mapped, memory, attention, before, after, map_logit
-        )
+        passes = told.before, told.after
+        return FusionStep(rows, i, weight, tau, logit, gate, entered, mapped, memory, attention, *passes, map_logit)
 
     def _follow(
         self, query: Query, embeddings: Tensor, guidance: Guidance, rows: Tensor, i: Tensor, position: int

@@ -71,10 +71,9 @@ class TaskHeadNet(nn.Module):
             doubted = self.doubted(e.detach()).view(n, heads, -1)
             images, votes, spreads = [], [], []
             for k, view in enumerate(views):
-                view = view.float()
-                said = [_linear(view, seen[:, k, part], level[:, k, part]) for part in (0, 1)]
-                images.append(self.mean[target][:, None, None] + said[0])
-                votes.append(_LOGITS * said[1])
+                said = _linear(view.float(), seen[:, k].flatten(0, 1), level[:, k].flatten()).unflatten(1, (n, 2))
+                images.append(self.mean[target][:, None, None] + said[:, :, 0])
+                votes.append(_LOGITS * said[:, :, 1])
                 spreads.append(_LOGITS * _linear(doubt.float(), doubted[:, k, :-1], doubted[:, k, -1]) + _START)
             image, share = torch.stack(images), torch.stack(votes).softmax(dim=0)
             mean = (share * image).sum(dim=0)
@@ -84,5 +83,5 @@ class TaskHeadNet(nn.Module):
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x (p, c, h, w), weight (n, c), bias (n,) -> (p, n, h, w)."""
-    return nn.functional.conv2d(x, weight[:, :, None, None], bias)
+    """x (p, c, h, w), weight (n, c), bias (n,) -> (p, n, h, w); a product of matrices, however x lies in memory."""
+    return torch.baddbmm(bias[:, None], weight.expand(len(x), -1, -1), x.flatten(2)).unflatten(2, x.shape[2:])
