@@ -16,7 +16,7 @@ from medk2n.geometry.grid import Grid
 from medk2n.inference import contribution, progression
 from medk2n.inference.contribution import proposed
 from medk2n.inference.control import StudyControl
-from medk2n.inference.predictor import SlicePredictor, deciding_slices, local_slope
+from medk2n.inference.predictor import SlicePredictor, as_predictor, deciding_slices, local_slope
 from medk2n.inference.progression import _orders, progressions
 from medk2n.inference.synthesizer import Synthesizer
 from medk2n.io.volume import Volume
@@ -129,6 +129,23 @@ def test_targets_alone_and_together_are_the_same(synthesizer: Synthesizer) -> No
         alone = synthesizer.synth(study, [name])
         spread = np.abs(alone[name].array - together[name].array).max()
         assert spread <= 1e-5 * (together.scalings[name].high - together.scalings[name].low)
+
+
+def test_passes_in_bfloat16_change_little_and_decide_alike(synthesizer: Synthesizer) -> None:
+    """Evidence is made of small differences of large sums: in bfloat16 it would say something else."""
+    predictor = synthesizer._predictor
+    halved = as_predictor(predictor.module, predictor.config, precision="bf16")
+    given = {}
+    for k, name in enumerate(("t1n", "t2w", "t1c")):
+        slices = np.moveaxis(head(k), 2, 0).astype(np.float32)
+        given[name] = (slices - slices.min()) / np.ptp(slices)
+    full, half = (p.infer(given, ["ct"]) for p in (predictor, halved))
+    apart = np.abs(full.means["ct"] - half.means["ct"])
+    assert 0 < apart.max() < 0.05
+    assert apart.mean() < 0.002
+    for one, other in zip(*(found.plan[predictor.modalities.index("ct")] for found in (full, half)), strict=True):
+        assert (one.source, one.gate) == (other.source, other.gate)
+        assert one.weight == pytest.approx(other.weight, abs=0.1)
 
 
 def test_the_order_of_inputs_changes_nothing(synthesizer: Synthesizer) -> None:

@@ -12,6 +12,7 @@ from medk2n.cli.common import (
     ManifestOption,
     ModelOption,
     OverwriteOption,
+    PrecisionOption,
     SeedOption,
     SeverityOption,
 )
@@ -36,6 +37,7 @@ def ablate(
     damage: DamageOption = None,
     severity: SeverityOption = None,
     device: DeviceOption = "auto",
+    precision: PrecisionOption = "fp32",
     seed: SeedOption = 0,
     overwrite: OverwriteOption = False,
     manifest: ManifestOption = None,
@@ -61,7 +63,7 @@ def ablate(
 
     options = {"model": model, "data": data, "out": out, "parts": parts, "modalities": modalities}
     options |= {"subjects": subjects, "every": every, "damage": damage, "severity": severity}
-    options |= {"device": device, "seed": seed, "overwrite": overwrite}
+    options |= {"device": device, "precision": precision, "seed": seed, "overwrite": overwrite}
     with run_manifest(manifest, "ablate", options, overwrite=overwrite) as run:
         chosen = split_names(parts) or list(PARTS)
         if unknown := [name for name in chosen if name not in PARTS]:
@@ -74,7 +76,7 @@ def ablate(
         kinds, severities = damage_asked(split_names(damage) or ["all"], severity, found, tested)
         with output_folder(out, FILES, overwrite=overwrite) as place:
             run.device = resolve_device(device)
-            predictors = compared(load_predictor(folder, run.device, every=every), chosen)
+            predictors = compared(load_predictor(folder, run.device, every=every, precision=precision), chosen)
             failed = {subject: str(fault) for subject, fault in faults.items()}
             how = {"modalities": tested, "kinds": kinds, "severities": severities, "every": every, "seed": seed}
             with progress_over("ablate", found) as advance:
@@ -86,6 +88,7 @@ def ablate(
                 "model": {"folder": str(folder), "sha256": config.sha256},
                 "data": {"folder": str(data), "subjects": [s.id for s in found], "failed": failed},
                 "parts": chosen,
+                "precision": precision,
                 **how,
             }
             with place.whole(last=TABLE) as new:

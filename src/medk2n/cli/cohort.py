@@ -62,6 +62,7 @@ class Settings:
     reference: str | None
     seed: int
     overwrite: bool
+    precision: str = "fp32"
 
 
 def complete(jobs: Sequence[Job], settings: Settings, run: Manifest, failed: dict[str, Any]) -> None:
@@ -85,7 +86,7 @@ def _complete(left: Sequence[Job], settings: Settings, run: Manifest, failed: di
     from medk2n.errors import contained
     from medk2n.inference.synthesizer import Synthesizer
 
-    synthesizer = Synthesizer.from_pretrained(settings.model, device=settings.device)
+    synthesizer = Synthesizer.from_pretrained(settings.model, device=settings.device, precision=settings.precision)
     say(one_line(f"model {synthesizer.name} ({synthesizer.config.licence})"))
     studies, done = run.facts["studies"], 0
     started = time.perf_counter()

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -30,6 +30,10 @@ DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cu
 ThreadsOption = Annotated[
     int | None,
     typer.Option("--threads", min=1, help="Of the CPU. Left out: all that this process may use.", show_default=False),
+]
+PrecisionOption = Annotated[
+    Literal["fp32", "bf16"],
+    typer.Option("--precision", help="Of the network's passes: bf16 is faster where the processor multiplies it."),
 ]
 PresetOption = Annotated[
     str,

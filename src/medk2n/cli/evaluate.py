@@ -14,6 +14,7 @@ from medk2n.cli.common import (
     ManifestOption,
     ModelOption,
     OverwriteOption,
+    PrecisionOption,
     PreferOption,
     SeedOption,
     SeverityOption,
@@ -66,6 +67,7 @@ def evaluate(
     damage: DamageOption = None,
     severity: SeverityOption = None,
     device: DeviceOption = "auto",
+    precision: PrecisionOption = "fp32",
     seed: SeedOption = 0,
     overwrite: OverwriteOption = False,
     manifest: ManifestOption = None,
@@ -88,7 +90,7 @@ def evaluate(
     options = {"model": model, "data": data, "out": out, "modalities": modalities, "subjects": subjects}
     options |= {"exclude": exclude, "prefer": prefer, "split": split, "every": every, "protocol": protocol}
     options |= {"damage": damage, "severity": severity}
-    options |= {"device": device, "seed": seed, "overwrite": overwrite}
+    options |= {"device": device, "precision": precision, "seed": seed, "overwrite": overwrite}
     with run_manifest(manifest, "evaluate", options, overwrite=overwrite) as run:
         panel = _panel(split_names(protocol), every)
         folder = find_model(model)
@@ -111,7 +113,7 @@ def evaluate(
         asked = damage_asked(split_names(damage), severity, usable, tested)
         with output_folder(out, FILES, overwrite=overwrite) as place:
             run.device = resolve_device(device)
-            predictors, methods = _predictors(folder, config, run.device, every)
+            predictors, methods = _predictors(folder, config, run.device, every, precision)
             task = _Task(predictors, methods, usable, tested, config.spacing_mm, every, panel)
             records, failed = measure(predictors, usable, modalities=tested, config=config, every=every, listener=panel)
             failed |= {subject: str(fault) for subject, fault in faults.items()}
@@ -128,6 +130,7 @@ def evaluate(
                 },
                 "spacing_mm": config.spacing_mm,
                 "every_nth_slice": every,
+                "precision": precision,
                 "training": costs(predictors),
                 "seed": seed,
             }
@@ -175,17 +178,19 @@ def _test_part(found: "Sequence[Subject]", path: Path, data: Path, config: "Mode
     return kept
 
 
-def _predictors(folder: Path, config: "ModelConfig", device: str, every: int) -> "tuple[list[Predictor], list[str]]":
+def _predictors(
+    folder: Path, config: "ModelConfig", device: str, every: int, precision: str
+) -> "tuple[list[Predictor], list[str]]":
     """The model, the U-Net trained beside it if there is one, the copy row; and the columns of the table."""
     from medk2n.checkpoint import CONFIG, REFERENCE_UNET
     from medk2n.evaluation.copy import CopyPredictor
     from medk2n.inference.predictor import load_predictor
 
-    predictors: list[Predictor] = [load_predictor(folder, device, every=every)]
+    predictors: list[Predictor] = [load_predictor(folder, device, every=every, precision=precision)]
     reference = folder / REFERENCE_UNET
     if predictors[0].name != "unet":
         if (reference / CONFIG).is_file():
-            predictors.append(load_predictor(reference, device, every=every))
+            predictors.append(load_predictor(reference, device, every=every, precision=precision))
         else:
             say(
                 f"medk2n: {folder} has no {REFERENCE_UNET}, so the unet column says n/a; "

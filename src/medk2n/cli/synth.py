@@ -15,6 +15,7 @@ from medk2n.cli.common import (
     ManifestOption,
     ModelOption,
     OverwriteOption,
+    PrecisionOption,
     PreferOption,
     SeedOption,
     SetOption,
@@ -71,6 +72,7 @@ def synth(
     ] = None,
     model: ModelOption = "default",
     device: DeviceOption = "auto",
+    precision: PrecisionOption = "fp32",
     threads: ThreadsOption = None,
     seed: SeedOption = 0,
     prefer: PreferOption = None,
@@ -97,6 +99,7 @@ def synth(
     options |= {
         "model": model,
         "device": device,
+        "precision": precision,
         "threads": threads,
         "seed": seed,
         "set": overrides,
@@ -124,7 +127,7 @@ def synth(
         run.device = resolve_device(device)
         run.facts["model"] = {"folder": str(folder), "sha256": config.sha256}
         data = study if several else None
-        settings = Settings(data, folder, config.sha256, run.device, reference, seed, overwrite=overwrite)
+        settings = Settings(data, folder, config.sha256, run.device, reference, seed, overwrite, precision)
         if several:
             with group_page(out):
                 pass  # somebody else's would be told now

@@ -5,6 +5,7 @@ slices, then all slices follow that plan in chunks, so memory does not grow with
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,10 +78,14 @@ class SlicePredictor:
 
     Args:
         every: `predict` leaves all but every nth slice at 0 (a thinned evaluation); `infer` gives them all.
+        precision: of the passes, fp32 or bf16; what is decided upon them is 32-bit.
     """
 
-    def __init__(self, module: nn.Module, config: ModelConfig, device: str = "cpu", *, every: int = 1) -> None:
+    def __init__(
+        self, module: nn.Module, config: ModelConfig, device: str = "cpu", *, every: int = 1, precision: str = "fp32"
+    ) -> None:
         self.module, self.config, self.device, self.every = module, config, device, every
+        self.precision = precision
         self.name = config.model
         self.modalities = config.modalities
 
@@ -219,19 +224,26 @@ class SlicePredictor:
         area = np.any([array > 0 for array in images.values()], axis=0).sum(axis=(1, 2))
         at = deciding_slices(depth_range, most=_DECIDING_SLICES, shown=int(area.argmax()))
         given = torch.tensor([name in images for name in self.modalities], device=self.device)
-        scene = self.module.scene(self.stack(images, box, at), given.expand(len(at), -1))
+        with self._passes():
+            scene = self.module.scene(self.stack(images, box, at), given.expand(len(at), -1))
         return Sight(scene, at, box, control.for_slices(self.modalities, box, at, self.device))
 
     def run(
         self, images: torch.Tensor, query: Query, plan: Plan | None, control: Control, blend: torch.Tensor | None = None
     ) -> Prediction:
         """One pass through the network: images as of `stack`, query as of `query`; a plan where the model decides."""
-        if plan is None:
-            return self.module(images, query)
-        h, w = images.shape[-2:]
-        needed = query.sources.any(dim=0).expand(len(images), -1)
-        made = self.module.decode(self.module.scene(images, needed), query, Guidance(plan, control, blend=blend))
-        return MedK2NPrediction(made.mean[:, :h, :w], made.log_variance[:, :h, :w], made.fused, made.slope[..., :h, :w])
+        with self._passes():
+            if plan is None:
+                return self.module(images, query)
+            h, w = images.shape[-2:]
+            needed = query.sources.any(dim=0).expand(len(images), -1)
+            made = self.module.decode(self.module.scene(images, needed), query, Guidance(plan, control, blend=blend))
+            mean, log_variance = made.mean[:, :h, :w], made.log_variance[:, :h, :w]
+            return MedK2NPrediction(mean, log_variance, made.fused, made.slope[..., :h, :w])
+
+    def _passes(self) -> AbstractContextManager[object]:
+        """The precision of the network's passes."""
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def _shares(self, prediction: Prediction, stack: torch.Tensor, rows: slice) -> Iterator[tuple[str, np.ndarray]]:
         """What a change of each input adds to the image: its slope in the base image, as far as that is followed."""
@@ -279,16 +291,18 @@ def local_slope(image: torch.Tensor, guide: torch.Tensor, radius: int = 2, floor
     return mean(explained.clamp_max(1) * both / (of_guide.clamp_min(0) + floor))
 
 
-def load_predictor(folder: Path, device: str = "cpu", *, every: int = 1) -> SlicePredictor:
+def load_predictor(folder: Path, device: str = "cpu", *, every: int = 1, precision: str = "fp32") -> SlicePredictor:
     """A checkpoint folder as a predictor."""
-    return as_predictor(*load(folder, device=device), device, every=every)
+    return as_predictor(*load(folder, device=device), device, every=every, precision=precision)
 
 
-def as_predictor(module: nn.Module, config: ModelConfig, device: str = "cpu", *, every: int = 1) -> SlicePredictor:
+def as_predictor(
+    module: nn.Module, config: ModelConfig, device: str = "cpu", *, every: int = 1, precision: str = "fp32"
+) -> SlicePredictor:
     """A module in evaluation mode as a predictor; adapters of its encoder are merged into what they adapt."""
     if isinstance(encoder := getattr(module, "encoder", None), HieraEncoder):
         encoder.merge()
-    return SlicePredictor(module, config, device, every=every)
+    return SlicePredictor(module, config, device, every=every, precision=precision)
 
 
 def bounding_box(images: Mapping[str, np.ndarray]) -> tuple[tuple[slice, slice], list[int]]:

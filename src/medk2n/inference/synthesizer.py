@@ -121,15 +121,20 @@ class Synthesizer:
         self.name = name
 
     @classmethod
-    def from_pretrained(cls, name_or_folder: str | Path = "default", *, device: str = "cpu") -> "Synthesizer":
+    def from_pretrained(
+        cls, name_or_folder: str | Path = "default", *, device: str = "cpu", precision: str = "fp32"
+    ) -> "Synthesizer":
         """Load a bundled model ("default", "brain") or a folder written by `medk2n train`.
+
+        Args:
+            precision: of the network's passes, fp32 or bf16.
 
         Raises:
             UnknownNameError, CheckpointError: no such model, or altered weights.
             UsageError: a reference model (`unet`) that is only there to be compared with.
         """
         folder = find_model(name_or_folder)
-        predictor = load_predictor(folder, device)
+        predictor = load_predictor(folder, device, precision=precision)
         if not predictor.decides:
             raise UsageError(f"{folder}: {predictor.name} is a reference for `medk2n evaluate`; it explains nothing")
         return cls(predictor, folder.name)
@@ -199,6 +204,7 @@ class Synthesizer:
             "control": {name: rule.model_dump(mode="json", exclude_defaults=True) for name, rule in rules.items()},
             "control_masks": {str(path): sha256_file(path) for path in laid_down.mask_files()},
             "device": self._predictor.device,
+            "precision": self._predictor.precision,
             "working_spacing_mm": self.config.spacing_mm,
             "skull_stripped": stripped,
             "ignored_inputs": ignored,

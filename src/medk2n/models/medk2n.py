@@ -113,11 +113,13 @@ class MedK2N(nn.Module):
         images = padded(torch.where(needed[:, :, None, None, None], images, 0.0), MULTIPLE)
         inside = (images[:, :, images.shape[2] // 2] > 0).any(dim=1)
         encoded = self.encode(images, needed)
-        everything = torch.arange(self.m, device=images.device)
+        everything, kind = torch.arange(self.m, device=images.device), images.device.type
+        reduced, precision = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
 
         def propose(sample: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
             presence = members[:, :, None, None].to(images.dtype).expand(-1, -1, *images.shape[-2:])
-            made = self.propose(images, sample, presence, everything, encoded)
+            with torch.autocast(kind, precision, enabled=reduced):  # of the scene, whoever asks
+                made = self.propose(images, sample, presence, everything, encoded)
             return made[0].clamp(0, 1), made[1]
 
         return Scene(images, inside, Proposals(propose), encoded)
@@ -163,8 +165,12 @@ class MedK2N(nn.Module):
         return torch.cat(mean), torch.cat(log_variance)
 
     def fuse(self, scene: Scene, query: Query, guidance: Guidance | None = None) -> Fused:
-        """Which frames every query lets in, and where; without gradient to the synthesizer."""
-        return self.fusion(scene, query, self.embeddings, guidance or Guidance())
+        """Which frames every query lets in, and where; without gradient to the synthesizer.
+
+        In 32 bits, under autocast too: evidence is small differences of large sums.
+        """
+        with torch.autocast(scene.images.device.type, enabled=False):
+            return self.fusion(scene, query, self.embeddings, guidance or Guidance())
 
     def decode(self, scene: Scene, query: Query, guidance: Guidance | None = None) -> MedK2NPrediction:
         """Fuse, then one pass for each set of presence maps; the prediction is on the padded grid of the scene."""
@@ -178,7 +184,8 @@ class MedK2N(nn.Module):
         target, column = query.target.unique(return_inverse=True)
         mean, log_variance = self.propose(scene.images, query.sample[lead], fused.presence[lead], target, scene.encoded)
         made = self._where_hidden(scene, query, fused.presence, mean[which, column], log_variance[which, column])
-        slope, _ = self.linear_maps(fused.presence.amax(dim=(2, 3)) > 0, query.target)
+        with torch.autocast(scene.images.device.type, enabled=False):
+            slope, _ = self.linear_maps(fused.presence.amax(dim=(2, 3)) > 0, query.target)
         slope = slope[:, :, None, None] * fused.presence
         return MedK2NPrediction(*made, fused, slope)
 
