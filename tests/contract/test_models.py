@@ -216,6 +216,17 @@ def test_passes_in_half_precision_stay_close(name: str) -> None:
     torch.testing.assert_close(half.log_variance, whole.log_variance, atol=0.3, rtol=0)
 
 
+def test_what_is_decided_does_not_hang_on_the_precision_of_a_run() -> None:
+    """Evidence is small differences of large sums."""
+    module, asked = build("medk2n").eval(), query((0, (0, 1, 2), 3), (1, (0, 2), 1))
+    scene = module.scene(images(), asked.needed(2))
+    fused = module.fuse(scene, asked)
+    with torch.autocast("cpu", torch.bfloat16):
+        again = module.fuse(scene, asked)
+    assert torch.equal(fused.first, again.first)
+    assert all(torch.equal(a.weight, b.weight) for a, b in zip(fused.steps, again.steps, strict=True))
+
+
 @pytest.mark.parametrize("half", [False, True])
 def test_save_and_load(name: str, half: bool, tmp_path) -> None:
     module = build(name).eval().requires_grad_(False)  # as when loaded: torch rounds a layer that learns differently
