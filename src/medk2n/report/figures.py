@@ -38,14 +38,15 @@ class View:
     high: np.ndarray
 
     @classmethod
-    def around(cls, volume: Volume, focus: np.ndarray | None = None) -> "View":
+    def around(cls, volume: Volume, focus: np.ndarray | None = None, inside: np.ndarray | None = None) -> "View":
         """As wide as the foreground of `volume` (all, if nothing stands out), through its centre or that of `focus`.
 
         Args:
             focus: mask of the shape of `volume`, a lesion for example; an empty one counts for nothing.
+            inside: the foreground, where it is known already.
         """
         array, _ = to_canonical(volume.array, volume.grid)
-        inside = np.argwhere(to_canonical(patient(volume), volume.grid)[0])
+        inside = np.argwhere(to_canonical(patient(volume) if inside is None else inside, volume.grid)[0])
         if not inside.size:
             inside = np.argwhere(np.ones(array.shape, dtype=bool))
         margin = np.ceil(_MARGIN * np.array(array.shape)).astype(int)
@@ -68,12 +69,16 @@ def planes(volume: Volume, view: View) -> dict[str, tuple[np.ndarray, float]]:
     }
 
 
-def display_range(volume: Volume) -> tuple[float, float]:
-    """Values shown black and white: nearly all of the foreground (fat may glare); CT keeps soft tissue apart."""
+def display_range(volume: Volume, inside: np.ndarray | None = None) -> tuple[float, float]:
+    """Values shown black and white: nearly all of the foreground (fat may glare); CT keeps soft tissue apart.
+
+    Args:
+        inside: the foreground, shape of the array, where it is known already: finding it takes a second.
+    """
     row = MODALITIES[volume.modality]
     if row.name == "ct" and volume.array.min() < -200:
         return -160.0, 240.0
-    values = volume.array[patient(volume)]
+    values = volume.array[patient(volume) if inside is None else inside]
     if values.size == 0:
         return float(volume.array.min()), float(volume.array.max())
     low, high = np.percentile(values, [0.5, 98.5])

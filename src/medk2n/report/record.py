@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medk2n.data.patient import patient
 from medk2n.errors import OutputExistsError
 from medk2n.io.atomic import refuse_existing, sha256_file, write_json
 from medk2n.report.figures import View, display_range, thumbnail_png
@@ -73,7 +74,10 @@ def write_record(
         made: final place of each file -> where it lies now.
         at: where the record is to be written for now.
     """
-    view = View.around(synthesis.inputs[synthesis.reference])
+    reference = synthesis.inputs[synthesis.reference]
+    inside = patient(reference)
+    view = View.around(reference, inside=inside)
+    limits = {name: display_range(volume, inside) for name, volume in synthesis.volumes.items()}
     write_json(
         at,
         {
@@ -86,7 +90,7 @@ def write_record(
             "targets": {
                 name: {
                     "predicted_psnr_db": explanation.predicted_psnr_db,
-                    "thumbnail": thumbnail_png(synthesis.volumes[name], view, display_range(synthesis.volumes[name])),
+                    "thumbnail": thumbnail_png(synthesis.volumes[name], view, limits[name]),
                 }
                 for name, explanation in synthesis.explanations.items()
             },

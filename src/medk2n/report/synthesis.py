@@ -32,13 +32,14 @@ def render_report(synthesis: "Synthesis", study_id: str) -> str:
 
 def _context(synthesis: "Synthesis", study_id: str, dpi: int) -> dict[str, Any]:
     reference = synthesis.inputs[synthesis.reference]
-    view = View.around(reference)
+    inside = patient(reference)  # of all images alike: they lie on its grid
+    view = View.around(reference, inside=inside)
     return {
         "study": study_id,
         "version": medk2n.__version__,
-        "inputs": [_column(volume, view, dpi, synthetic=False) for volume in synthesis.inputs.values()],
-        "outputs": [_column(volume, view, dpi, synthetic=True) for volume in synthesis.volumes.values()],
-        "targets": [_target(synthesis, name, view, dpi) for name in synthesis.volumes],
+        "inputs": [_column(volume, view, inside, dpi, synthetic=False) for volume in synthesis.inputs.values()],
+        "outputs": [_column(volume, view, inside, dpi, synthetic=True) for volume in synthesis.volumes.values()],
+        "targets": [_target(synthesis, name, view, inside, dpi) for name in synthesis.volumes],
         "sources": sources(synthesis),
         "reference": synthesis.reference,
         "grid": {
@@ -52,15 +53,15 @@ def _context(synthesis: "Synthesis", study_id: str, dpi: int) -> dict[str, Any]:
     }
 
 
-def _column(volume: Volume, view: View, dpi: int, *, synthetic: bool) -> dict[str, Any]:
+def _column(volume: Volume, view: View, inside: np.ndarray, dpi: int, *, synthetic: bool) -> dict[str, Any]:
     return {
         "name": volume.modality,
         "label": MODALITIES[volume.modality].label,
-        "image": strip_png(volume, view, display_range(volume), synthetic=synthetic, dpi=dpi),
+        "image": strip_png(volume, view, display_range(volume, inside), synthetic=synthetic, dpi=dpi),
     }
 
 
-def _target(synthesis: "Synthesis", name: str, view: View, dpi: int) -> dict[str, Any]:
+def _target(synthesis: "Synthesis", name: str, view: View, inside: np.ndarray, dpi: int) -> dict[str, Any]:
     volume, explanation = synthesis.volumes[name], synthesis.explanations[name]
     word, sentence = quality_words(explanation.predicted_psnr_db)
     return {
@@ -68,8 +69,8 @@ def _target(synthesis: "Synthesis", name: str, view: View, dpi: int) -> dict[str
         "label": MODALITIES[name].label,
         "unit": scaling_facts(synthesis, name)["unit"],
         "key": explanation.key,
-        "image": strip_png(volume, view, display_range(volume), synthetic=True, vertical=False, dpi=dpi),
-        "deviation": _deviation(synthesis, name, view, dpi),
+        "image": strip_png(volume, view, display_range(volume, inside), synthetic=True, vertical=False, dpi=dpi),
+        "deviation": _deviation(synthesis, name, view, inside, dpi),
         "remade": name in synthesis.inputs,
         "predicted_psnr_db": explanation.predicted_psnr_db,
         "quality_word": word,
@@ -103,12 +104,12 @@ def _stages(explanation: "Explanation") -> list[dict[str, Any]]:
     return rows
 
 
-def _deviation(synthesis: "Synthesis", name: str, view: View, dpi: int) -> dict[str, Any] | None:
+def _deviation(synthesis: "Synthesis", name: str, view: View, inside: np.ndarray, dpi: int) -> dict[str, Any] | None:
     volume = synthesis.deviations.get(name)
     if volume is None:
         return None
-    inside = volume.array[patient(synthesis.inputs[synthesis.reference])]
-    most = float(np.percentile(inside, 99)) if inside.size else float(volume.array.max())
+    values = volume.array[inside]
+    most = float(np.percentile(values, 99)) if values.size else float(volume.array.max())
     image = strip_png(volume, view, (0.0, most), synthetic=True, colours="magma", vertical=False, dpi=dpi)
     return {"image": image, "most": f"{most:.3g}"}
 

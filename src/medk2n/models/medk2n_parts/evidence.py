@@ -250,7 +250,8 @@ def local_correlation(x: Tensor, y: Tensor) -> Tensor:
     """Correlation of two images (n, h, w) in 9 x 9 voxels around each."""
 
     def mean(z: Tensor) -> Tensor:
-        return functional.avg_pool2d(z[:, None], _BOX, 1, _BOX // 2).squeeze(1)
+        rows = functional.avg_pool2d(z[:, None], (_BOX, 1), 1, (_BOX // 2, 0))  # one axis after the other: a box
+        return functional.avg_pool2d(rows, (1, _BOX), 1, (0, _BOX // 2)).squeeze(1)
 
     a, b = mean(x), mean(y)
     both = (mean(x * x) - a * a).clamp_min(0) * (mean(y * y) - b * b).clamp_min(0)
