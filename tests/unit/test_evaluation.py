@@ -483,7 +483,7 @@ def world(tmp_path, monkeypatch):
     monkeypatch.setattr("medk2n.data.working.load_working", load_working)
     module(
         "medk2n.inference.predictor",
-        load_predictor=lambda folder, device, every=1: Fake(half, "unet" if folder.name == "unet" else "medk2n"),
+        load_predictor=lambda folder, device, every=1, **how: Fake(half, "unet" if folder.name == "unet" else "medk2n"),
         SlicePredictor=SlicePredictor,
     )
     monkeypatch.setattr("medk2n.cli.main.VERBS", ("evaluate",))
