@@ -302,6 +302,23 @@ def test_a_hidden_frame_reaches_the_loss_as_a_map(fresh: tuple[TrainConfig, Trai
     assert model.lesson.paint(crops, torch.tensor([0]), presence, sources, World())[0] == part != whole
 
 
+def test_a_curriculum_begins_with_single_frames(fresh: tuple[TrainConfig, TrainingData], monkeypatch) -> None:
+    settings, data = fresh
+    teaching = settings.teaching.model_copy(update={"curriculum": 0.3})
+    seen: list[int] = []
+    for turned in (settings, settings.model_copy(update={"teaching": teaching})):
+        lesson = contender(turned, data).lesson
+        monkeypatch.setattr(lesson, "paint", lambda *given: seen.append(int(given[3].sum(dim=1).max())) or 1 / 0)
+        for progress in (0.0, 0.35):
+            largest = []
+            for seed in range(12):
+                seen.clear()
+                with pytest.raises(ZeroDivisionError):
+                    lesson.loss(batch(size=4), seed, progress, World())
+                largest += seen
+            assert (max(largest) == 1) == (turned is not settings and progress == 0), (turned.teaching, progress)
+
+
 def weighing(
     fresh: tuple[TrainConfig, TrainingData], crops: Batch, seed: int = 0
 ) -> tuple[Contender, dict[str, float]]:

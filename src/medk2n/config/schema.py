@@ -105,13 +105,15 @@ class Teaching(_Strict):
 
     `weighing` is the share of the budget, at its end, in which they learn alone; `held_out` the share of each data
     folder's subjects that the synthesizer does not learn from, and they do; `corrupt` the chance that an input is
-    damaged then; `hide` the chance that a region of a frame is hidden while the synthesizer learns; `cost_db` what
-    letting a frame in costs.
+    damaged then; `curriculum` the share of the budget, at its beginning, in which sets of frames grow from one to
+    `batch.most_sources` (0: all sizes from the start); `hide` the chance that a region of a frame is hidden while the
+    synthesizer learns; `cost_db` what letting a frame in costs.
     """
 
     weighing: Share = 0.12
     held_out: Share = 0.1
     corrupt: Share = 0.4
+    curriculum: Share = 0.0
     hide: Share = 0.05
     cost_db: float = 0.02
 

@@ -64,20 +64,27 @@ class MedK2NLesson:
         rng = np.random.default_rng(seed)
         batch = focused(batch, self.pupil.config, rng)
         if self.kind(progress) == REST:
-            loss, parts = self._paint(batch, rng, world)
+            loss, parts = self._paint(batch, rng, progress, world)
         else:
             loss, parts = self._weigh(batch, rng, seed, world)
         return loss, {name: float(value.detach()) for name, value in parts.items()} | {"loss": float(loss.detach())}
 
-    def _paint(self, batch: Batch, rng: np.random.Generator, world: World) -> tuple[Tensor, dict[str, Tensor]]:
+    def _paint(
+        self, batch: Batch, rng: np.random.Generator, progress: float, world: World
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The synthesizer: every image that a crop has, from random sets of frames."""
         shape = self.pupil.config.batch
         acquired = batch.acquired.cpu().numpy()
-        samples, subsets = draw_sources(acquired, rng, draws=shape.draws, most=shape.most_sources)
+        samples, subsets = draw_sources(acquired, rng, draws=shape.draws, most=self.most_frames(progress))
         subsets = without_damaged(subsets, batch.severity.cpu().numpy()[samples], rng)
         presence = hidden(subsets, batch.foreground.shape[-2:], rng, self.teaching.hide).to(world.device)
         batch, sample = batch.to(world.device), torch.from_numpy(samples).to(world.device)
         return self.paint(batch, sample, presence, torch.from_numpy(subsets).to(world.device), world)
+
+    def most_frames(self, progress: float) -> int:
+        """Of a set that the synthesizer learns from: one at first, then ever more, where a curriculum is asked for."""
+        most, begun = self.pupil.config.batch.most_sources, self.teaching.curriculum
+        return most if progress >= begun else 1 + int(progress / begun * (most - 1))
 
     def paint(
         self, batch: Batch, sample: Tensor, presence: Tensor, sources: Tensor, world: World
