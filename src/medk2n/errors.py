@@ -32,6 +32,10 @@ class VolumeReadError(Medk2nError, OSError):
     """A file that is not a readable, finite, three-dimensional image."""
 
 
+class DoubtfulScanError(Medk2nError, ValueError):
+    """A scan that is almost certainly not what it is said to be; refused without `--force`."""
+
+
 class GeometryError(Medk2nError, ValueError):
     """Grids that are singular, do not overlap, or do not fit."""
 

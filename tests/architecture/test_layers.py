@@ -17,6 +17,7 @@ LAYERS = (
     ("io",),
     ("config", "dicom", "identity"),
     ("data", "metrics", "models"),
+    ("gatekeeper",),
     ("losses", "phantom", "preparation"),
     ("checkpoint", "pretrained"),
     ("inference", "training"),

@@ -8,10 +8,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from medk2n import checkpoint, registry
 from medk2n.config.control import FusionRule, WeightRule, load_control
-from medk2n.errors import ConfigError, GeometryError, UnknownNameError, UsageError, VolumeReadError
+from medk2n.errors import ConfigError, DoubtfulScanError, GeometryError, UnknownNameError, UsageError, VolumeReadError
 from medk2n.geometry.grid import Grid
 from medk2n.inference import contribution, progression
 from medk2n.inference.contribution import proposed
@@ -561,3 +562,48 @@ def test_a_progression_shows_its_fullest_slice_and_the_spread_over_orders(
         if isinstance(members, float) else proposed(inference, members, j),
     )  # fmt: skip
     assert progressions(predictor, ["ct"], whole)["ct"].order_deviation == pytest.approx(0.2, rel=1e-5)
+
+
+# --- the gatekeeper
+
+
+def lumps(contrast: int, shift: int = 0) -> np.ndarray:
+    """A stripped brain with the same borders in every contrast, moved by so many voxels of 2 mm."""
+    rough = np.random.default_rng(0).standard_normal((40, 48, 24))
+    labels = np.digitize(ndimage.gaussian_filter(rough, 2.0), [-0.08, -0.03, 0.03, 0.08])
+    levels = np.random.default_rng(contrast).permutation(5) * 100 + 200
+    x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in rough.shape), indexing="ij")
+    noise = np.random.default_rng(9 + contrast).normal(0, 10, rough.shape)
+    return np.roll(np.where(x**2 + y**2 + z**2 < 0.6, levels[labels] + noise, 0), shift, axis=1).astype(np.float32)
+
+
+def test_a_displaced_input_is_told_or_put_right(synthesizer: Synthesizer) -> None:
+    affine = np.diag([2.0, 2.0, 3.0, 1.0])
+    study = {"t1n": (lumps(0), affine), "t2w": (lumps(1, shift=3), affine)}
+    results = {how: synthesizer.synth(study, ["t1c"], align=how) for how in ("off", "warn", "fix")}
+    told = {how: result.record["warnings"] for how, result in results.items()}
+    assert told["off"] == told["fix"] == []
+    assert [line[:11] for line in told["warn"]] == ["t2w lies 6."]
+    off = {how: result.record["checks"]["alignment"] for how, result in results.items()}
+    assert off["off"] == {}
+    assert off["warn"]["t2w"]["shift"] == pytest.approx([0, 6, 0], abs=0.5)
+    assert off["fix"]["t2w"]["off"] < 0.7
+    assert results["fix"].record["checks"]["registration"]["t2w"]["transform"]
+    there = lumps(1)
+    back = results["fix"].inputs["t2w"].array
+    assert np.abs(back - there).mean() < 0.3 * np.abs(results["warn"].inputs["t2w"].array - there).mean()
+    np.testing.assert_array_equal(results["off"]["t1c"].array, results["warn"]["t1c"].array)
+    with pytest.raises(UsageError, match="align 'sideways': expected one of off, warn, fix"):
+        synthesizer.synth(study, ["t1c"], align="sideways")
+
+
+def test_noise_is_refused_unless_it_is_forced(synthesizer: Synthesizer) -> None:
+    affine = np.diag([2.0, 2.0, 3.0, 1.0])
+    noise = np.where(lumps(1) > 0, np.random.default_rng(0).uniform(100, 900, lumps(1).shape), 0)
+    study = {"t1n": (lumps(0), affine), "t2w": (noise, affine)}
+    with pytest.raises(DoubtfulScanError, match=r"t2w: named t2w looks like noise.*--force"):
+        synthesizer.synth(study, ["t1c"])
+    record = synthesizer.synth(study, ["t1c"], force=True).record
+    assert record["checks"]["forced"] is True
+    assert record["checks"]["doubts"][0]["refuses"] is True
+    assert record["warnings"][0].startswith("t2w looks like noise")

@@ -22,6 +22,7 @@ from medk2n.config.schema import load_config
 from medk2n.data import stored as stored_module
 from medk2n.data.batches import Augmentation, Store, draw_batch
 from medk2n.data.discover import discover, discover_study
+from medk2n.data.itk import RAS_TO_LPS
 from medk2n.data.patient import is_stripped
 from medk2n.data.prepared import read_record
 from medk2n.data.stored import SLICES, Stored
@@ -36,7 +37,6 @@ from medk2n.preparation import run as run_module
 from medk2n.preparation import study as study_module
 from medk2n.preparation.ants import AntsRegister
 from medk2n.preparation.draft import Draft, read_draft
-from medk2n.preparation.itk import RAS_TO_LPS
 from medk2n.preparation.n4 import N4
 from medk2n.preparation.register import Register, largest_move
 from medk2n.preparation.regrid import Regrid

@@ -63,6 +63,8 @@ class Settings:
     seed: int
     overwrite: bool
     precision: str = "fp32"
+    align: str = "warn"
+    force: bool = False
 
 
 def complete(jobs: Sequence[Job], settings: Settings, run: Manifest, failed: dict[str, Any]) -> None:
@@ -133,6 +135,8 @@ def _request(job: Job, settings: Settings, data: Path) -> dict[str, Any]:
         "targets": job.targets,
         "reference": settings.reference,
         "seed": settings.seed,
+        "align": settings.align,
+        "force": settings.force,
         "rules": {name: rule.model_dump(mode="json", exclude_defaults=True) for name, rule in job.control.items()},
         "burn_in": bool(job.place.form.burn_in),
         "medk2n": medk2n.__version__,
@@ -152,6 +156,8 @@ def _one(synthesizer: "Synthesizer", job: Job, settings: Settings, run: Manifest
                 reference=settings.reference,
                 seed=settings.seed,
                 control=job.control,
+                align=settings.align,
+                force=settings.force,
                 progress=progress,
             )
         written = write_synthesis(synthesis, job.place, folder, request=request)
@@ -162,6 +168,8 @@ def _one(synthesizer: "Synthesizer", job: Job, settings: Settings, run: Manifest
     run.outputs += written
     for line in synthesis.record["warnings"]:
         say(f"medk2n: warning: {one_line(f'{job.id}: {line}')}", err=True)
+    if synthesis.record["placed"]:
+        say(one_line(f"{job.id}: {synthesis.record['placed']}"))
     done = f"{', '.join(synthesis.inputs)} -> {', '.join(job.targets)}"
     say(one_line(f"{job.id}: {done}; look at {written[-1]} first"))
     return {"inputs": list(synthesis.inputs), "targets": job.targets, "elapsed_s": synthesis.record["elapsed_s"]}

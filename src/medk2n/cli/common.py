@@ -14,6 +14,7 @@ import typer
 
 import medk2n
 from medk2n.cli.complaints import SOME_FAILED, explain, one_line, say
+from medk2n.config.align import Align
 from medk2n.errors import UnknownNameError, UsageError
 from medk2n.workers import cores
 
@@ -47,6 +48,11 @@ SeverityOption = Annotated[
     list[float] | None, typer.Option("--severity", help="How badly, above 0, at most 1 (the default); repeatable.")
 ]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same result.")]
+AlignOption = Annotated[
+    Align,
+    typer.Option("--align", help="Scans that do not lie on each other: off, warn, or fix (register them, rigidly)."),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Use scans that are surely not what they are called.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out already.")]
 ManifestOption = Annotated[
     Path | None, typer.Option("--manifest", help="Write what was run, on what, in which time and memory (JSON).")

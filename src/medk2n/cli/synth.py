@@ -10,7 +10,9 @@ import typer
 
 from medk2n.cli.cohort import Job, Settings, complete
 from medk2n.cli.common import (
+    AlignOption,
     DeviceOption,
+    ForceOption,
     Manifest,
     ManifestOption,
     ModelOption,
@@ -22,6 +24,7 @@ from medk2n.cli.common import (
     ThreadsOption,
 )
 from medk2n.cli.complaints import say
+from medk2n.config.align import Align
 
 if TYPE_CHECKING:
     from medk2n.checkpoint import ModelConfig
@@ -74,6 +77,8 @@ def synth(
     device: DeviceOption = "auto",
     precision: PrecisionOption = "fp32",
     threads: ThreadsOption = None,
+    align: AlignOption = Align.warn,
+    force: ForceOption = False,
     seed: SeedOption = 0,
     prefer: PreferOption = None,
     overrides: SetOption = None,
@@ -101,6 +106,8 @@ def synth(
         "device": device,
         "precision": precision,
         "threads": threads,
+        "align": align.value,
+        "force": force,
         "seed": seed,
         "set": overrides,
         "overwrite": overwrite,
@@ -127,7 +134,8 @@ def synth(
         run.device = resolve_device(device)
         run.facts["model"] = {"folder": str(folder), "sha256": config.sha256}
         data = study if several else None
-        settings = Settings(data, folder, config.sha256, run.device, reference, seed, overwrite, precision)
+        held = {"overwrite": overwrite, "precision": precision, "align": align.value, "force": force}
+        settings = Settings(data, folder, config.sha256, run.device, reference, seed, **held)
         if several:
             with group_page(out):
                 pass  # somebody else's would be told now

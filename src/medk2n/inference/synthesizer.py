@@ -20,12 +20,15 @@ import torch
 
 import medk2n
 from medk2n.checkpoint import ModelConfig, find_model
+from medk2n.config.align import Align
 from medk2n.config.control import FusionRule, by_short_name
 from medk2n.data.discover import discover_study
 from medk2n.data.intensity import Scaling, unit_doubt
 from medk2n.data.subject import Subject
-from medk2n.data.working import Workspace, align, scaled_on, skull_stripped
+from medk2n.data.working import Workspace, scaled_on, skull_stripped
+from medk2n.data.working import align as on_one_grid
 from medk2n.errors import UsageError, VolumeReadError
+from medk2n.gatekeeper import Gatekeeper
 from medk2n.geometry.grid import Grid
 from medk2n.inference.contribution import contributions
 from medk2n.inference.control import StudyControl
@@ -116,8 +119,9 @@ class Synthesis(Mapping[str, Volume]):
 class Synthesizer:
     """A model, loaded once, that completes any number of studies."""
 
-    def __init__(self, predictor: SlicePredictor, name: str) -> None:
+    def __init__(self, predictor: SlicePredictor, name: str, gatekeeper: Gatekeeper | None = None) -> None:
         self._predictor = predictor
+        self._gatekeeper = gatekeeper or Gatekeeper()
         self.name = name
 
     @classmethod
@@ -137,7 +141,7 @@ class Synthesizer:
         predictor = load_predictor(folder, device, precision=precision)
         if not predictor.decides:
             raise UsageError(f"{folder}: {predictor.name} is a reference for `medk2n evaluate`; it explains nothing")
-        return cls(predictor, folder.name)
+        return cls(predictor, folder.name, Gatekeeper.of_model(folder, predictor.config.spacing_mm))
 
     @property
     def config(self) -> ModelConfig:
@@ -151,6 +155,8 @@ class Synthesizer:
         *,
         reference: str | None = None,
         control: Mapping[str, FusionRule] | None = None,
+        align: Align | str = Align.warn,
+        force: bool = False,
         seed: int = 0,
         progress: Progress | None = None,
     ) -> Synthesis:
@@ -162,11 +168,15 @@ class Synthesizer:
             reference: the input whose grid the outputs have; None is the first.
             control: target -> what you lay down about its fusion: the key frame, inputs to leave out, bounds of
                 weights. All that is left open the content decides.
+            align: "warn" measures how the inputs lie to the reference and tells what seems displaced; "fix" registers
+                them to it first (rigidly; each is still resampled once); "off" does neither.
+            force: use inputs that are almost certainly not what they are said to be.
             seed: written into the record; nothing in a synthesis is random.
             progress: called with (slices done, slices in all).
 
         Raises:
             UsageError: unknown or doubled names, no inputs, nothing to do, rules that cannot be followed.
+            DoubtfulScanError: an input that is almost certainly no scan, or another one than its name says.
             VolumeReadError, GeometryError: an input that cannot be used.
         """
         started = time.perf_counter()
@@ -182,6 +192,8 @@ class Synthesizer:
             )
         self._predictor.indices(inputs)
         first = self._reference(reference, inputs)
+        align = _align(align)
+        inputs, registration = _registered(inputs, first) if align == Align.fix else (inputs, {})
         grid, space = inputs[first].grid, Workspace.around(inputs[first], self.config.spacing_mm)
         path = str(inputs[first].provenance.get("path", first))
         stacks, finer, patient, own = {}, {}, {}, {}
@@ -189,12 +201,15 @@ class Synthesizer:
             values, patient[name], own[name] = scaled_on(volume, grid, path)
             stacks[name] = space.stack(values)
             finer[name] = values - space.unstack(stacks[name])
+        examined = self._gatekeeper.examine(inputs, first, pairs=align != Align.off, slices=stacks)
+        if not force:
+            examined.refuse()
         rules = _rules(control or {})
         laid_down = StudyControl.of(rules, inputs, wanted, space)
         inference = self._predictor.infer(stacks, wanted, progress, control=laid_down)
         scalings = {name: own.get(name) or self._typical(name) for name in wanted}
         stripped = skull_stripped(inputs)
-        inputs = align(inputs, grid, path)
+        inputs = on_one_grid(inputs, grid, path)
         record = {
             "model": self.name,
             "model_sha256": self.config.sha256,
@@ -208,7 +223,9 @@ class Synthesizer:
             "working_spacing_mm": self.config.spacing_mm,
             "skull_stripped": stripped,
             "ignored_inputs": ignored,
-            "warnings": [*_left_out(study), *_warnings(inputs, own)],
+            "warnings": [*_left_out(study), *_warnings(inputs, own), *examined.lines()],
+            "placed": examined.placed(),
+            "checks": {"align": align.value, "forced": force, "registration": registration, **examined.to_json()},
             "sources": {name: dict(volume.provenance) for name, volume in inputs.items()},
         }
         volumes, deviations = {}, {}
@@ -302,6 +319,23 @@ def _warnings(inputs: Mapping[str, Volume], scalings: Mapping[str, Scaling]) -> 
     """What was taken on trust about the inputs, for people."""
     told = {name: (volume.provenance.get("note"), unit_doubt(scalings[name], name)) for name, volume in inputs.items()}
     return [f"{name}: {line}" for name, lines in told.items() for line in lines if line]
+
+
+def _align(wanted: str) -> Align:
+    try:
+        return Align(wanted)
+    except ValueError as error:
+        raise UsageError(f"align {wanted!r}: expected one of {', '.join(Align)}") from error
+
+
+def _registered(inputs: Mapping[str, Volume], reference: str) -> tuple[dict[str, Volume], dict[str, Any]]:
+    """The inputs where registration to the reference puts them, unresampled, and what was done to each."""
+    from medk2n.preparation.draft import Draft
+    from medk2n.preparation.register import Register  # ITK is not light
+
+    ordered = {reference: inputs[reference], **inputs}
+    outcome = Register().apply(Draft("the study", ordered, {}))
+    return {name: outcome.draft.scans[name] for name in inputs}, dict(outcome.facts)
 
 
 def _rules(control: Mapping[str, FusionRule]) -> dict[str, FusionRule]:

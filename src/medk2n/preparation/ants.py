@@ -9,8 +9,9 @@ from typing import ClassVar
 import numpy as np
 import SimpleITK as sitk
 
+from medk2n.data.rigid import SEED
 from medk2n.errors import ConfigError
-from medk2n.preparation.register import SEED, Register
+from medk2n.preparation.register import Register
 
 _AT_FULL_SIZE = 10  # iterations, as many as ANTs has there: each looks at every voxel
 

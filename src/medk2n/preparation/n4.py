@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 import numpy as np
 import SimpleITK as sitk
 
+from medk2n.data.itk import array_of, image_of, one_thread
 from medk2n.data.patient import background, patient
 from medk2n.errors import VolumeReadError
 from medk2n.io.volume import Volume
 from medk2n.preparation.draft import Draft, Outcome
-from medk2n.preparation.itk import array_of, image_of, one_thread
 
 _UNSHADED = {"adc": "a quotient, in which shading cancels", "ct": "no coil", "pet": "no coil"}
 _LEAST_VOXELS = 8

@@ -9,29 +9,27 @@ from typing import Any, ClassVar
 import numpy as np
 import SimpleITK as sitk
 
+from medk2n.data.coarse import LEAST_VOXELS
+from medk2n.data.itk import one_thread
+from medk2n.data.rigid import clipped, gain, moved, rigid, where_it_is
 from medk2n.errors import GeometryError
 from medk2n.geometry.grid import Grid
 from medk2n.geometry.resample import check_overlap
 from medk2n.io.volume import LabelMap, Volume
 from medk2n.preparation.draft import Draft, Outcome
-from medk2n.preparation.itk import RAS_TO_LPS, image_of, one_thread
 
-_LEAST_VOXELS = 8  # along each axis
 _CLEARLY = 1.01  # mutual information has to rise by a hundredth for a move to be believed
 _STILL = 0.5  # voxels of the reference: what moves by less is left where it is, if that spares it a resampling
 _FAR = 1.0  # voxels: what seems to be displaced by more, and is not believed, is told
 _SHRUNK = (4, 2, 1)  # the three resolutions
 _SAMPLES = 20_000  # voxels that mutual information is taken from, at each; five times as many to judge the result
-_LAST_STEP_MM = 0.01
-SEED = 1
 
 
 @dataclass(frozen=True)
 class Register:
-    """Mattes mutual information (Mattes et al., IEEE TMI 2003), 32 bins, three resolutions, gradient descent.
+    """By `data/rigid.py`, at three resolutions, with one thread, so that the same files give the same transform.
 
-    One thread and one seed, so that the same files give the same transform. Masks that lie on the grid of a scan that
-    moves, and not on the reference's, move with it.
+    Masks that lie on the grid of a scan that moves, and not on the reference's, move with it.
     """
 
     name: ClassVar[str] = "register"
@@ -52,101 +50,59 @@ class Register:
             facts[label] = self._compare(reference, volume, (draft.id, label, draft.reference))
             if (transform := facts[label].get("transform")) is None:
                 continue
-            grid = Grid(volume.grid.shape, np.array(transform) @ volume.grid.affine)
-            scans[label] = Volume(volume.array, grid, volume.modality, volume.provenance)
+            scans[label] = moved(volume, np.array(transform))
             for kind, mask in draft.masks.items():
                 theirs = mask.grid.same_as(volume.grid) and not mask.grid.same_as(reference.grid)
                 if theirs and masks[kind] is mask:
-                    masks[kind] = LabelMap(mask.array, grid)
+                    masks[kind] = LabelMap(mask.array, scans[label].grid)
         warnings = [f"{label} {found['warning']}" for label, found in facts.items() if "warning" in found]
         return Outcome(Draft(draft.id, scans, masks), facts, tuple(warnings))
 
     def _compare(self, fixed: Volume, moving: Volume, names: tuple[str, str, str]) -> dict[str, Any]:
         """What was found of one scan; with a "transform" if it is to move."""
         subject, label, reference = names
-        if min(moving.grid.shape) < _LEAST_VOXELS:
-            return {"kept": f"fewer than {_LEAST_VOXELS} voxels along an axis"}
+        if min(moving.grid.shape) < LEAST_VOXELS:
+            return {"kept": f"fewer than {LEAST_VOXELS} voxels along an axis"}
         check_overlap(fixed.grid, moving.grid, reference, label)
         with one_thread():
-            transform, gain = self._find(fixed, moving, f"{subject}: {label} to {reference}")
+            transform, more = self._find(fixed, moving, f"{subject}: {label} to {reference}")
         voxels = largest_move(transform, fixed.grid)
-        found = {"gain": round(gain, 4), "voxels": round(voxels, 3)}
+        found = {"gain": round(more, 4), "voxels": round(voxels, 3)}
         if voxels < _STILL and moving.grid.same_as(fixed.grid):
             return found | {"kept": "in place"}
-        if gain >= _CLEARLY:
+        if more >= _CLEARLY:
             return found | {"transform": transform.tolist()}
         found |= {"kept": "no move makes it clearly more alike"}
         if voxels < _FAR:
             return found
         return found | {
             "warning": f"is left where it is: a move by up to {voxels:.1f} voxels changes its mutual information with "
-            f"{reference} by {gain - 1:+.1%}, expected +{_CLEARLY - 1:.0%}; look at preview.png"
+            f"{reference} by {more - 1:+.1%}, expected +{_CLEARLY - 1:.0%}; look at preview.png"
         }
 
     def _find(self, fixed: Volume, moving: Volume, what: str) -> tuple[np.ndarray, float]:
         """(4, 4) from where `moving` says it is to where it is (mm, RAS), and by what factor it is more alike there."""
-        images = _clipped(fixed), _clipped(moving)
+        images = clipped(fixed), clipped(moving)
         try:
             found = self._transform(*images)
-            before, after = (_alike(images, transform) for transform in (sitk.Euler3DTransform(), found))
+            return where_it_is(found), gain(*images, found, samples=5 * _SAMPLES)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[-160:]
             raise GeometryError(
                 f"{what}: cannot be registered ({reason}); leave --register out, or the image"
             ) from error
-        return np.linalg.inv(_matrix(found)), after / max(before, 1e-6)
 
     def _transform(self, fixed: sitk.Image, moving: sitk.Image) -> sitk.Transform:
         """From points of `fixed` to those of `moving`; has a matrix, a centre and a translation."""
-        start = sitk.Euler3DTransform()
-        start.SetCenter(fixed.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in fixed.GetSize()]))
-        method = _metric(*(_SAMPLES * step**3 / fixed.GetNumberOfPixels() for step in _SHRUNK))
-        method.SetOptimizerAsRegularStepGradientDescent(1.0, _LAST_STEP_MM, self.iterations, 0.5, 1e-8)
-        method.SetOptimizerScalesFromPhysicalShift()
-        method.SetShrinkFactorsPerLevel(_SHRUNK)
-        method.SetSmoothingSigmasPerLevel([2, 1, 0])
-        method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
-        method.SetInitialTransform(start, inPlace=False)
-        return sitk.Euler3DTransform(sitk.CompositeTransform(method.Execute(fixed, moving)).GetBackTransform())
+        return rigid(fixed, moving, iterations=self.iterations, shrunk=_SHRUNK, samples=_SAMPLES)
 
 
 def _unfit(draft: Draft, reference: Volume) -> str:
     if not draft.spacing_known:
         return "spacing unknown"
-    if min(reference.grid.shape) < _LEAST_VOXELS:
-        return f"the reference has fewer than {_LEAST_VOXELS} voxels along an axis"
+    if min(reference.grid.shape) < LEAST_VOXELS:
+        return f"the reference has fewer than {LEAST_VOXELS} voxels along an axis"
     return "" if len(draft.scans) > 1 else "one scan alone"
-
-
-def _clipped(volume: Volume) -> sitk.Image:
-    """Outliers would take the bins from tissue."""
-    return image_of(np.clip(volume.array, *np.percentile(volume.array[::2, ::2, ::2], [0.5, 99.5])), volume.grid)
-
-
-def _metric(*shares: float) -> sitk.ImageRegistrationMethod:
-    method = sitk.ImageRegistrationMethod()
-    method.SetMetricAsMattesMutualInformation(32)
-    method.SetMetricSamplingStrategy(method.RANDOM)
-    method.SetMetricSamplingPercentagePerLevel([min(1.0, float(share)) for share in shares], SEED)
-    method.SetInterpolator(sitk.sitkLinear)
-    method.MetricUseFixedImageGradientFilterOff()  # gradients where they are asked for, not of whole images
-    method.MetricUseMovingImageGradientFilterOff()
-    return method
-
-
-def _alike(images: tuple[sitk.Image, sitk.Image], transform: sitk.Transform) -> float:
-    method = _metric(5 * _SAMPLES / images[0].GetNumberOfPixels())
-    method.SetInitialTransform(transform)
-    return -float(method.MetricEvaluate(*images))
-
-
-def _matrix(transform: sitk.Transform) -> np.ndarray:
-    """(4, 4) in RAS millimetres of x -> R (x - c) + c + t."""
-    turn = np.array(transform.GetMatrix()).reshape(3, 3)
-    centre, shift = np.array(transform.GetCenter()), np.array(transform.GetTranslation())
-    matrix = np.eye(4)
-    matrix[:3, :3], matrix[:3, 3] = turn, centre + shift - turn @ centre
-    return RAS_TO_LPS @ matrix @ RAS_TO_LPS
 
 
 def largest_move(transform: np.ndarray, grid: Grid) -> float:

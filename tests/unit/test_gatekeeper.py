@@ -1,0 +1,157 @@
+"""The gatekeeper tells bad scans by what they show, says how far they lie off, and is quiet about good ones."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from medk2n.data.agreement import Agreement, compare
+from medk2n.data.coarse import coarse
+from medk2n.data.doubts import REFUSED, of_identity, of_pair
+from medk2n.data.scan import look
+from medk2n.errors import DoubtfulScanError
+from medk2n.gatekeeper import Gatekeeper
+from medk2n.geometry.grid import Grid
+from medk2n.identity.texts import NOTHING
+from medk2n.io.volume import Volume
+
+AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])
+SHAPE = (72, 80, 40)
+
+
+def brain(seed: int, contrast: int) -> np.ndarray:
+    """Smooth lumps with the same borders in every contrast, in quite other grey levels; not alike on both sides."""
+    rng = np.random.default_rng(seed)
+    lumps = ndimage.gaussian_filter(rng.standard_normal(SHAPE), (3, 3, 2))
+    labels = np.digitize(lumps, np.quantile(lumps, [0.2, 0.4, 0.6, 0.8]))
+    levels = np.random.default_rng(10 + contrast).permutation(5) * 100 + 200
+    x, y, z = (np.linspace(-1, 1, n) for n in SHAPE)
+    head = (x[:, None, None] / 0.7) ** 2 + (y[:, None] / 0.8) ** 2 + (z / 0.85) ** 2 < 1
+    noise = np.random.default_rng(99 * seed + contrast).normal(0, 12, SHAPE)
+    return np.where(head, levels[labels] + noise, 0).astype(np.float32)
+
+
+def volume(array: np.ndarray, name: str = "t1n", affine: np.ndarray = AFFINE, **about: str) -> Volume:
+    return Volume(array.astype(np.float32), Grid(array.shape, affine), name, about)
+
+
+GOOD = volume(brain(0, 0))
+INSIDE = GOOD.array > 0
+
+
+@pytest.mark.parametrize("voxels", [(0, 0, 0), (3, 0, 0), (0, -4, 2), (5, 5, 0), (-6, 0, -3)])
+def test_a_displacement_is_measured_in_mm(voxels: tuple[int, int, int]) -> None:
+    seen = compare(coarse(GOOD), coarse(volume(np.roll(brain(0, 1), voxels, (0, 1, 2)), "t2w")))
+    assert seen is not None
+    np.testing.assert_allclose(seen.shift_mm, voxels * np.diag(AFFINE)[:3], atol=0.6)
+    assert seen.move_mm == pytest.approx(np.linalg.norm(seen.shift_mm), abs=1.0)
+    told = of_pair("t2w", seen, "t1n")
+    if not any(voxels):
+        assert told == []
+    else:
+        (doubt,) = told
+        assert (doubt.kind, doubt.refuses) == ("displaced", False)
+        assert doubt.what == f"lies {seen.move_mm:.1f} mm off t1n on average over the head"
+
+
+def test_how_the_axes_are_stored_is_no_displacement_and_no_mirror_image() -> None:
+    stored = np.diag([-2.0, 2.0, 3.0, 1.0])
+    stored[0, 3] = 2.0 * (SHAPE[0] - 1)
+    seen = compare(coarse(GOOD), coarse(volume(brain(0, 1)[::-1], "t2w", stored)))
+    assert seen is not None
+    assert of_pair("t2w", seen, "t1n") == []
+
+
+def test_a_mirrored_scan_and_another_patients_are_told_apart() -> None:
+    (mirrored,) = of_pair("t2w", compare(coarse(GOOD), coarse(volume(brain(0, 1)[::-1], "t2w"))), "t1n")
+    (stranger,) = of_pair("t2w", compare(coarse(GOOD), coarse(volume(brain(5, 1), "t2w"))), "t1n")
+    assert (mirrored.kind, stranger.kind) == ("mirrored", "patient")
+
+
+def test_single_slices_are_not_compared() -> None:
+    thin = volume(brain(0, 0)[..., 20:22])
+    assert compare(coarse(thin), coarse(thin)) is None
+    assert of_pair("t2w", None, "t1n") == []
+
+
+RNG = np.random.default_rng(3)
+BAD = {
+    "noise": np.abs(RNG.normal(300, 100, SHAPE)),
+    "noise inside a head": np.where(INSIDE, RNG.normal(300, 60, SHAPE), 0),
+    "mask": INSIDE * 1.0,
+    "label map": np.where(INSIDE, np.digitize(brain(0, 0), [250, 350, 450, 550]) + 1.0, 0),
+    "cut off": np.minimum(brain(0, 0), 290),
+}
+LIKE = {"noise inside a head": "noise", "mask": "mask or label map", "label map": "mask or label map"}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_what_is_no_scan_is_refused(kind: str) -> None:
+    found = Gatekeeper().examine({"t1n": volume(BAD[kind], path="a.nii"), "t2w": volume(brain(0, 1), "t2w")}, "t1n")
+    assert [(doubt.modality, doubt.kind) for doubt in found.doubts] == [("t1n", "scan")]
+    assert found.doubts[0].certainty >= REFUSED
+    with pytest.raises(DoubtfulScanError, match=rf"a.nii: named t1n looks .*{LIKE.get(kind, kind)}.*add --force"):
+        found.refuse()
+
+
+def test_a_good_study_is_left_in_peace_and_measured() -> None:
+    volumes = {name: volume(brain(0, k), name) for k, name in enumerate(("t1n", "t2w", "t2f"))}
+    found = Gatekeeper().examine(volumes, "t2w")
+    found.refuse()
+    assert found.doubts == ()
+    assert found.lines() == []
+    assert list(found.pairs) == ["t1n", "t2f"]
+    assert found.placed().startswith("off t2w by: t1n 0.")
+    assert found.unknown == ("t1n", "t2w", "t2f")
+    assert found.to_json()["alignment"]["t1n"]["unit"] == "mm"
+    assert Gatekeeper().examine(volumes, "t2w", pairs=False).placed() == ""
+
+
+def test_without_millimetres_distances_are_in_voxels() -> None:
+    volumes = {name: volume(brain(0, k), name, np.eye(4), spacing="unknown") for k, name in enumerate(("t1n", "t2w"))}
+    volumes["t2w"] = replace(volumes["t2w"], array=np.roll(volumes["t2w"].array, 5, axis=1))
+    (doubt,) = Gatekeeper().examine(volumes, "t1n").doubts
+    assert " voxels off t1n" in doubt.line
+
+
+def test_too_little_of_an_image_says_nothing() -> None:
+    assert look(volume(np.ones((4, 4, 4)))) is None
+
+
+def test_a_certainty_rises_with_what_was_measured() -> None:
+    pairs = [Agreement(mm, (mm, 0, 0), 1.2, 0.6, 0.3) for mm in (1.9, 2.1, 3.0, 9.0)]
+    told = [of_pair("t2w", pair, "t1n") for pair in pairs]
+    assert told[0] == []
+    certainties = [doubts[0].certainty for doubts in told[1:]]
+    assert certainties == sorted(certainties)
+    assert certainties[1] == pytest.approx(REFUSED)
+    assert of_pair("t2w", replace(pairs[3], gain=1.01), "t1n") == [], "no more alike there"
+
+
+class Seer:
+    """An identity that sees t2w in everything."""
+
+    names = ("t1n", "t2w", NOTHING)
+
+    def probabilities(self, slices: np.ndarray) -> dict[str, float]:
+        assert slices.ndim == 3
+        return {"t1n": 0.005, "t2w": 0.99, NOTHING: 0.005}
+
+
+def test_a_scan_that_is_recognised_as_another_is_refused_and_one_that_v_never_learned_is_not_judged() -> None:
+    volumes = {name: volume(brain(0, k), name) for k, name in enumerate(("t1n", "t2w", "adc"))}
+    found = Gatekeeper(Seer(), 2.0).examine(volumes, "t2w")
+    (doubt,) = found.doubts
+    assert doubt.line == "t1n looks like t2w (0.99) (certainty 0.99)"
+    assert found.unknown == ("adc",)
+    assert found.recognised == {"t1n": 0.005, "t2w": 0.99}
+    with pytest.raises(DoubtfulScanError, match="t1n: named t1n looks like t2w"):
+        found.refuse()
+
+
+def test_names_are_judged_by_what_they_leave_open() -> None:
+    assert of_identity("t1n", {"t1n": 0.6, "t1c": 0.4}) == []
+    assert of_identity("t1n", {"t1n": 0.4, "t1c": 0.6})[0].refuses is False
+    assert "no scan of a patient" in of_identity("t1n", {"t1n": 0.01, NOTHING: 0.99})[0].what
+    assert of_identity("adc", {"t1n": 0.5, "t1c": 0.5}) == []
