@@ -140,7 +140,7 @@ def _cross(thick: list[bool]) -> np.ndarray:
 
 def _faces(array: np.ndarray) -> list[np.ndarray]:
     axes = [axis for axis, n in enumerate(array.shape) if n >= _THICK] or range(array.ndim)
-    return [array.take(end, axis=axis) for axis in axes for end in (0, -1)]
+    return [np.moveaxis(array, axis, 0)[end] for axis in axes for end in (0, -1)]  # `take` would copy all of a view
 
 
 def _above_air(array: np.ndarray) -> np.ndarray:
@@ -225,5 +225,5 @@ def _closed(mask: np.ndarray, across: int | None) -> np.ndarray:
         np.moveaxis(structure, across, 0)[[0, 2]] = False
     labels, _ = ndimage.label(~mask, structure)
     open_axes = [a for a, n in enumerate(mask.shape) if n > 1 and a != across]
-    outside = np.unique(np.concatenate([labels.take(end, axis=a).ravel() for a in open_axes for end in (0, -1)]))
+    outside = np.unique(np.concatenate([np.moveaxis(labels, a, 0)[end].ravel() for a in open_axes for end in (0, -1)]))
     return ~np.isin(labels, outside[outside > 0], kind="table")
