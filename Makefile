@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test check lint audit clean
+.PHONY: demo test check lint audit fuzz clean
 
 demo: $(INSTALLED)  ## one digital patient through the whole path; results in out/demo
 	$(BIN)/medk2n demo --out out/demo --overwrite
@@ -22,6 +22,11 @@ lint: $(INSTALLED)
 audit: $(INSTALLED)  ## known vulnerabilities of what is pinned; needs a network, and fails where one could not be looked up
 	$(BIN)/python -m pip install --disable-pip-version-check "pip-audit>=2.10"
 	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+
+fuzz: $(INSTALLED)  ## five minutes of the DICOM readers under atheris (Linux, macOS); what it finds lies in out/fuzz
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable ".[dev,fuzz]"
+	mkdir -p out/fuzz/corpus
+	cd out/fuzz && ../../$(BIN)/python ../../recipes/fuzz_dicom.py --corpus corpus
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

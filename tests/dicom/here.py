@@ -16,15 +16,15 @@ from medk2n.dicom.child import answer
 from medk2n.dicom.limits import Limits
 
 
-def _ask(path, wishes, known, work, limits) -> Answer:
+def ask_here(path, asked, wishes, known, work, limits) -> Answer:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as the confined process does
-        found = answer(Question(str(path), wishes, known, limits, 60.0), work)
+        found = answer(Question(asked, str(path), wishes, known, limits, 60.0), work)
     return TypeAdapter(Answer).validate_json(json.dumps(asdict(found)))
 
 
 def read_here(path: Path, *, limits: Limits | None = None, **options) -> DicomStudy:
-    with mock.patch("medk2n.dicom.study._ask", _ask):
+    with mock.patch("medk2n.dicom.study._ask", ask_here):
         return read_study(path, limits=limits, **options)
 
 

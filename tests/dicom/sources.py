@@ -107,7 +107,13 @@ def enhanced(
     put(shared, "PixelMeasuresSequence",
         PixelSpacing=ds([np.linalg.norm(matrix[:3, 1]), np.linalg.norm(matrix[:3, 0])]),
         SliceThickness=ds([np.linalg.norm(matrix[:3, 2])])[0])  # fmt: skip
-    put(shared, "PixelValueTransformationSequence", RescaleSlope=slope, RescaleIntercept=intercept, RescaleType="US")
+    put(
+        shared,
+        "PixelValueTransformationSequence",
+        RescaleSlope=slope,
+        RescaleIntercept=intercept,
+        RescaleType="HU" if kind == "CT" else "US",
+    )
     if echo:
         put(shared, "MREchoSequence", EffectiveEchoTime=float(echo))
     if repetition:

@@ -8,6 +8,8 @@ import logging
 import os
 import random
 import shutil
+import subprocess
+import sys
 import time
 import zipfile
 from contextlib import suppress
@@ -77,3 +79,31 @@ def test_damage_is_told(seeds, name):
                 assert time.process_time() - started < 5
     finally:
         logging.disable(logging.NOTSET)
+
+
+SEEDS = Path(__file__).parent / "seeds"
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in SEEDS.iterdir()))
+def test_seeds_of_the_fuzzer_are_whole(tmp_path, name):
+    """`recipes/fuzz_dicom.py` begins with files that are read to the end (`make_seeds.py` makes them)."""
+    study = tmp_path / name
+    if name.endswith(".zip") or name.startswith("enhanced"):
+        shutil.copy(SEEDS / name, study)
+    else:
+        study.mkdir()
+        for file in {name, *(f"slice{k}.dcm" for k in range(1, 6))}:
+            shutil.copy(SEEDS / file, study)
+    (series,) = read_here(study).series.values()
+    assert series.volume.array.shape[2] >= 5
+
+
+def test_what_the_fuzzer_calls_runs():
+    """A few of its inputs, where atheris is installed (pip install -e ".[fuzz]")."""
+    pytest.importorskip("atheris", reason="atheris is not installed: pip install -e '.[fuzz]'")
+    recipe = Path(__file__).parents[2] / "recipes" / "fuzz_dicom.py"
+    command = [sys.executable, recipe, "--seconds", "3"]
+    with folder() as place:
+        done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert list(place.glob("crash-*")) == []

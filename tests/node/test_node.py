@@ -332,6 +332,7 @@ class Pacs:
 
     def __init__(self) -> None:
         self.taken: list[str] = []
+        self.bodies: list[bytes] = []
         self.answer: Callable[[int], int] = lambda number: 0
         self.asked = 0
 
@@ -340,6 +341,7 @@ class Pacs:
         status = self.answer(self.asked)
         if status == 0:
             self.taken.append(event.request.AffectedSOPInstanceUID)
+            self.bodies.append(event.encoded_dataset())
         return status
 
     @contextmanager

@@ -15,14 +15,16 @@ pytest.importorskip("pynetdicom", reason='the extra "dicom" is not installed')
 import requests
 from pydicom import dcmread
 from tests.dicom.conftest import AFFINE, scan
+from tests.dicom.planted import OF_A_SERIES, OF_THE_PATIENT, found, plant_study
 from tests.dicom.sources import CONTRASTS, Patient, classic
 
 from medk2n.cli.main import main
+from medk2n.dicom.attributes import KEPT
 from medk2n.errors import UsageError
 from medk2n.node.run import alone_in
 
 from .orthanc import Orthanc, free_port
-from .test_node import wait_for
+from .test_node import Pacs, calling, wait_for
 
 TOKEN = "UNMISTAKABLE"
 
@@ -68,6 +70,71 @@ def test_a_folder_that_cannot_be_used_leaves_a_result_that_says_so(model, tmp_pa
     assert result["exit_code"] == 2
     assert result["error"] in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["result.json"]
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+@pytest.mark.filterwarnings("ignore:The value length")
+def test_no_word_of_the_patient_is_in_a_result_of_one_folder(model, tmp_path, capsys):
+    words, out = plant_study(tmp_path / "in"), tmp_path / "out"
+    assert once(model, tmp_path / "in", out, "-t", "t2f") == 0
+    (tmp_path / "in" / "a" / "cut").write_bytes(next((tmp_path / "in" / "a").glob("I*")).read_bytes()[:900])
+    assert once(model, tmp_path / "in", tmp_path / "failed", "-t", "t2f") == 2
+    told = capsys.readouterr()
+    assert found(told.out + told.err, words) == set()
+    _only_kept_words([out, tmp_path / "failed"], words)
+
+
+def _only_kept_words(folders: list[Path], words: dict[str, str]) -> None:
+    """No word in a file or its name, but in DICOM those of the attributes that are kept."""
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} >= {".json", ".html", ".dcm"}
+    for path in files:
+        assert found(str(path.relative_to(folders[0].parent)), words) == set()
+        assert found(path.read_bytes(), words) <= (set(KEPT) if path.suffix == ".dcm" else set()), path
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Invalid value for VR")
+@pytest.mark.filterwarnings("ignore:The value length")
+def test_no_word_of_the_patient_stays_in_a_node_or_leaves_it(model, tmp_path):
+    """One study is completed, another fails; what came lies in `incoming` until it is forgotten, and nowhere else."""
+    sources = [tmp_path / "one", tmp_path / "two"]
+    words = plant_study(sources[0]) | plant_study(sources[1])
+    assert len(words) >= 200
+    slices = sorted((sources[1] / "a").iterdir(), key=lambda path: dcmread(path).InstanceNumber)
+    for path in slices[6:8]:
+        path.unlink()
+    port, folder, pacs, log = free_port(), tmp_path / "node", Pacs(), tmp_path / "log"
+    with pacs.listening() as pacs_port:
+        to = f"PACS@127.0.0.1:{pacs_port}"
+        command = ["node", folder, "--port", port, "--quiet", "2", "--patience", "2", "--send-to", to]
+        command += ["--model", model, "--device", "cpu", "-t", "t2f"]
+        with log.open("w") as out:
+            process = subprocess.Popen([sys.executable, "-m", "medk2n", *map(str, command)], stdout=out, stderr=out)
+        try:
+            wait_for(lambda: "listens on" in log.read_text())
+            with calling(port) as association:
+                for file in (path for source in sources for path in sorted(source.rglob("I*"))):
+                    assert association.send_c_store(file).Status == 0
+            wait_for(lambda: len(pacs.taken) == 2 * scan().shape[2] and "failed" in log.read_text(), 120)
+            told = json.dumps(status(folder))
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+    assert "slices are missing" in told
+    assert found(told + log.read_text(), words) == set()
+    ours = [path for path in folder.rglob("*") if path.is_file()]
+    assert any(path.name == "node.sqlite" for path in ours)
+    for path in ours:
+        assert found(str(path.relative_to(folder)), words) == set()
+        if path.suffix != ".dcm":
+            assert found(path.read_bytes(), words) == set(), path
+    assert found(b"".join(pacs.bodies), words) <= set(KEPT)
+    assert "PatientName" in found(b"".join(pacs.bodies), words)
+    tags = {element.keyword for raw in pacs.bodies for element in dcmread(BytesIO(raw))}
+    assert not tags & (set(OF_THE_PATIENT + OF_A_SERIES) - set(KEPT)) - {
+        "SeriesDescription", "ImageComments", "DerivationDescription", "ManufacturerModelName", "SoftwareVersions",
+    }  # fmt: skip  # those are ours
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@
 import base64
 import io
 import re
+from email.message import Message
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from medk2n.io.volume import Volume
 from medk2n.report import synthesis as page
 from medk2n.report.comparison import Pair, save_comparison
 from medk2n.report.figures import View, planes, strip_png
-from medk2n.report.outputs import scaling_facts, study_folder, write_synthesis
+from medk2n.report.outputs import generated_by, scaling_facts, study_folder, write_synthesis
 from medk2n.report.page import flat
 from medk2n.report.places import StudyFolder
 from medk2n.report.synthesis import MOST_BYTES, bars, render_report
@@ -155,6 +157,30 @@ def test_every_planned_file_is_written_and_nothing_else(tmp_path):
         p.name for p in (tmp_path / "out").glob("[!.]*")
     }
     assert files[-1].name == "report.html"
+
+
+@pytest.mark.parametrize(
+    ("rows", "url"),
+    [
+        (["Documentation, https://d.org", "Source, https://a.org/b"], "https://a.org/b"),
+        (["Homepage, https://h.org", "Repository, https://a.org/b"], "https://a.org/b"),
+        (["Documentation, https://d.org"], None),
+        ([], None),
+        (None, None),
+    ],
+)
+def test_where_the_code_is_is_told_if_the_package_says_it_and_never_guessed(monkeypatch, rows, url):
+    named = Message()
+    for row in rows or ():
+        named["Project-URL"] = row
+
+    def read(name: str) -> Message:
+        if rows is None:
+            raise metadata.PackageNotFoundError(name)
+        return named
+
+    monkeypatch.setattr(metadata, "metadata", read)
+    assert generated_by().get("CodeURL") == url
 
 
 def test_comparison_picture(tmp_path):

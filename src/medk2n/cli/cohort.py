@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 import medk2n
 from medk2n.cli.common import Manifest, progress_bar
 from medk2n.cli.complaints import one_line, say
+from medk2n.cli.dicom import content_digest, tell_study
 
 if TYPE_CHECKING:
     from medk2n.config.control import FusionRule
     from medk2n.data.subject import Subject
+    from medk2n.dicom import DicomStudy, Outline
     from medk2n.inference.predictor import Progress
     from medk2n.inference.synthesizer import Synthesizer
     from medk2n.io.outputs import OutputFolder
-    from medk2n.io.volume import Volume
     from medk2n.report.places import Place
 
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 class Job:
     """One study to complete: its images, what is wanted, where it goes."""
 
-    study: "Subject | Mapping[str, Path] | Mapping[str, Volume]"
+    study: "Subject | Mapping[str, Path] | DicomStudy | Outline"
     targets: list[str]
     place: "Place"
     control: "Mapping[str, FusionRule]" = field(default_factory=dict)
@@ -127,10 +128,9 @@ def _held(job: Job, settings: Settings) -> "AbstractContextManager[OutputFolder]
 
 def _request(job: Job, settings: Settings, data: Path) -> dict[str, Any]:
     """What decides about the result of one study of a data set."""
-    from medk2n.preparation.study import hashes
-
+    form = job.place.form
     return {
-        "inputs": hashes(job.study, data),
+        "inputs": _hashes(job.study, data),
         "model": settings.model_sha256,
         "targets": job.targets,
         "reference": settings.reference,
@@ -138,20 +138,36 @@ def _request(job: Job, settings: Settings, data: Path) -> dict[str, Any]:
         "align": settings.align,
         "force": settings.force,
         "rules": {name: rule.model_dump(mode="json", exclude_defaults=True) for name, rule in job.control.items()},
-        "burn_in": bool(job.place.form.burn_in),
+        "burn_in": bool(form.burn_in),
         "medk2n": medk2n.__version__,
+        **({"dicom": {"nifti": form.nifti, "burn_in": form.burn_in}} if form.dicom else {}),
     }
+
+
+def _hashes(study: Any, data: Path) -> dict[str, str]:
+    """Of what a study is made from: of DICOM one of all files, whose names may be a patient's."""
+    from medk2n.dicom import Outline
+    from medk2n.preparation.study import hashes
+
+    return {"dicom": content_digest(study.source)} if isinstance(study, Outline) else hashes(study, data)
 
 
 def _one(synthesizer: "Synthesizer", job: Job, settings: Settings, run: Manifest, bars: "_Bars") -> dict[str, Any]:
     """Complete one study; returns what the manifest says of it."""
+    from medk2n.dicom import DicomStudy, Outline
     from medk2n.report.outputs import write_synthesis
 
+    facts: dict[str, Any] = {}
     request = None if settings.data is None else _request(job, settings, settings.data)
     with _held(job, settings) as folder:
+        study = job.study
+        if isinstance(study, Outline):
+            facts, study = {"source": study.source}, study.read(known=synthesizer.config.modalities)
+            facts |= {"dicom": tell_study(study)}
+        dicom = study if isinstance(study, DicomStudy) else None
         with bars.study(job.id) as progress:
             synthesis = synthesizer.synth(
-                job.study,
+                dicom.volumes if dicom else study,
                 job.targets,
                 reference=settings.reference,
                 seed=settings.seed,
@@ -160,7 +176,7 @@ def _one(synthesizer: "Synthesizer", job: Job, settings: Settings, run: Manifest
                 force=settings.force,
                 progress=progress,
             )
-        written = write_synthesis(synthesis, job.place, folder, request=request)
+        written = write_synthesis(synthesis, job.place, folder, dicom=dicom, request=request)
     run.inputs += [Path(path) for path in synthesis.record["control_masks"]]
     read = [volume.provenance for volume in synthesis.inputs.values() if volume.provenance.get("path")]
     run.read |= {Path(facts["path"]): facts["sha256"] for facts in read if "sha256" in facts}
@@ -172,7 +188,8 @@ def _one(synthesizer: "Synthesizer", job: Job, settings: Settings, run: Manifest
         say(one_line(f"{job.id}: {synthesis.record['placed']}"))
     done = f"{', '.join(synthesis.inputs)} -> {', '.join(job.targets)}"
     say(one_line(f"{job.id}: {done}; look at {written[-1]} first"))
-    return {"inputs": list(synthesis.inputs), "targets": job.targets, "elapsed_s": synthesis.record["elapsed_s"]}
+    facts |= {"inputs": list(synthesis.inputs), "targets": job.targets}
+    return facts | {"elapsed_s": synthesis.record["elapsed_s"]}
 
 
 class _Bars:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +12,6 @@ from medk2n.cli.common import (
     AlignOption,
     DeviceOption,
     ForceOption,
-    Manifest,
     ManifestOption,
     ModelOption,
     OverwriteOption,
@@ -24,22 +22,14 @@ from medk2n.cli.common import (
     ThreadsOption,
 )
 from medk2n.cli.complaints import say
+from medk2n.cli.dicom import Format, dicom_studies, form_of, holds_nifti
 from medk2n.config.align import Align
 
 if TYPE_CHECKING:
     from medk2n.checkpoint import ModelConfig
     from medk2n.config.control import FusionRule
     from medk2n.data.subject import Subject
-    from medk2n.dicom import DicomStudy
-    from medk2n.report.places import Form
-
-
-class Format(StrEnum):
-    """File formats of images."""
-
-    dicom = "dicom"
-    nifti = "nifti"
-    both = "both"
+    from medk2n.dicom import DicomStudy, Outline
 
 
 def synth(
@@ -98,7 +88,6 @@ def synth(
     from medk2n.cli.common import end_with, modality_names, resolve_device, run_manifest, split_names, threads_of_torch
     from medk2n.config.control import load_control
     from medk2n.report.group import group_page, write_group
-    from medk2n.report.places import StudyFolder
 
     options = {"study": study, "input": inputs, "target": targets, "reference": reference, "out": out}
     options |= {
@@ -120,11 +109,10 @@ def synth(
         wanted = modality_names(targets, "--target")
         _refuse_unknown(wanted, config, "--target")
         failed: dict[str, Any] = {}
-        dicom = _dicom_study(study, inputs or [], series or [], config, run)
-        form = _form(file_format, dicom, burn_in=burn_in)
+        dicom = dicom_studies(study, inputs or [], series or [], config, run, failed)
+        form = form_of(file_format, is_dicom=bool(dicom), burn_in=burn_in)
         if dicom:
-            targets = wanted or _missing(list(dicom.series), config)
-            jobs = [Job(dicom.volumes, targets, StudyFolder(out, dicom.id, out))]
+            jobs = _dicom_jobs(dicom, wanted, config, out, several=len(dicom) + len(failed) > 1)
         else:
             jobs = _jobs(study, inputs or [], wanted, config, out, failed, split_names(prefer))
         jobs = [replace(job, place=replace(job.place, form=form)) for job in _with_rules(jobs, control)]
@@ -155,10 +143,9 @@ def _read_headers(job: Job, reference: str | None, spacing_mm: float) -> None:
     from medk2n.io.nifti import read_header
 
     first = modality_names([reference], "--reference")[0] if reference else job.given[0]
+    if not isinstance(job.study, Subject | Mapping):
+        return  # DICOM, which is read already
     for name in job.given:
-        of_file = isinstance(job.study, Subject) or isinstance(job.study[name], Path)
-        if not of_file:
-            continue  # in memory already
         header = job.study.header(name) if isinstance(job.study, Subject) else read_header(job.study[name])
         if name == first and header.spacing_known:
             working_grid(header.grid, spacing_mm, header.slice_axis)
@@ -173,70 +160,20 @@ def _refuse_unknown(names: list[str], config: "ModelConfig", option: str) -> Non
         )
 
 
-def _dicom_study(
-    study: Path | None, inputs: list[str], series: list[str], config: "ModelConfig", run: Manifest
-) -> "DicomStudy | None":
-    """The study if it is DICOM, after telling what was taken for what; None if it is not."""
-    from medk2n.dicom import holds_dicom, read_study
+def _dicom_jobs(
+    studies: "Sequence[DicomStudy | Outline]", wanted: list[str], config: "ModelConfig", out: Path, *, several: bool
+) -> list[Job]:
+    """What is to be done of studies of DICOM, as `_jobs` has it."""
     from medk2n.errors import UsageError
+    from medk2n.report.places import StudyFolder
 
-    if study is None or inputs or not holds_dicom(study):
-        if series:
-            raise UsageError("--series chooses among the series of a DICOM study; none was given")
-        return None
-    if _holds_nifti(study):
-        raise UsageError(f"{study}: holds DICOM and NIfTI images; expected one of them; name the folder of one")
-    found = read_study(study, series=_named_series(series), known=config.modalities)
-    for name, one in found.series.items():
-        say(f"{name}: series {one.uid}, {len(one.instances)} slices ({one.evidence})")
-    for row in found.left_out:
-        say(f"left out: {f'series {row.series}, ' if row.series else ''}{row.images} images ({row.reason})")
-    for note in found.notes:
-        say(f"note: {note}")
-    run.facts["dicom"] = {
-        "study": found.uid,
-        "series": {
-            name: {"uid": one.uid, "evidence": one.evidence, "sha256_of_voxels": one.volume.provenance["sha256"]}
-            for name, one in found.series.items()
-        },
-        "left_out": [{"series": row.series, "images": row.images, "reason": row.reason} for row in found.left_out],
-        "notes": list(found.notes),
-    }
-    return found
-
-
-def _holds_nifti(folder: Path) -> bool:
-    from medk2n.data.datasets.studies import study_files
-    from medk2n.io.names import recognise
-
-    return folder.is_dir() and any(recognise(path) for path in study_files(folder))
-
-
-def _named_series(values: list[str]) -> dict[str, str]:
-    """`t1n=1.2.3`, modality -> series UID."""
-    from medk2n.errors import UsageError
-    from medk2n.vocabulary import modality
-
-    chosen: dict[str, str] = {}
-    for value in values:
-        name, _, uid = value.partition("=")
-        if not uid:
-            raise UsageError(f"--series {value}: expected MODALITY=SERIES_UID")
-        short = modality(name).name
-        if short in chosen:
-            raise UsageError(f"--series names {short} twice; give each modality once")
-        chosen[short] = uid
-    return chosen
-
-
-def _form(wanted: Format | None, dicom: "DicomStudy | None", *, burn_in: bool | None) -> "Form":
-    from medk2n.errors import UsageError
-    from medk2n.report.places import Form
-
-    if wanted in (Format.dicom, Format.both) and dicom is None:
-        raise UsageError(f"--format {wanted}: a DICOM series joins a DICOM study, and none was given; give its folder")
-    wanted = wanted or (Format.dicom if dicom else Format.nifti)
-    return Form(wanted != Format.dicom, dicom if wanted != Format.nifti else None, burn_in)
+    jobs = []
+    for study in studies:
+        if targets := wanted or _missing(study.modalities, config, several=several):
+            jobs.append(Job(study, targets, StudyFolder(out / study.id if several else out, study.id, out)))
+    if not jobs:
+        raise UsageError(f"all {len(studies)} studies have everything the model knows; name a target with -t")
+    return jobs
 
 
 def _jobs(
@@ -330,7 +267,7 @@ def studies_in(folder: Path, faulty: dict[str, Any], prefer: Sequence[str] = ())
     from medk2n.cli.common import LeftOutFiles
     from medk2n.data.discover import discover, discover_study
 
-    if folder.is_file() or _holds_nifti(folder):
+    if folder.is_file() or holds_nifti(folder):
         return [discover_study(folder, prefer=prefer)]
     files = LeftOutFiles()
     found = discover(folder, prefer=prefer, faulty=faulty.__setitem__, left_out=files.add)

@@ -156,8 +156,8 @@ def _reader(root: Path) -> DatasetReader:
     if not fitting:
         if dicom := _a_dicom_file(root):
             raise DatasetError(
-                f"{root}: holds DICOM ({dicom.name}), which is read one study at a time (medk2n synth STUDY); "
-                "convert a data set first (dcm2niix)"
+                f"{root}: holds DICOM ({dicom.name}), which medk2n synth and medk2n node complete; for anything else "
+                "convert it first (dcm2niix)"
             )
         raise DatasetError(f"{root}: no scans found; looked for {', '.join(reader.expects for reader in known)}")
     if len(fitting) > 1:

@@ -9,7 +9,18 @@
 Files from outside are parsed in a child process with limits (`child.py`); this side sees arrays and plain facts alone.
 """
 
-from medk2n.dicom.study import DicomStudy, Series, holds_dicom, read_study
+from medk2n.dicom.cohort import studies_in
+from medk2n.dicom.study import DicomStudy, Outline, Series, holds_dicom, outline_study, read_study
 from medk2n.dicom.write import Maker, write_series
 
-__all__ = ["DicomStudy", "Maker", "Series", "holds_dicom", "read_study", "write_series"]
+__all__ = [
+    "DicomStudy",
+    "Maker",
+    "Outline",
+    "Series",
+    "holds_dicom",
+    "outline_study",
+    "read_study",
+    "studies_in",
+    "write_series",
+]

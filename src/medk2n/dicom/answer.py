@@ -1,6 +1,7 @@
 """What the reading process hands to the one that asked: plain data, checked on arrival."""
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from medk2n.dicom.attributes import Codes, Values
 from medk2n.dicom.choose import LeftOut
@@ -19,7 +20,7 @@ class Instance:
 
 @dataclass(frozen=True)
 class SeriesAnswer:
-    """One stack that was read: its voxels lie in the file `voxels` of the work folder."""
+    """One stack that was read: its voxels lie in the file `voxels` of the work folder, if they were asked for."""
 
     modality: str
     name: str
@@ -37,9 +38,26 @@ class SeriesAnswer:
 
 
 @dataclass(frozen=True)
+class Place:
+    """A folder with images in it, or a .zip, relative to where was looked; `study` is empty if none can be read."""
+
+    name: str
+    study: str
+
+
+class Asked(StrEnum):
+    """How much of a folder or .zip is wanted."""
+
+    study = "study"  # with its voxels
+    outline = "outline"  # all but the voxels
+    places = "places"  # in which folders the images of which study lie
+
+
+@dataclass(frozen=True)
 class Question:
     """What to read: a folder or a .zip, with the caller's choice of series, and the modalities wanted (None: all)."""
 
+    asked: Asked
     source: str
     wishes: dict[str, str]
     known: list[str] | None
@@ -53,6 +71,7 @@ class Answer:
 
     error: tuple[str, str] | None = None
     study: str = ""
+    places: list[Place] = field(default_factory=list)
     series: list[SeriesAnswer] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

@@ -16,16 +16,17 @@ from pathlib import Path
 
 import numpy as np
 
-from medk2n.dicom.answer import Answer, Instance, Question, SeriesAnswer
+from medk2n.dicom.answer import Answer, Asked, Instance, Question, SeriesAnswer
 from medk2n.dicom.attributes import KEPT, KEPT_CODES, Codes, Values, kept
 from medk2n.dicom.choose import LeftOut, choose
 from medk2n.dicom.files import find_files, is_dicom
 from medk2n.dicom.frame import Frame, Header, read_header
-from medk2n.dicom.geometry import Planes, check
+from medk2n.dicom.geometry import Planes, check, check_directions
 from medk2n.dicom.guard import parsing
 from medk2n.dicom.inflate import Inflater
 from medk2n.dicom.limits import Limits, confine
 from medk2n.dicom.pixels import write_voxels
+from medk2n.dicom.places import find_places
 from medk2n.dicom.stacks import Stack, stacks, without_copies
 from medk2n.dicom.unpack import unpack
 from medk2n.errors import DicomError, Medk2nError
@@ -58,12 +59,14 @@ def main() -> None:
 
 
 def answer(question: Question, work: Path) -> Answer:
-    """Read the study that `question` names, in this process; unpacked files and voxels go to the folder `work`.
+    """Read what `question` names, in this process; unpacked files and voxels go to the folder `work`.
 
     Raises:
         DicomError, UsageError: as `read_study`.
     """
     source, limits = Path(question.source), question.limits
+    if question.asked == Asked.places:
+        return Answer(places=find_places(source, work, limits))
     folder = source
     if source.is_file() and not is_dicom(source):
         folder = work / "unpacked"
@@ -83,11 +86,11 @@ def answer(question: Question, work: Path) -> Answer:
         raise DicomError(f"{source}: no scan to start from{_reasons(left_out, found.others)}")
     _refuse_incomplete(choice.stacks, headers.values())
     series = [
-        _read(name, stack, choice.evidence[name], work / f"{number}.npy")
+        _read(name, stack, choice.evidence[name], work / f"{number}.npy", voxels=question.asked == Asked.study)
         for number, (name, stack) in enumerate(choice.stacks.items())
     ]
     values, codes = _kept(next(iter(choice.stacks.values())))
-    return Answer(None, study, series, left_out, notes, values, codes)
+    return Answer(None, study, [], series, left_out, notes, values, codes)
 
 
 def _notes(others: int, links: int) -> list[str]:
@@ -169,16 +172,18 @@ def _refuse_incomplete(chosen: dict[str, Stack], headers: Iterable[Header]) -> N
             raise DicomError(f"series {stack.name} ({name}): an image of it cannot be used ({reason}); copy it again")
 
 
-def _read(name: str, stack: Stack, evidence: str, path: Path) -> SeriesAnswer:
+def _read(name: str, stack: Stack, evidence: str, path: Path, *, voxels: bool) -> SeriesAnswer:
     called = f"series {stack.name} ({name})"
+    planes = _planes(stack)
+    check_directions(planes, called)
     if stack.repeated:
         raise DicomError(
             f"{called}: {stack.repeated} slices lie where another lies, and nothing tells them apart; "
             "export the series again, one volume in it"
         )
-    planes = _planes(stack)
     check(planes, called)
-    write_voxels(stack, path)
+    if voxels:
+        write_voxels(stack, path)
     first = stack.frames[0]
     return SeriesAnswer(
         modality=name,

@@ -8,6 +8,7 @@ from medk2n.dicom.stacks import Stack
 from medk2n.errors import DicomError, UsageError
 
 _FEWEST = 5  # slices of a volume
+_MOST_NAMED = 4  # series in one complaint
 _PHASES = frozenset({"P", "PHASE", "PHASE MAP", "R", "REAL", "I", "IMAGINARY"})
 
 
@@ -101,5 +102,6 @@ def _in_doubt(stack: Stack, reasons: Mapping[str, str]) -> str:
 
 
 def _two_of(name: str, found: Sequence[tuple[Stack, str]]) -> str:
-    listed = " and ".join(f"{stack.name} ({len(stack.frames)} slices; {why})" for stack, why in found)
-    return f"{len(found)} series are {name}: {listed}; choose one with --series {name}=SERIES_UID"
+    listed = " and ".join(f"{stack.name} ({len(stack.frames)} slices; {why})" for stack, why in found[:_MOST_NAMED])
+    more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
+    return f"{len(found)} series are {name}: {listed}{more}; choose one with --series {name}=SERIES_UID"

@@ -8,8 +8,8 @@ from pathlib import Path
 from medk2n.dicom.limits import Limits
 from medk2n.errors import DicomError
 
-_MAGIC_AT = 128
-_MAGIC = b"DICM"
+MAGIC_AT = 128
+MAGIC = b"DICM"
 _PROGRAMS = {b"MZ": "a Windows program", b"\x7fELF": "a Linux program", b"\xcf\xfa\xed\xfe": "a macOS program",
              b"#!": "a script"}  # fmt: skip
 
@@ -35,8 +35,8 @@ def regular_files(folder: Path) -> list[Path]:
 def is_dicom(path: Path) -> bool:
     """Whether a file begins as DICOM files do: 128 bytes for whatever, then DICM."""
     with path.open("rb") as handle:
-        handle.seek(_MAGIC_AT)
-        return handle.read(4) == _MAGIC
+        handle.seek(MAGIC_AT)
+        return handle.read(4) == MAGIC
 
 
 def find_files(folder: Path, limits: Limits) -> Found:

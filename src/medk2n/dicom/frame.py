@@ -28,10 +28,13 @@ _TAGS = (
     "ContrastBolusAgent", "ContrastBolusAgentSequence", "PulseSequenceName", "EchoPulseSequence",
     "AcquisitionContrast", "AcquisitionNumber", "TemporalPositionIdentifier", "TriggerTime", "InversionTimes",
     "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "Rows", "Columns",
-    "SamplesPerPixel", "BitsAllocated", "NumberOfFrames", "RescaleSlope", "RescaleIntercept", "PixelPaddingValue",
-    "ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "NumberOfFrames",
+    "RescaleSlope", "RescaleIntercept", "RescaleType", "PixelPaddingValue", "EchoPlanarPulseSequence",
+    "InversionRecovery", "ModalityLUTSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 )  # fmt: skip
-_SEQUENCES = tuple(name for name in _TAGS if name.endswith("Sequence") and name != "ScanningSequence")
+_WORDS = ("ScanningSequence", "EchoPulseSequence", "EchoPlanarPulseSequence")  # sequences of pulses, not of items
+_SEQUENCES = tuple(name for name in _TAGS if name.endswith("Sequence") and name not in _WORDS)
+_ECHOES = {"SPIN": ("SE",), "GRADIENT": ("GR",), "BOTH": ("SE", "GR")}  # of enhanced MR, in the words of classic MR
 
 
 @dataclass(frozen=True)
@@ -165,14 +168,37 @@ def _no_scan(data: Any, sop_class: str) -> str:
         return "synthetic, never acquired"
     if "MOSAIC" in _texts(data, "ImageType"):
         return "many slices in one picture (mosaic)"
-    if int(data.get("SamplesPerPixel") or 1) != 1:
+    looks = str(data.get("PhotometricInterpretation") or "")
+    if int(data.get("SamplesPerPixel") or 1) != 1 or looks == "PALETTE COLOR":
         return "colour picture"
+    if looks == "MONOCHROME1" and (CLASSIC | ENHANCED)[sop_class] == "MR":
+        return "bright is stored as dark (MONOCHROME1)"
+    if data.get("HighBit") is not None and data.get("HighBit") + 1 != data.get("BitsStored"):
+        return "values that do not begin at the lowest bit"
     if "ModalityLUTSequence" in data:
         return "values given by a table (Modality LUT)"
     places = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
     if sop_class in CLASSIC and not all(data.get(name) for name in places):
         return "does not say where it lies"
+    if sop_class in CLASSIC and int(data.get("NumberOfFrames") or 1) != 1:
+        return "several pictures, and the place of one"
+    if (CLASSIC | ENHANCED)[sop_class] == "CT":
+        return _no_hounsfield(data if sop_class in CLASSIC else _first_groups(data))
     return ""
+
+
+def _first_groups(data: Any) -> Any:
+    """What an enhanced object says of the scale of its first frame."""
+    own = (data.get("PerFrameFunctionalGroupsSequence") or [{}])[0]
+    common = (data.get("SharedFunctionalGroupsSequence") or [{}])[0]
+    return _Groups(own, common).get("PixelValueTransformationSequence")
+
+
+def _no_hounsfield(scale: Any) -> str:
+    """Why the values of a CT are no Hounsfield units; empty if they are."""
+    if any(scale.get(name) is None for name in ("RescaleSlope", "RescaleIntercept")):
+        return "CT that states no scale"
+    return "" if str(scale.get("RescaleType") or "HU").upper() == "HU" else "CT in another unit than HU"
 
 
 def _refuse_size(data: Any, path: Path, limits: Limits) -> None:
@@ -279,7 +305,7 @@ def _facts(data: Any, groups: _Groups | None = None) -> Facts:
         image_type=frame_type or _texts(data, "ImageType"),
         words=tuple(str(data.get(name) or "") for name in ("SeriesDescription", "ProtocolName")),
         sequence=str(data.get("SequenceName") or data.get("PulseSequenceName") or "").lower(),
-        scanning=_texts(data, "ScanningSequence"),
+        scanning=_texts(data, "ScanningSequence") or _pulses(data),
         variant=_texts(data, "SequenceVariant"),
         options=_texts(data, "ScanOptions") + (("TOF",) if data.get("AngioFlag") == "Y" else ()),
         stated=str(data.get("AcquisitionContrast") or "").upper(),
@@ -289,6 +315,13 @@ def _facts(data: Any, groups: _Groups | None = None) -> Facts:
         b_value=first(_number(macro("MRDiffusionSequence"), "DiffusionBValue"), _number(data, "DiffusionBValue")),
         agent=_agent(data),
     )
+
+
+def _pulses(data: Any) -> tuple[str, ...]:
+    """ScanningSequence as enhanced MR says it."""
+    planar = ("EP",) if data.get("EchoPlanarPulseSequence") == "YES" else ()
+    inverted = ("IR",) if data.get("InversionRecovery") == "YES" else ()
+    return (*_ECHOES.get(str(data.get("EchoPulseSequence") or ""), ()), *inverted, *planar)
 
 
 def _agent(data: Any) -> bool | None:

@@ -75,16 +75,26 @@ class Planes:
         """Whether the slices lie above each other: no tilted gantry."""
         return bool(np.abs(self.slides).max() <= _TILT_PIXELS)
 
+    @property
+    def tilted(self) -> bool:
+        """Whether each slice slides on from the one below by as much as its step asks, as under a tilted gantry."""
+        up = (self.heights - self.heights[0]) / (self.heights[-1] - self.heights[0])
+        return bool(np.abs(self.slides - up[:, None] * self.slides[-1]).max() <= _TILT_PIXELS)
+
+
+def check_directions(planes: Planes, name: str) -> None:
+    """Refuse rows and columns that are no right angle; raises DicomError."""
+    directions = np.stack([planes.row, planes.column])
+    if not np.allclose(directions @ directions.T, np.eye(2), atol=1e-3):
+        raise DicomError(f"{name}: its rows and columns are not at right angles; the header is damaged")
+
 
 def check(planes: Planes, name: str) -> None:
     """Refuse what is no volume.
 
     Raises:
-        DicomError: directions that are no right angle, a spacing of nothing, a slice missing.
+        DicomError: a spacing of nothing, a slice missing.
     """
-    directions = np.stack([planes.row, planes.column])
-    if not np.allclose(directions @ directions.T, np.eye(2), atol=1e-3):
-        raise DicomError(f"{name}: its rows and columns are not at right angles; the header is damaged")
     if min(planes.spacing_mm) <= 0 or not 1e-3 < planes.step_mm < 1e3:
         raise DicomError(f"{name}: a spacing of 0 mm or beyond reason; the header is damaged")
     gaps = np.flatnonzero(np.diff(planes.heights) > _GAP * planes.step_mm)

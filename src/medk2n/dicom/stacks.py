@@ -7,10 +7,12 @@ from itertools import groupby
 import numpy as np
 
 from medk2n.dicom.frame import Facts, Frame
+from medk2n.errors import DicomError
 
 _SAME_DIRECTION = 1e-3  # of a cosine
 _SAME_SPACING = 1e-3  # of a spacing
 _SAME_PLACE = 1e-3  # mm
+_MOST_PLANES = 200  # a series of radial slices has some dozens
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,11 @@ def _planes(frames: list[Frame]) -> list[list[Frame]]:
     groups: list[list[Frame]] = []
     for frame in frames:
         group = next((group for group in groups if _same_plane(group[0], frame)), None)
+        if group is None and len(groups) == _MOST_PLANES:
+            raise DicomError(
+                f"series {frame.series}: its images lie in more than {_MOST_PLANES} directions or sizes; it is "
+                "damaged, or no volume; leave it out"
+            )
         if group is None:
             groups.append([frame])
         else:

@@ -8,15 +8,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from medk2n import errors
-from medk2n.dicom.answer import Answer, Instance, Question, SeriesAnswer
+from medk2n.dicom.answer import Answer, Asked, Instance, Place, Question, SeriesAnswer
 from medk2n.dicom.attributes import Codes, Values
 from medk2n.dicom.choose import LeftOut
 from medk2n.dicom.files import is_dicom, regular_files
@@ -33,6 +33,7 @@ from medk2n.vocabulary import modality as modality_row
 _ANSWER = "answer.json"
 _PREFIX = "medk2n-dicom-"
 _STALE_S = 86_400  # no study takes a day to be read
+_TEXTS = ("", ".csv", ".json", ".md", ".pdf", ".tsv", ".txt")  # what may lie beside archives of studies
 _ANSWER_BYTES = 512 * MIB
 
 
@@ -83,18 +84,48 @@ class DicomStudy:
     codes: Mapping[str, Codes] = field(default_factory=dict, repr=False)
 
     @property
+    def modalities(self) -> tuple[str, ...]:
+        """What was acquired."""
+        return tuple(self.series)
+
+    @property
     def volumes(self) -> dict[str, Volume]:
         """modality -> volume, as `Synthesizer.synth` takes them."""
         return {name: series.volume for name, series in self.series.items()}
 
 
+@dataclass(frozen=True)
+class Outline:
+    """A study as far as it is known before its voxels are read.
+
+    Attributes:
+        source: its folder or .zip.
+        id, uid: as `DicomStudy`.
+        modalities: what was acquired.
+    """
+
+    source: Path
+    id: str
+    uid: str
+    modalities: tuple[str, ...]
+
+    def read(self, *, known: Collection[str] | None = None) -> DicomStudy:
+        """All of it; raises as `read_study`."""
+        return read_study(self.source, known=known)
+
+
 def holds_dicom(path: Path) -> bool:
-    """Whether `path` is a .zip or a DICOM file, or a folder with one in it at any depth; reads four bytes a file."""
+    """Whether `path` is a .zip or a DICOM file, or a folder with a DICOM file in it at any depth, or of archives alone.
+
+    Reads four bytes a file.
+    """
     if path.is_file():
         return path.suffix.lower() == ".zip" or is_dicom(path)
-    return any(
-        is_dicom(file) for file in regular_files(path) if not file.name.lower().endswith((*IMAGE_SUFFIXES, ".json"))
-    )
+    files = regular_files(path)
+    suffixes = {file.suffix.lower() for file in files}
+    if ".zip" in suffixes and suffixes <= {".zip", *_TEXTS}:
+        return True
+    return any(is_dicom(file) for file in files if not file.name.lower().endswith((*IMAGE_SUFFIXES, ".json")))
 
 
 def read_study(
@@ -114,22 +145,14 @@ def read_study(
         DicomError: damaged, hostile or in doubt, two patients or studies, slices missing; one line, no patient's data.
         UsageError: the extra `dicom` is not installed, or `series` names none that is there.
     """
-    _require_extra()
-    path, limits = Path(path), limits or Limits()
-    if not path.exists():
-        raise DicomError(f"{path}: no such file or folder; expected a DICOM study; check the path")
-    _sweep()
-    with tempfile.TemporaryDirectory(prefix=_PREFIX) as folder:
-        work = Path(folder)
-        wishes = {modality_row(name).name: uid for name, uid in (series or {}).items()}
-        answer = _ask(path.resolve(), wishes, known, work, limits)
+    wishes = {modality_row(name).name: uid for name, uid in (series or {}).items()}
+    with _asking(Path(path), Asked.study, wishes, known, limits or Limits()) as (answer, work):
         notes = list(answer.notes)
         found = {row.modality: _series(row, work, notes) for row in answer.series}
     if len({one.frame_of_reference for one in found.values()}) > 1:
         notes.append("the series have several frames of reference: whether they lie on each other is not certain")
-    digest = hashlib.sha256(answer.study.encode()).hexdigest()
     return DicomStudy(
-        f"study-{digest[:8]}",
+        study_id(answer.study),
         answer.study,
         found,
         tuple(answer.left_out),
@@ -137,6 +160,41 @@ def read_study(
         answer.values,
         answer.codes,
     )
+
+
+def outline_study(path: Path, *, known: Collection[str] | None = None, limits: Limits | None = None) -> Outline:
+    """Read all of a study but its voxels; raises as `read_study`."""
+    with _asking(path, Asked.outline, {}, known, limits or Limits()) as (answer, _):
+        return Outline(path, study_id(answer.study), answer.study, tuple(row.modality for row in answer.series))
+
+
+def study_places(folder: Path, *, limits: Limits | None = None) -> list[Place]:
+    """In which folders below `folder`, and in which .zip files, the images of which study lie.
+
+    Raises:
+        DicomError: too many folders.
+        UsageError: the extra `dicom` is not installed.
+    """
+    with _asking(folder, Asked.places, {}, None, limits or Limits()) as (answer, _):
+        return answer.places
+
+
+def study_id(uid: str) -> str:
+    """What a study is called in file names: its UID cannot be read back from it."""
+    return f"study-{hashlib.sha256(uid.encode()).hexdigest()[:8]}"
+
+
+@contextmanager
+def _asking(
+    path: Path, asked: Asked, wishes: dict[str, str], known: Collection[str] | None, limits: Limits
+) -> Iterator[tuple[Answer, Path]]:
+    """What the confined process answers, and the folder of its voxels while they are looked at."""
+    _require_extra()
+    if not path.exists():
+        raise DicomError(f"{path}: no such file or folder; expected a DICOM study; check the path")
+    _sweep()
+    with tempfile.TemporaryDirectory(prefix=_PREFIX) as folder:
+        yield _ask(path.resolve(), asked, wishes, known, Path(folder), limits), Path(folder)
 
 
 def _sweep() -> None:
@@ -154,7 +212,9 @@ def _require_extra() -> None:
         raise UsageError('DICOM needs the extra "dicom": pip install "medk2n[dicom]"')
 
 
-def _ask(path: Path, wishes: dict[str, str], known: Collection[str] | None, work: Path, limits: Limits) -> Answer:
+def _ask(
+    path: Path, asked: Asked, wishes: dict[str, str], known: Collection[str] | None, work: Path, limits: Limits
+) -> Answer:
     """Let the confined process read, and hear it out.
 
     Raises:
@@ -164,7 +224,7 @@ def _ask(path: Path, wishes: dict[str, str], known: Collection[str] | None, work
 
     files = [path] if path.is_file() else regular_files(path)
     wall_clock_s = limits.wall_clock_s(sum(file.stat().st_size for file in files))
-    question = Question(str(path), wishes, None if known is None else list(known), limits, wall_clock_s)
+    question = Question(asked, str(path), wishes, None if known is None else list(known), limits, wall_clock_s)
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-m", "medk2n.dicom.child"],  # -P: nothing is imported from the study's folder
@@ -218,7 +278,8 @@ def _series(row: SeriesAnswer, work: Path, notes: list[str]) -> Series:
     planes = acquired
     if not (acquired.even and acquired.straight):
         array, planes = regular(array, acquired)
-        what = "unevenly spaced" if acquired.straight else "acquired with a tilted gantry"
+        aside = "acquired with a tilted gantry" if acquired.tilted else "made of slices that lie beside each other"
+        what = "unevenly spaced" if acquired.straight else aside
         notes.append(f"{row.modality} is {what}; it was resampled to an upright stack of {planes.step_mm:.4g} mm steps")
     grid = Grid((planes.shape[1], planes.shape[0], len(planes.positions)), planes.affine)
     provenance = {"path": f"DICOM series {row.name}", "sha256": sha256_array(array), "dtype": "int16"}

@@ -3,8 +3,11 @@
 import stat
 import struct
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
+from medk2n.dicom.files import MAGIC, MAGIC_AT
 from medk2n.dicom.guard import parsing
 from medk2n.dicom.limits import MIB, Limits
 from medk2n.errors import DicomError
@@ -21,6 +24,30 @@ def unpack(archive: Path, folder: Path, limits: Limits) -> list[Path]:
         DicomError: no .zip, encrypted, a link or a device, a name that leaves the folder, entries that share bytes,
             or more entries or bytes than `limits` allows.
     """
+    with _opened(archive, limits) as (opened, entries):
+        return _write_all(opened, entries, archive, folder, limits)
+
+
+def unpack_one(archive: Path, path: Path, limits: Limits) -> bool:
+    """Write the first DICOM file of `archive` to `path`; returns whether there is one.
+
+    Raises:
+        DicomError: as `unpack`.
+    """
+    with _opened(archive, limits) as (opened, entries):
+        for entry in entries:
+            with opened.open(entry) as source:
+                begins = source.read(MAGIC_AT + len(MAGIC))
+            if begins[MAGIC_AT:] == MAGIC:
+                (whole,) = _write_all(opened, [entry], archive, path.parent, limits)
+                whole.replace(path)
+                return True
+    return False
+
+
+@contextmanager
+def _opened(archive: Path, limits: Limits) -> Iterator[tuple[zipfile.ZipFile, list[zipfile.ZipInfo]]]:
+    """An archive and its files, once its table of contents was looked at."""
     _refuse_many_entries(archive, limits)
     with (
         parsing(archive, "cannot be unpacked", "expected a .zip of DICOM files; pack it again"),
@@ -33,7 +60,7 @@ def unpack(archive: Path, folder: Path, limits: Limits) -> list[Path]:
             raise _too_many(archive, len(entries), limits)
         if sum(entry.file_size for entry in entries) > limits.unpacked_bytes:
             raise _too_large(archive, limits)
-        return _write_all(opened, entries, archive, folder, limits)
+        yield opened, entries
 
 
 def _refuse_many_entries(archive: Path, limits: Limits) -> None:

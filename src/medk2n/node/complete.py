@@ -55,10 +55,10 @@ class Completer:
         if not targets:
             out.mkdir(parents=True, exist_ok=True)
             return facts
-        place = StudyFolder(out, study.id, out, Form(nifti=False, dicom=study, burn_in=self._burn_in))
+        place = StudyFolder(out, study.id, out, Form(nifti=False, dicom=True, burn_in=self._burn_in))
         with study_folder(place, targets, overwrite=overwrite) as folder:
             synthesis = self._synthesizer.synth(study.volumes, targets, seed=self._seed)
-            facts["files"] = write_synthesis(synthesis, place, folder)
+            facts["files"] = write_synthesis(synthesis, place, folder, dicom=study)
         facts["targets"] = {
             name: {"predicted_psnr_db": explanation.predicted_psnr_db}
             for name, explanation in synthesis.explanations.items()

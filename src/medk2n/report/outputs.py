@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,10 @@ from medk2n.report.places import Place, deviation_of, planned_names, series_of, 
 from medk2n.vocabulary import MODALITIES
 
 if TYPE_CHECKING:
+    from medk2n.dicom import DicomStudy
     from medk2n.inference.synthesizer import Synthesis
 
+_SOURCE_LABELS = ("source", "source code", "repository", "code", "homepage")
 DATASET, _IGNORED = "dataset_description.json", ".bidsignore"
 
 
@@ -30,12 +33,18 @@ def study_folder(place: Place, targets: Iterable[str], *, overwrite: bool = Fals
 
 
 def write_synthesis(
-    synthesis: "Synthesis", place: Place, folder: OutputFolder, *, request: Mapping[str, Any] | None = None
+    synthesis: "Synthesis",
+    place: Place,
+    folder: OutputFolder,
+    *,
+    dicom: "DicomStudy | None" = None,
+    request: Mapping[str, Any] | None = None,
 ) -> list[Path]:
     """Write everything of one study, whole or not at all; returns the files, images first, the report last.
 
     Args:
         folder: `study_folder` of that place.
+        dicom: the study that derived series join, where the place has such.
         request: what decides about the result; with it a record is kept, so that a cohort can go on.
 
     Raises:
@@ -45,14 +54,19 @@ def write_synthesis(
 
     planned = planned_names(place, synthesis.volumes)
     with folder.whole(last=planned[0], planned=planned) as new:
-        made = make_synthesis(synthesis, place, new)
+        made = make_synthesis(synthesis, place, new, dicom)
         if request is not None:
             write_record(synthesis, place, request, made, new / _name(place, place.record))
     return sorted(made, key=lambda path: (path == place.report, "synthstd" in str(path), ".json" in path.name))
 
 
-def make_synthesis(synthesis: "Synthesis", place: Place, root: Path) -> dict[Path, Path]:
+def make_synthesis(
+    synthesis: "Synthesis", place: Place, root: Path, dicom: "DicomStudy | None" = None
+) -> dict[Path, Path]:
     """Make all files of one study below `root`, which they are to leave for the data set of `place`.
+
+    Args:
+        dicom: as `write_synthesis`.
 
     Returns:
         The place of each file -> where it lies now; without those that describe the data set.
@@ -68,11 +82,11 @@ def make_synthesis(synthesis: "Synthesis", place: Place, root: Path) -> dict[Pat
 
     for target in synthesis.volumes:
         image = place.image(target)
-        _write_image(synthesis, target, place, new)
+        _write_image(synthesis, target, place, new, dicom)
         write_json(new(sidecar_of(image)), image_sidecar(synthesis, target, place))
         if target in synthesis.deviations:
             deviation = deviation_of(image)
-            _write_image(synthesis, target, place, new, error=True)
+            _write_image(synthesis, target, place, new, dicom, error=True)
             write_json(new(sidecar_of(deviation)), _deviation_sidecar(synthesis, target, place))
     write_text(new(place.report), render_report(synthesis, place.study))
     if place.form.nifti:
@@ -85,7 +99,13 @@ def _name(place: Place, path: Path) -> str:
 
 
 def _write_image(
-    synthesis: "Synthesis", target: str, place: Place, new: Callable[[Path], Path], *, error: bool = False
+    synthesis: "Synthesis",
+    target: str,
+    place: Place,
+    new: Callable[[Path], Path],
+    dicom: "DicomStudy | None",
+    *,
+    error: bool = False,
 ) -> None:
     """One synthetic image, or its predicted error, in every form asked for; `new` gives a file its place for now."""
     form, volume = place.form, (synthesis.deviations if error else synthesis.volumes)[target]
@@ -95,14 +115,14 @@ def _write_image(
 
         description = "predicted standard error of a SYNTHETIC image" if error else "SYNTHETIC image, not acquired"
         write_volume(burn_in_volume(volume) if form.burn_in else volume, new(image), description=description)
-    if form.dicom:
+    if form.dicom and dicom:
         from medk2n.dicom import Maker, write_series
 
         record = synthesis.record
         settings = json.dumps({key: record[key] for key in ("seed", "control")}, sort_keys=True)
         write_series(
             volume,
-            form.dicom,
+            dicom,
             lambda name: new(series_of(image) / name),
             reference=synthesis.reference,
             sources=_seen(synthesis, target),
@@ -126,7 +146,19 @@ def _describe_dataset(place: Place, root: Path) -> None:
 
 
 def generated_by() -> dict[str, str]:
-    return {"Name": "medk2n", "Version": medk2n.__version__, "Description": "SYNTHETIC images; research use only"}
+    """GeneratedBy of BIDS; with a CodeURL where the package, as installed, names one."""
+    facts = {"Name": "medk2n", "Version": medk2n.__version__, "Description": "SYNTHETIC images; research use only"}
+    return facts | ({"CodeURL": url} if (url := _code_url()) else {})
+
+
+def _code_url() -> str:
+    """The project URL of the package's metadata that leads to its source; empty without one, never a guess."""
+    try:
+        rows = metadata.metadata("medk2n").get_all("Project-URL") or []
+    except metadata.PackageNotFoundError:
+        return ""
+    urls = {label.strip().casefold(): url.strip() for label, _, url in (row.partition(",") for row in rows)}
+    return next((urls[label] for label in _SOURCE_LABELS if label in urls), "")
 
 
 def image_sidecar(synthesis: "Synthesis", target: str, place: Place) -> dict[str, Any]:

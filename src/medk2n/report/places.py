@@ -4,15 +4,12 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from medk2n.io.names import bids_name, synth_name
 from medk2n.io.outputs import HOME
 from medk2n.vocabulary import modality
-
-if TYPE_CHECKING:
-    from medk2n.dicom import DicomStudy
 
 REPORT = "report.html"
 RECORDS = f"{HOME}/studies"
@@ -27,12 +24,12 @@ class Form:
 
     Attributes:
         nifti: as .nii.gz.
-        dicom: the study whose derived series they become, a folder each; None writes no DICOM.
+        dicom: as derived series of the DICOM study that they were made from, a folder each.
         burn_in: whether the word SYNTHETIC goes into the pixels; None: into those of DICOM alone.
     """
 
     nifti: bool = True
-    dicom: "DicomStudy | None" = None
+    dicom: bool = False
     burn_in: bool | None = None
 
 

@@ -37,7 +37,7 @@ def is_complete(place: Place, request: Callable[[], Mapping[str, Any]], targets:
         refuse_existing(planned, overwrite=False)
         return False
     hashes = {place.dataset / name: digest for name, digest in record["outputs"].items()}
-    there = [path for path in {*planned, *hashes} if path.exists()]
+    there = {file for path in {*planned, *hashes} for file in _files(path)}
     if there and (before := record["request"]) != (now := request()):
         changed = ", ".join(sorted(k for k in {*before, *now} if before.get(k) != now.get(k)))
         raise OutputExistsError(
@@ -47,7 +47,14 @@ def is_complete(place: Place, request: Callable[[], Mapping[str, Any]], targets:
     for path in sorted(there):
         if sha256_file(path) != hashes.get(path):
             raise OutputExistsError(f"{path} is not as it was written; move it away, or add --overwrite to replace it")
-    return set(planned) <= set(there)
+    return set(hashes) <= there and set(planned) <= {*there, *(file.parent for file in there)}
+
+
+def _files(path: Path) -> list[Path]:
+    """A file that is there, or all of a series' folder."""
+    if path.is_dir():
+        return [file for file in path.rglob("*") if file.is_file()]
+    return [path] if path.exists() else []
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
