@@ -450,17 +450,17 @@ def test_a_memory_is_used_by_each_target_for_itself() -> None:
 
 def test_who_is_weighed_was_never_painted(data: Path, fresh: tuple[TrainConfig, TrainingData]) -> None:
     settings, prepared = fresh
-    rest, fold = ({id(s) for s in prepared.parts[part][0][0]._studies} for part in (REST, FOLD))
-    everyone = {id(s.slices) for s in prepared.stores[0]._studies}
+    rest, fold = ({id(s) for s in prepared.parts[part][0][0].studies} for part in (REST, FOLD))
+    everyone = {id(s.slices) for s in prepared.stores[0].studies}
     assert (len(rest), len(fold)) == (10, 2)
     assert not rest & fold
-    kept = {part: {id(s.slices) for s in prepared.parts[part][0][0]._studies} for part in (REST, FOLD)}
+    kept = {part: {id(s.slices) for s in prepared.parts[part][0][0].studies} for part in (REST, FOLD)}
     assert not kept[REST] & kept[FOLD]
     assert kept[REST] | kept[FOLD] == everyone
     asked = []
 
     def spy(stores, shares, rng, **how):
-        asked.append(({id(s.slices) for s in stores[0]._studies}, how["augmentation"].corrupt))
+        asked.append(({id(s.slices) for s in stores[0].studies}, how["augmentation"].corrupt))
         return draw_batch(stores, shares, rng, **how)
 
     with pytest.MonkeyPatch.context() as patched:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 BENCHMARKS = "evaluation/benchmarks"
 TABLE = "table1.md"
 FILES = (TABLE, "values.csv", *(f"table{number}.{kind}" for number in (1, 2) for kind in ("csv", "md", "tex", "png")),
-         "grid.png", "facts.json", "damage.csv", "damage.md", "damage.png")  # fmt: skip
+         "grid.png", "facts.json", "damage.csv", "damage.md", "damage.png", "identity.md", "identity.csv")  # fmt: skip
 
 
 def benchmark(
@@ -52,7 +52,7 @@ def benchmark(
     """
     from medk2n.checkpoint import find_model
     from medk2n.cli.common import end_with, resolve_device, run_manifest, split_names
-    from medk2n.cli.scoring import costs, damage_asked, hardware, measure, measure_damage
+    from medk2n.cli.scoring import costs, damage_asked, hardware, judged, judgement, measure, measure_damage
     from medk2n.data.discover import discover
     from medk2n.evaluation.benchmark import Collector
     from medk2n.evaluation.copy import CopyPredictor
@@ -78,9 +78,10 @@ def benchmark(
             noise_free = _noise_free(data, config.spacing_mm, every)
             methods = [*(p.name for p in models), "copy", *([CEILING] if noise_free else [])]
             collector = Collector(methods[0], noise_free)
+            heard = judged(folder, collector)
             asked_how = {"modalities": chosen.modalities, "config": config, "every": every}
             compared = [*models, CopyPredictor(config)]
-            records, failed = measure(compared, found, **asked_how, listener=collector)
+            records, failed = measure(compared, found, **asked_how, listener=heard)
             bad = measure_damage(compared, found, **asked_how, damage=asked_damage, seed=seed)
             failed |= {subject: str(fault) for subject, fault in faults.items()}
             scored = [subject.id for subject in found if subject.id not in failed]
@@ -102,6 +103,7 @@ def benchmark(
                 said = _write(
                     new, chosen, collector, collector.values(records), {**facts, "hardware": hardware(run.device)}
                 )
+                said += judgement(new, heard, methods).splitlines()
                 if bad:
                     said += write_damage(new, bad, seed=seed).splitlines()
         run.outputs += [out / name for name in sorted(FILES) if (out / name).is_file()]

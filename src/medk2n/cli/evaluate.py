@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 TABLE = "table.md"
 FILES = (TABLE, "records.csv", "table.csv", "differences.csv", "table.json", "psnr.png", "picture.png",
-         "protocols.csv", "protocols.md", "protocols.png", "damage.csv", "damage.md", "damage.png")  # fmt: skip
+         "protocols.csv", "protocols.md", "protocols.png", "damage.csv", "damage.md", "damage.png",
+         "identity.md", "identity.csv")  # fmt: skip
 
 _MANY = 5  # modalities: 30 input subsets a subject; more deserves a warning
 
@@ -81,7 +82,16 @@ def evaluate(
     """
     from medk2n.checkpoint import find_model, read_config
     from medk2n.cli.common import LeftOutFiles, end_with, modality_names, resolve_device, run_manifest, split_names
-    from medk2n.cli.scoring import costs, damage_asked, hardware, measure, measure_damage, modalities_under_test
+    from medk2n.cli.scoring import (
+        costs,
+        damage_asked,
+        hardware,
+        judged,
+        judgement,
+        measure,
+        measure_damage,
+        modalities_under_test,
+    )
     from medk2n.data.discover import discover
     from medk2n.evaluation.damage_table import write_damage
     from medk2n.evaluation.panel_table import write_panel
@@ -115,7 +125,8 @@ def evaluate(
             run.device = resolve_device(device)
             predictors, methods = _predictors(folder, config, run.device, every, precision)
             task = _Task(predictors, methods, usable, tested, config.spacing_mm, every, panel)
-            records, failed = measure(predictors, usable, modalities=tested, config=config, every=every, listener=panel)
+            heard = judged(folder, panel)
+            records, failed = measure(predictors, usable, modalities=tested, config=config, every=every, listener=heard)
             failed |= {subject: str(fault) for subject, fault in faults.items()}
             bad = measure_damage(
                 predictors, usable, modalities=tested, config=config, every=every, damage=asked, seed=seed
@@ -136,6 +147,7 @@ def evaluate(
             }
             with place.whole(last=TABLE) as new:
                 table = _write(new, records, methods, {**facts, "hardware": hardware(run.device)})
+                table += "\n" + judgement(new, heard, methods)
                 if panel:
                     table += "\n" + write_panel(new, panel, methods=methods)
                 if bad:

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from medk2n.data.working import WorkingStudy
     from medk2n.evaluation.damage import DamageRecord
     from medk2n.evaluation.evaluate import Listener, Record
+    from medk2n.evaluation.identity import IdentityListener
     from medk2n.inference._spec import Predictor
+
+JUDGEMENT = "identity.md", "identity.csv"
 
 
 def modalities_under_test(
@@ -74,6 +77,38 @@ def measure(
     if not records:
         raise DatasetError(f"all {len(failed)} subjects failed; the first: {next(iter(failed.values()))}")
     return records, failed
+
+
+def judged(folder: Path, listener: "Listener | None") -> "IdentityListener | Listener | None":
+    """The listener, and before it the judge of a model folder, which says what images are recognised as, if it has one.
+
+    Raises:
+        CheckpointError: it has one that was altered.
+    """
+    from medk2n.evaluation.identity import IdentityListener
+    from medk2n.identity.identity import Identity
+
+    if not Identity.of(folder):
+        say(
+            f"medk2n: {folder} has no identity module, so nothing is said of what its images are recognised as",
+            err=True,
+        )
+        return listener
+    return IdentityListener(Identity.load(folder), then=listener)
+
+
+def judgement(folder: Path, listener: "Listener | None", methods: "Sequence[str]") -> str:
+    """What `judged` heard, as Markdown, written to a folder with all of it; nothing without a judge."""
+    from medk2n.evaluation.identity import IdentityListener, Seen, identity_markdown
+    from medk2n.evaluation.table import write_csv
+    from medk2n.io.atomic import write_text
+
+    if not isinstance(listener, IdentityListener):
+        return ""
+    write_csv(folder / JUDGEMENT[1], Seen, listener.seen)
+    text = identity_markdown(listener.seen, methods)
+    write_text(folder / JUDGEMENT[0], text)
+    return text
 
 
 def damage_asked(

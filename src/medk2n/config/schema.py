@@ -87,7 +87,10 @@ class BatchShape(_Strict):
 
 
 class LossWeights(_Strict):
-    """Relative weights; `remade` is that of a target that is also an input (a missing one has 1)."""
+    """Relative weights; `remade` is that of a target that is also an input (a missing one has 1).
+
+    `causal` and `metric` are CMIM's (`losses/identity.py`), in the steps that ask it.
+    """
 
     log_mse: float = 1.0
     edges: float = 2.0
@@ -98,6 +101,8 @@ class LossWeights(_Strict):
     maps: float = 1.0
     sets: float = 0.1
     memory: float = 0.05
+    causal: float = 0.02
+    metric: float = 0.02
 
 
 class Teaching(_Strict):
@@ -118,6 +123,23 @@ class Teaching(_Strict):
     cost_db: float = 0.02
 
 
+class IdentityChoice(_Strict):
+    """How V and V' learn to name images (`training/identity.py`).
+
+    `share` of the budget comes first and is theirs, 0 leaves a model without; `slices` are in a batch, with all their
+    modalities. A step of the synthesizer asks V with chance `asked`. `encoder` of texts is minilm or a local folder,
+    `texts` are a user's own, by modality; `embeddings` lets Med-K2N's e_i begin from the texts.
+    """
+
+    share: Share = 0.03
+    slices: Count = 12
+    learning_rate: Positive = 3e-3
+    asked: Share = 0.25
+    embeddings: bool = True
+    encoder: str = "minilm"
+    texts: dict[str, list[str]] = {}
+
+
 class TrainConfig(_Strict):
     """Everything a run depends on; saved with it.
 
@@ -134,6 +156,7 @@ class TrainConfig(_Strict):
         spacing_mm: in-plane spacing of the working grid.
         models: the first is the model, the others are references trained interleaved with it.
         teaching: how Med-K2N's weighting networks learn.
+        identity: how the networks learn that say what an image is.
         precision: bf16 (autocast; weights and losses stay 32-bit), fp32, or auto: bf16 on CUDA.
         workers: processes that draw each model's batches ahead; 0 draws them between steps.
         tensorboard: write what metrics.csv and `samples` hold for TensorBoard too.
@@ -156,6 +179,7 @@ class TrainConfig(_Strict):
     batch: BatchShape = BatchShape()
     losses: LossWeights = LossWeights()
     teaching: Teaching = Teaching()
+    identity: IdentityChoice = IdentityChoice()
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     workers: Annotated[int, Field(ge=0)] = 0
     tensorboard: bool = False
@@ -250,6 +274,6 @@ def _chosen(wanted: list[str], written: Any) -> list[Any]:
 
 def _all_fields(model: type[BaseModel]) -> set[str]:
     found = set(model.model_fields)
-    for part in (Optimiser, Budget, BatchShape, LossWeights, Teaching, ModelChoice):
+    for part in (Optimiser, Budget, BatchShape, LossWeights, Teaching, IdentityChoice, ModelChoice):
         found |= set(part.model_fields)
     return found

@@ -90,14 +90,14 @@ class Store:
 
     def __init__(self, studies: Iterable[WorkingStudy | Stored], modalities: Sequence[str]) -> None:
         self.modalities = tuple(modalities)
-        self._studies = [s if isinstance(s, Stored) else Stored.of(s, self.modalities) for s in studies]
+        self.studies = [s if isinstance(s, Stored) else Stored.of(s, self.modalities) for s in studies]
         self._slices = [
             (k, int(z))
-            for k, study in enumerate(self._studies)
+            for k, study in enumerate(self.studies)
             for z in np.flatnonzero(study.foreground_share > ENOUGH)
             if study.pairs
         ]
-        self._upto = np.cumsum([self._studies[k].pairs for k, _ in self._slices])
+        self._upto = np.cumsum([self.studies[k].pairs for k, _ in self._slices])
 
     def __len__(self) -> int:
         """Number of slices with enough foreground, and enough modalities, to learn from."""
@@ -113,11 +113,11 @@ class Store:
             lenders: whose grey scales may be lent.
         """
         k, z = self._slices[np.searchsorted(self._upto, rng.integers(self._upto[-1]), side="right")]
-        study = self._studies[k]
+        study = self.studies[k]
         strip = rng.random() < augmentation.strip and study.brain_share is not None and study.brain_share[z] > ENOUGH
         tables, alone = None, int(strip or study.stripped)
         if rng.random() < augmentation.restyle:
-            styles = [style for s in lenders._studies if (style := s.styles[alone]) is not None]
+            styles = [style for s in lenders.studies if (style := s.styles[alone]) is not None]
             if styles and (own := study.styles[alone]) is not None:
                 tables = towards(own, styles[rng.integers(len(styles))], rng.uniform())
         return study.crop(z, slices, rng, strip=strip, tables=tables)

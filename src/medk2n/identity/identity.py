@@ -153,15 +153,18 @@ class Identity:
             slices: (n, h, w) working slices as a model sees them, in [0, 1] and 0 outside the patient.
             judge: ask V' instead of V: for tables alone, never for what a loss or a user's choice depends on.
         """
-        who = JUDGE if judge else V
-        logits = self.logits(slices[spread(slices)], judge=judge).mean(axis=0)
-        calibration = self.described.calibration[who]
-        return dict(zip(self.names, _softmax(logits / calibration.study, calibration.doubt).tolist(), strict=True))
+        return self.of_study(self.logits(slices[spread(slices)], judge=judge), judge=judge)
 
-    def slice_probabilities(self, slices: np.ndarray, *, judge: bool = False) -> np.ndarray:
-        """(n, h, w) -> (n, names) calibrated probabilities of each slice by itself."""
+    def of_study(self, logits: np.ndarray, *, judge: bool = False) -> dict[str, float]:
+        """As `probabilities`, of the logits (n, names) of some of its slices."""
         calibration = self.described.calibration[JUDGE if judge else V]
-        return _softmax(self.logits(slices, judge=judge) / calibration.slice, calibration.doubt)
+        pooled = _softmax(logits.mean(axis=0) / calibration.study, calibration.doubt)
+        return dict(zip(self.names, pooled.tolist(), strict=True))
+
+    def of_slices(self, logits: np.ndarray, *, judge: bool = False) -> np.ndarray:
+        """(n, names) logits -> calibrated probabilities of each slice by itself."""
+        calibration = self.described.calibration[JUDGE if judge else V]
+        return _softmax(logits / calibration.slice, calibration.doubt)
 
     def logits(self, slices: np.ndarray, *, judge: bool = False) -> np.ndarray:
         """(n, h, w) -> (n, names) scaled cosines of each slice with the texts."""
@@ -231,4 +234,4 @@ def untaught(table: TextTable) -> "Identity":
     described = Described(
         modalities=table.names[:-1], texts=table.about, calibration={V: calibration, JUDGE: calibration}, training={}
     )
-    return Identity(described, {who: IdentityNet(table.vectors) for who in (V, JUDGE)})
+    return Identity(described, {who: IdentityNet(table.apart()) for who in (V, JUDGE)})

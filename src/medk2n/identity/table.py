@@ -58,11 +58,10 @@ class TextTable:
         """(n, d) of some names."""
         return self.vectors[[self.names.index(name) for name in names]]
 
-    def of(self, names: Sequence[str]) -> "TextTable":
-        """The table of some names alone."""
-        hashes = {name: self.about.texts_sha256[name] for name in names}
-        about = About(self.about.encoder, self.about.encoder_sha256, hashes)
-        return TextTable(about, self.rows(names))
+    def apart(self) -> np.ndarray:
+        """The vectors less what all have in common, of length 1: what tells modalities from each other."""
+        left = self.vectors - self.vectors.mean(axis=0)
+        return left / np.linalg.norm(left, axis=1, keepdims=True)
 
     def save(self, folder: Path) -> None:
         """Write the table, in 16 bits, and what it was made of."""

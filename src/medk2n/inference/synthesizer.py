@@ -243,8 +243,21 @@ class Synthesizer:
             error = np.sqrt(np.maximum(space.unstack(inference.variances[name]), 0.0)) * width
             deviations[name] = Volume(np.where(inside, error, 0.0).astype(np.float32), grid, name, provenance)
         explanations = self._explain(stacks, wanted, inference)
+        record["identity"] = self._recognised(stacks, inference)
         record["elapsed_s"] = round(time.perf_counter() - started, 2)
         return Synthesis(volumes, inputs, deviations, explanations, scalings, first, record)
+
+    def _recognised(self, stacks: Mapping[str, np.ndarray], inference: Inference) -> dict[str, dict[str, float]]:
+        """Target -> what the judge V' recognises its image as: name -> probability. Of those alone that it knows."""
+        identity = self._gatekeeper.identity
+        if identity is None:
+            return {}
+        inside = np.any([array > 0 for array in stacks.values()], axis=0)
+        return {
+            name: identity.probabilities(np.where(inside, image.clip(1 / 255, 1), 0), judge=True)
+            for name, image in inference.means.items()
+            if name in identity.names
+        }
 
     def _targets(self, targets: Sequence[str] | None, given: Mapping[str, Volume]) -> list[str]:
         if targets is None:

@@ -68,12 +68,14 @@ class Statistics:
         mean, deviation: of modality i; of all subjects that have i where the pair was never seen together.
         correlation: between i and j, positive definite; 0 where the pair was never seen together.
         variance: (m,) of each modality, the error of predicting its mean.
+        texts: (m, d) frozen embeddings of what is said of each modality, if anything is.
     """
 
     mean: Tensor
     deviation: Tensor
     correlation: Tensor
     variance: Tensor
+    texts: Tensor | None = None
 
     @classmethod
     def neutral(cls, m: int) -> "Statistics":

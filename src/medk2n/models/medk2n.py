@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.parametrize import register_parametrization
 
 from medk2n.errors import ConfigError
 from medk2n.models._spec import ModelSpec, Prediction, Query, Statistics
@@ -21,6 +22,7 @@ from medk2n.models.layers.unet_trunk import SIZES, Pyramid
 from medk2n.models.medk2n_parts.base_image import LinearMaps
 from medk2n.models.medk2n_parts.control import Control, Plan
 from medk2n.models.medk2n_parts.frame_encoder import CONTEXT_STRIDES, STRIDES
+from medk2n.models.medk2n_parts.modality_embedding import ModalityEmbedding
 from medk2n.models.medk2n_parts.multi_scale_net import MultiScaleNet
 from medk2n.models.medk2n_parts.multi_scale_net import Params as MultiScale
 from medk2n.models.medk2n_parts.presence_trunk import PresenceTrunk
@@ -46,6 +48,7 @@ class Params:
         slices: neighbouring slices of a frame, odd.
         widths: channels of the synthesizer at strides 1, 2, 4, 8, 16; multiples of 8.
         embedding: width of the modality embeddings.
+        text: width of the frozen text embeddings that they begin from; 0 has them learned alone.
         memory_slots: slots L of the memory bank of each target.
         encoder: of frames, one of `medk2n_parts/encoders` with its own choices, whose features join the synthesizer at
             strides 4, 8 and 16; None has none.
@@ -56,6 +59,7 @@ class Params:
     slices: int = 3
     widths: tuple[int, int, int, int, int] = (32, 48, 80, 128, 160)
     embedding: int = 32
+    text: int = 0
     memory_slots: int = 8
     encoder: Any = field(default=None, metadata={"components": ENCODERS})
     multiscale: MultiScale | None = None
@@ -84,6 +88,9 @@ class MedK2N(nn.Module):
             raise ConfigError(f"memory_slots: expected at least 2 to attend to, found {params.memory_slots}")
         self.params, self.m = params, m
         self.embeddings = nn.Parameter(torch.randn(m, params.embedding) * 0.5)
+        if params.text:
+            texts = torch.zeros(m, params.text) if statistics.texts is None else statistics.texts
+            register_parametrization(self, "embeddings", ModalityEmbedding(texts, params.embedding))
         self.encoder, self.multiscale, context = None, None, {}
         if params.encoder is not None:
             channels = dict(zip((*STRIDES, 32), (*params.channels, params.channels[-1]), strict=True))

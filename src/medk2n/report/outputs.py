@@ -199,8 +199,22 @@ def image_sidecar(synthesis: "Synthesis", target: str, place: Place) -> dict[str
             "region": "foreground",
             "meaning": "expected, not measured",
         },
+        "Identity": identity_facts(synthesis, target),
         "GeneratedBy": [generated_by()],
         "Run": run_facts(synthesis),
+    }
+
+
+def identity_facts(synthesis: "Synthesis", target: str) -> dict[str, Any] | None:
+    """What the model's judge recognises an image as; None where it has none, or never learned this modality."""
+    pooled = synthesis.record.get("identity", {}).get(target)
+    if not pooled:
+        return None
+    named = max(pooled, key=pooled.__getitem__)
+    return {
+        "score": round(pooled[target], 4),
+        "recognised_as": named,
+        "meaning": "probability that it is the modality it claims, by a network that no loss of the model has used",
     }
 
 

@@ -5,7 +5,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from medk2n.registry import resolve
 from medk2n.training.begin import begin, chosen
 from medk2n.training.feed import Part
 from medk2n.training.groups import optimisers
+from medk2n.training.identity import told_of
 from medk2n.training.lesson import Lesson, Pupil
 from medk2n.training.world import World
 
@@ -67,7 +68,11 @@ class Contender:
             torch.from_numpy(np.array(getattr(statistics, name), dtype=np.float32))
             for name in ("mean", "deviation", "correlation", "variance")
         ]
-        module = spec.build(params, len(config.modalities), Statistics(*tensors))
+        texts = None
+        if config.identity.embeddings and hasattr(params, "text"):
+            texts = torch.from_numpy(told_of(config).apart()[:-1])
+            params = replace(params, text=texts.shape[1])
+        module = spec.build(params, len(config.modalities), Statistics(*tensors, texts))
         params = begin(module, params, torch.device(device))
         return cls(choice, config, module.to(device, memory_format=torch.channels_last), params)
 

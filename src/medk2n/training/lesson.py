@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from medk2n.config.schema import TrainConfig
 from medk2n.data.batches import Batch
+from medk2n.identity.network import IdentityNet
 from medk2n.models._spec import ModelSpec, Query
 from medk2n.training.queries import as_query, draw_sources, draw_targets, every_target
 from medk2n.training.world import World
@@ -37,6 +38,10 @@ class Lesson(Protocol):
 
     def span(self, progress: float) -> tuple[float, float]:
         """Begin and end, as shares of the budget, of the steps of this kind: each has a schedule of its own."""
+        ...
+
+    def recognised_by(self, v: IdentityNet) -> None:
+        """Called once V has learned, if it did; it is frozen."""
         ...
 
     def enter(self, averaged: nn.Module) -> None:

@@ -30,6 +30,7 @@ from medk2n.errors import (
     SystemLimitError,
     out_of_memory,
 )
+from medk2n.identity import identity
 from medk2n.io.atomic import write_json
 from medk2n.io.outputs import OutputFolder, output_folder
 from medk2n.losses.reconstruction import mean_squared_error
@@ -40,6 +41,7 @@ from medk2n.training.board import FOLDER as BOARD
 from medk2n.training.board import Board
 from medk2n.training.contender import Contender
 from medk2n.training.feed import Feed, Part, seed_of
+from medk2n.training.identity import IdentityPhase
 from medk2n.training.log import METRICS, VALIDATION, Log
 from medk2n.training.outcome import save_models
 from medk2n.training.plan import Plan, make_plan
@@ -54,7 +56,8 @@ from medk2n.training.world import World
 
 _CONFIG, _STATE = "train.json", "state"
 MODELS = (checkpoint.CONFIG, checkpoint.WEIGHTS, f"{_STATE}/step-*/*",
-          f"reference/*/{checkpoint.CONFIG}", f"reference/*/{checkpoint.WEIGHTS}")  # fmt: skip
+          f"reference/*/{checkpoint.CONFIG}", f"reference/*/{checkpoint.WEIGHTS}",
+          f"{identity.FOLDER}/{identity.CONFIG}", f"{identity.FOLDER}/{identity.WEIGHTS}")  # fmt: skip
 HISTORY = (_CONFIG, PLAN, split.FILE, METRICS, f"{FOLDER}/*.png", f"{BOARD}/*/events.out.tfevents.*")
 """Of a run that was cut before it saved a model, these are left; the next one may begin in their place."""
 _SAVE_EVERY_S = 300.0
@@ -177,8 +180,9 @@ def _train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         contenders = [Contender.of(choice, config, data.statistics, str(world.device)) for choice in config.models]
+    phase = IdentityPhase(config, data, world.device)
     log = Log(out / METRICS)
-    validated = 0 if resumed is None else _restore(resumed, contenders, data)
+    validated = 0 if resumed is None else _restore(resumed, contenders, phase, data)
     if place:
         if resumed is None:
             place.clear(but=[PLAN, split.FILE])
@@ -188,7 +192,7 @@ def _train(
         else:
             log.restore(resumed.counters["log"])
     board = Board(out, {c.name: c.steps for c in contenders}) if config.tensorboard and world.leads else None
-    run = _Run(config, out, world, data, contenders, log, board, validated, parts)
+    run = _Run(config, out, world, data, phase, contenders, log, board, validated, parts)
     feeds = {c.name: run.feed(c) for c in contenders}
     try:
         run.learn(feeds, report)
@@ -208,6 +212,7 @@ class _Run:
     out: Path
     world: World
     data: TrainingData
+    phase: IdentityPhase
     contenders: list[Contender]
     log: Log
     board: Board | None
@@ -222,6 +227,7 @@ class _Run:
         """To the end of the budget."""
         saved_at = time.monotonic()
         with Stop() as stop:
+            self._recognise(stop, report)
             while True:
                 share = min(c.progress for c in self.contenders)
                 if share * _VALIDATE_AT >= self.validated + 1 and self.data.validation:
@@ -232,8 +238,7 @@ class _Run:
                     self._keep()
                     saved_at = time.monotonic()
                 if stopping:
-                    self.world.wait()
-                    raise StoppedError(f"stopped at {share:.0%}; go on with: medk2n train --resume --out {self.out}")
+                    self._stop(share)
                 runner = min(self.contenders, key=lambda c: (c.progress, c.steps))
                 if runner.progress == 1:
                     break
@@ -248,6 +253,29 @@ class _Run:
             self._save(finished=True)
             shutil.rmtree(self.out / _STATE, ignore_errors=True)
         self.world.wait()
+
+    def _recognise(self, stop: Stop, report: Report) -> None:
+        """First V and V' learn, if the budget gives them a step; then they are frozen and saved, and lessons know V."""
+        if not self.phase.wanted:
+            return
+        saved_at = time.monotonic()
+        while (share := self.phase.progress) < 1:
+            stopping = self.world.any(stop.asked)
+            if self.world.leads and (stopping or time.monotonic() - saved_at > _SAVE_EVERY_S):
+                self._keep()
+                saved_at = time.monotonic()
+            if stopping:
+                self._stop(0.0)
+            report("identity", share, self.phase.step(self.world))
+        made = self.phase.finish(self.world)
+        if self.world.leads:
+            made.save(self.out)
+        for contender in self.contenders:
+            contender.lesson.recognised_by(made.nets[identity.V])
+
+    def _stop(self, share: float) -> None:
+        self.world.wait()
+        raise StoppedError(f"stopped at {share:.0%}; go on with: medk2n train --resume --out {self.out}")
 
     def _validate(self, share: float, stop: Stop, report: Report) -> None:
         scores = [validate(contender, self.data.validation, stop) for contender in self.contenders]
@@ -307,7 +335,9 @@ class _Run:
             "subjects": self.data.subjects,
         }
         tensors = {name: named for name, (named, _) in kept.items()}
-        state.write(self.out / _STATE, sum(contender.steps for contender in self.contenders), tensors, counters)
+        tensors[identity.FOLDER], counters[identity.FOLDER] = self.phase.state()
+        steps = self.phase.steps + sum(contender.steps for contender in self.contenders)
+        state.write(self.out / _STATE, steps, tensors, counters)
 
 
 def _counted(runner: Contender, parts: Sequence[Part], world: World) -> dict[str, float]:
@@ -322,12 +352,13 @@ def _counted(runner: Contender, parts: Sequence[Part], world: World) -> dict[str
     return numbers
 
 
-def _restore(kept: State, contenders: Sequence[Contender], data: TrainingData) -> int:
-    """All models back to where they were; returns how many validations there had been."""
+def _restore(kept: State, contenders: Sequence[Contender], phase: IdentityPhase, data: TrainingData) -> int:
+    """All networks back to where they were; returns how many validations there had been."""
     if kept.counters["subjects"] != data.subjects:
         raise DatasetError("the training subjects are no longer those that the run began with; bring them back")
     for contender in contenders:
         contender.restore(kept.tensors[contender.name], kept.counters["models"][contender.name])
+    phase.restore(kept.tensors[identity.FOLDER], kept.counters[identity.FOLDER])
     return int(kept.counters["validated"])
 
 

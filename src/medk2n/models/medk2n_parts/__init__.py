@@ -12,8 +12,8 @@
 | C <- C + {i}       | progressive fusion | progressive_fusion.py, control.py       | contract/test_models.py      |
 | G(P x, P)          | synthesizer        | presence_trunk.py, base_image.py        | contract/test_models.py      |
 | y_j                | TaskHeadNet        | task_head_net.py                        | contract/test_models.py      |
-| e_j, V             | CMIM               | not here yet                            |                              |
+| e_i                | CMIM               | modality_embedding.py                   | contract/test_identity_phase.py |
 
-CMIM, the causal modality identity module, needs text embeddings of the modalities, an image encoder that no loss of the
-model ever used, and a judge of its own; none of them is in the package yet, and the embeddings e_j are learned instead.
+The rest of CMIM, the causal modality identity module, is outside a model: texts, V and the judge V' in
+`medk2n.identity`, how they learn in `training/identity.py`, what they ask of an image in `losses/identity.py`.
 """

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medk2n.data.batches import Batch
+from medk2n.identity.network import IdentityNet
 from medk2n.losses.gains import gain_db, gate_error, map_error, memory_use, set_error, weight_error
+from medk2n.losses.identity import causal_error, metric_error
 from medk2n.losses.likelihood import gaussian_nll
 from medk2n.losses.reconstruction import edge_error, log_mse
 from medk2n.models._spec import Query
@@ -34,6 +36,11 @@ class MedK2NLesson:
         self.pupil, self.module = pupil, pupil.module
         self.teaching = pupil.config.teaching
         self._observed: list[Tensor] | None = None
+        self._v: IdentityNet | None = None
+
+    def recognised_by(self, v: IdentityNet) -> None:
+        """See `Lesson`."""
+        self._v = v.to(next(self.module.parameters()).device)
 
     def kind(self, progress: float) -> str:
         """See `Lesson`."""
@@ -79,7 +86,8 @@ class MedK2NLesson:
         subsets = without_damaged(subsets, batch.severity.cpu().numpy()[samples], rng)
         presence = hidden(subsets, batch.foreground.shape[-2:], rng, self.teaching.hide).to(world.device)
         batch, sample = batch.to(world.device), torch.from_numpy(samples).to(world.device)
-        return self.paint(batch, sample, presence, torch.from_numpy(subsets).to(world.device), world)
+        asked = self._v is not None and rng.random() < self.pupil.config.identity.asked
+        return self.paint(batch, sample, presence, torch.from_numpy(subsets).to(world.device), world, asked=asked)
 
     def most_frames(self, progress: float) -> int:
         """Of a set that the synthesizer learns from: one at first, then ever more, where a curriculum is asked for."""
@@ -87,7 +95,7 @@ class MedK2NLesson:
         return most if progress >= begun else 1 + int(progress / begun * (most - 1))
 
     def paint(
-        self, batch: Batch, sample: Tensor, presence: Tensor, sources: Tensor, world: World
+        self, batch: Batch, sample: Tensor, presence: Tensor, sources: Tensor, world: World, *, asked: bool = False
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of some passes, all on the device of the model.
 
@@ -95,6 +103,7 @@ class MedK2NLesson:
             sample: (p,).
             presence: (p, m, h, w).
             sources: (p, m) bool, frames that are there at least in part.
+            asked: whether V is asked what the images are.
         """
         module, losses = self.module, self.pupil.config.losses
         h, w = batch.foreground.shape[-2:]
@@ -103,7 +112,8 @@ class MedK2NLesson:
             images = padded(batch.images, MULTIPLE)
             encoded = module.encode(images, Query(sample, sources, sample).needed(len(images)))
             made = module.propose(images, sample, padded(presence, MULTIPLE), everything, encoded)
-        row, target = batch.askable(sample, sources).nonzero().unbind(dim=1)
+        there = batch.askable(sample, sources)
+        row, target = there.nonzero().unbind(dim=1)
         mean, log_variance = (x[row, target, :h, :w] for x in made)
         truth, inside = batch.targets[sample[row], target], batch.foreground[sample[row]]
         share = torch.where(sources[row, target], losses.remade, 1.0)
@@ -113,6 +123,10 @@ class MedK2NLesson:
             "edges": losses.edges * (share * edge_error(mean, truth, inside)).sum(),
             "likelihood": losses.likelihood * (share * gaussian_nll(mean, log_variance, truth, inside)).sum(),
         }
+        if asked and self._v is not None:
+            shown = made[0][..., :h, :w].float(), batch.targets[sample], batch.foreground[sample], there
+            parts["causal"] = losses.causal * causal_error(self._v, *shown)
+            parts["metric"] = losses.metric * metric_error(self._v.see, *shown)
         return torch.stack(list(parts.values())).sum(), parts
 
     def _weigh(
