@@ -65,7 +65,7 @@ def section(identity: Identity, data: Path, spacing_mm: float, every: int, subje
     shown = [j for j in range(len(names)) if counts[:, j].any() or counts[j].any()]
     held = f"{len({subject for subject, *_ in told})} subjects, {len(told)} volumes"
     return [
-        f"## {data.parent.name}/{data.name}: {held}, {sum(len(v) for *_, v in told)} slices",
+        f"## {data.name}: {held}, {sum(len(v) for *_, v in told)} slices",
         "",
         "| network | slices named right, % | volumes, % | retrieval at 1, % | calibration error | of slices |",
         "|---" * 6 + "|",

@@ -134,7 +134,7 @@ class IdentityChoice(_Strict):
     share: Share = 0.03
     slices: Count = 12
     learning_rate: Positive = 3e-3
-    asked: Share = 0.25
+    asked: Share = 0.2
     embeddings: bool = True
     encoder: str = "minilm"
     texts: dict[str, list[str]] = {}
