@@ -3,8 +3,8 @@
 Each is looked at by itself (is it a scan at all?), against its name (what does V of the model recognise it as?) and
 against the study's reference (displaced, mirrored, another patient's?). `data/doubts.py` judges what was measured.
 
-    kept = Gatekeeper().examine(volumes, "t1n")
-    kept.refuse()
+    examined = Gatekeeper().admit(volumes, "t1n")
+    print(examined.lines(), examined.placed())
 """
 
 from collections.abc import Mapping
@@ -95,13 +95,15 @@ class Gatekeeper:
     Attributes:
         identity: V of a model; None judges no names.
         spacing_mm: of that model's working grid.
+        force: let in what it would refuse, and say so.
     """
 
     identity: "Identity | None" = None
     spacing_mm: float | None = None
+    force: bool = False
 
     @classmethod
-    def of_model(cls, folder: Path, spacing_mm: float) -> "Gatekeeper":
+    def of_model(cls, folder: Path, spacing_mm: float, *, force: bool = False) -> "Gatekeeper":
         """That of a model folder; without its V, if it has none.
 
         Raises:
@@ -109,7 +111,25 @@ class Gatekeeper:
         """
         from medk2n.identity.identity import Identity
 
-        return cls(Identity.load(folder) if Identity.of(folder) else None, spacing_mm)
+        return cls(Identity.load(folder) if Identity.of(folder) else None, spacing_mm, force)
+
+    def admit(
+        self,
+        volumes: Mapping[str, Volume],
+        reference: str,
+        *,
+        pairs: bool = True,
+        slices: Mapping[str, np.ndarray] | None = None,
+    ) -> Examined:
+        """As `examine`.
+
+        Raises:
+            DoubtfulScanError: a scan is almost certainly not what it is said to be, and nobody forces it.
+        """
+        examined = self.examine(volumes, reference, pairs=pairs, slices=slices)
+        if not self.force:
+            examined.refuse()
+        return examined
 
     def examine(
         self,
@@ -137,11 +157,11 @@ class Gatekeeper:
         unit = "voxels" if volumes[reference].provenance.get("spacing") == "unknown" else "mm"
         for name, volume in volumes.items():
             own = of_image(name, look(volume, small[name]))
-            if self.identity and name in self.identity.names:
+            if self.identity and volume.modality in self.identity.names:
                 stack = slices[name] if slices else self._slices(volume)
                 probabilities = self.identity.probabilities(stack)
-                recognised[name] = probabilities[name]
-                own = own or of_identity(name, probabilities)
+                recognised[name] = probabilities[volume.modality]
+                own = own or of_identity(name, volume.modality, probabilities)
             doubts += own
         refused = {doubt.modality for doubt in doubts if doubt.refuses}
         if reference not in refused:

@@ -1,11 +1,15 @@
 """The gatekeeper tells bad scans by what they show, says how far they lie off, and is quiet about good ones."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
 
+from medk2n.cli.main import main
 from medk2n.data.agreement import Agreement, compare
 from medk2n.data.coarse import coarse
 from medk2n.data.doubts import REFUSED, of_identity, of_pair
@@ -151,7 +155,56 @@ def test_a_scan_that_is_recognised_as_another_is_refused_and_one_that_v_never_le
 
 
 def test_names_are_judged_by_what_they_leave_open() -> None:
-    assert of_identity("t1n", {"t1n": 0.6, "t1c": 0.4}) == []
-    assert of_identity("t1n", {"t1n": 0.4, "t1c": 0.6})[0].refuses is False
-    assert "no scan of a patient" in of_identity("t1n", {"t1n": 0.01, NOTHING: 0.99})[0].what
-    assert of_identity("adc", {"t1n": 0.5, "t1c": 0.5}) == []
+    assert of_identity("t1n", "t1n", {"t1n": 0.6, "t1c": 0.4}) == []
+    assert of_identity("t1n", "t1n", {"t1n": 0.4, "t1c": 0.6})[0].refuses is False
+    assert "no scan of a patient" in of_identity("t1n", "t1n", {"t1n": 0.01, NOTHING: 0.99})[0].what
+    assert of_identity("adc", "adc", {"t1n": 0.5, "t1c": 0.5}) == []
+
+
+# --- the verbs
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A good study, one with noise for a t2w, and one with a t2w mirrored left to right."""
+    root = tmp_path_factory.mktemp("studies")
+    for study, t2w in (("A", brain(0, 1)), ("B", BAD["noise inside a head"]), ("C", brain(0, 1)[::-1])):
+        (root / study).mkdir()
+        for name, array in (("t1n", brain(0, 0)), ("t2w", t2w)):
+            nib.save(nib.Nifti1Image(array.astype(np.float32), AFFINE), root / study / f"{study}-{name}.nii.gz")
+    return root
+
+
+def test_index_tells_what_is_no_scan_and_what_is_mirrored(data: Path, tmp_path: Path) -> None:
+    assert main(["index", str(data), "--out", str(tmp_path / "out")]) == 0
+    told = json.loads((tmp_path / "out" / "index.json").read_text())["complaints"]
+    told = [(c["kind"], c["subject"], c["modality"]) for c in told if c["kind"] not in ("duplicate", "misaligned")]
+    assert told == [("no scan", "B", "t2w"), ("mirrored", "C", "t2w")]
+
+
+def test_prepare_refuses_noise_unless_it_is_forced_and_keeps_what_it_doubted(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["prepare", str(data), "--jobs", "1", "--out"]
+    assert main([*command, str(tmp_path / "out")]) == 3
+    told = capsys.readouterr().err
+    assert "B-t2w.nii.gz: named t2w looks like noise" in told
+    assert "warning: C: t2w looks mirrored left to right against t1n" in told
+    assert sorted(p.name for p in (tmp_path / "out").glob("[ABC]")) == ["A", "C"]
+    read = json.loads((tmp_path / "out" / "C" / "study.json").read_text())["steps"][0]
+    assert [doubt["kind"] for doubt in read["checks"]["doubts"]] == ["mirrored"]
+    assert main([*command, str(tmp_path / "all"), "--force", "--subjects", "B"]) == 0
+    forced = json.loads((tmp_path / "all" / "B" / "study.json").read_text())["steps"][0]["checks"]
+    assert forced["forced"] is True
+    assert forced["doubts"][0]["refuses"] is True
+
+
+def test_evaluate_leaves_out_what_it_refuses(
+    data: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["evaluate", "--data", str(data), "--model", str(model), "--every", "8", "--out", str(tmp_path / "out")]
+    assert main([*command, "--device", "cpu"]) == 3
+    told = capsys.readouterr().err
+    assert "B-t2w.nii.gz: named t2w looks like noise" in told
+    assert "warning: C: t2w looks mirrored" in told
+    assert "looks like noise" in (tmp_path / "out" / "table.json").read_text()

@@ -646,8 +646,8 @@ def test_a_scan_that_changes_meanwhile_is_not_prepared(
 ) -> None:
     whole = study_module._through_steps
 
-    def changed_meanwhile(subject: object, plan: Plan) -> object:
-        done = whole(subject, plan)
+    def changed_meanwhile(subject: object, plan: Plan, keeper: object) -> object:
+        done = whole(subject, plan, keeper)
         if subject.id == "A":
             save(data / "A" / "t1n.nii.gz", np.rint(head(9, T1)).astype(np.int16))
         return done

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
     from medk2n.data.subject import LeftOut
+    from medk2n.gatekeeper import Gatekeeper
 
 DATA_HELP = (
     "Folder: BIDS, studies, flat, nnU-Net raw, .npz arrays, slices with a table; or 'DIR/{subject}/{modality}.nii.gz'."
@@ -80,6 +81,19 @@ def threads_of_torch(wanted: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def gatekeeper(model: str, *, force: bool = False) -> "Gatekeeper":
+    """Who looks at scans: of a bundled model or a model folder, for its V.
+
+    Raises:
+        UnknownNameError, CheckpointError: no such model, or an altered V.
+    """
+    from medk2n.checkpoint import find_model, read_config
+    from medk2n.gatekeeper import Gatekeeper
+
+    folder = find_model(model)
+    return Gatekeeper.of_model(folder, read_config(folder).spacing_mm, force=force)
 
 
 def resolve_device(name: str) -> str:

@@ -11,6 +11,7 @@ from medk2n.cli.common import (
     DATA_HELP,
     DamageOption,
     DeviceOption,
+    ForceOption,
     ManifestOption,
     ModelOption,
     OverwriteOption,
@@ -67,6 +68,7 @@ def evaluate(
     ] = None,
     damage: DamageOption = None,
     severity: SeverityOption = None,
+    force: ForceOption = False,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "fp32",
     seed: SeedOption = 0,
@@ -95,11 +97,12 @@ def evaluate(
     from medk2n.data.discover import discover
     from medk2n.evaluation.damage_table import write_damage
     from medk2n.evaluation.panel_table import write_panel
+    from medk2n.gatekeeper import Gatekeeper
     from medk2n.io.outputs import output_folder
 
     options = {"model": model, "data": data, "out": out, "modalities": modalities, "subjects": subjects}
     options |= {"exclude": exclude, "prefer": prefer, "split": split, "every": every, "protocol": protocol}
-    options |= {"damage": damage, "severity": severity}
+    options |= {"damage": damage, "severity": severity, "force": force}
     options |= {"device": device, "precision": precision, "seed": seed, "overwrite": overwrite}
     with run_manifest(manifest, "evaluate", options, overwrite=overwrite) as run:
         panel = _panel(split_names(protocol), every)
@@ -126,7 +129,15 @@ def evaluate(
             predictors, methods = _predictors(folder, config, run.device, every, precision)
             task = _Task(predictors, methods, usable, tested, config.spacing_mm, every, panel)
             heard = judged(folder, panel)
-            records, failed = measure(predictors, usable, modalities=tested, config=config, every=every, listener=heard)
+            records, failed = measure(
+                predictors,
+                usable,
+                modalities=tested,
+                config=config,
+                every=every,
+                listener=heard,
+                keeper=Gatekeeper.of_model(folder, config.spacing_mm, force=force),
+            )
             failed |= {subject: str(fault) for subject, fault in faults.items()}
             bad = measure_damage(
                 predictors, usable, modalities=tested, config=config, every=every, damage=asked, seed=seed

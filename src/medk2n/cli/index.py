@@ -5,13 +5,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medk2n.cli.common import DATA_HELP, ManifestOption, OverwriteOption, PreferOption, SeedOption
+from medk2n.cli.common import DATA_HELP, ManifestOption, ModelOption, OverwriteOption, PreferOption, SeedOption
 from medk2n.cli.complaints import SOME_FAILED, one_line, say
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from medk2n.data.doubts import Doubt
     from medk2n.data.inventory import Inventory
     from medk2n.data.subject import LeftOut, Subject
     from medk2n.errors import Medk2nError
+    from medk2n.gatekeeper import Gatekeeper
+    from medk2n.io.volume import Volume
 
 _MOST_LINES = 20
 
@@ -34,17 +39,19 @@ def index(
         Path | None,
         typer.Option("--patients", metavar="TABLE", help="Columns subject, patient: which subjects are one patient."),
     ] = None,
+    model: ModelOption = "default",
     seed: SeedOption = 0,
     overwrite: OverwriteOption = False,
     manifest: ManifestOption = None,
 ) -> None:
     """See what a data set holds before you use it: subjects, modalities, grids, missing patterns, suspicious cases.
 
-    Every image is read: unreadable or constant ones, the same voxels under two names, and images displaced against
-    the others of their subject by more than a voxel are told. Nothing is changed. A split keeps a patient's sessions,
+    Every image is read: unreadable or constant ones, the same voxels under two names, images displaced against
+    the others of their subject by more than a voxel, mirrored or another patient's, and what is no scan or not what
+    its name says (as far as V of --model knows) are told. Nothing is changed. A split keeps a patient's sessions,
     and subjects that share an image, together, and is alike in every site and pattern of missing modalities.
     """
-    from medk2n.cli.common import LeftOutFiles, run_manifest, split_names
+    from medk2n.cli.common import LeftOutFiles, gatekeeper, run_manifest, split_names
     from medk2n.data.discover import discover
     from medk2n.data.split import FILE, count_parts, draw_split, patients_of, read_patients
     from medk2n.io.atomic import write_json
@@ -52,7 +59,7 @@ def index(
     from medk2n.report.inventory import FILES, PAGE, write_inventory
 
     options = {"data": data, "out": out, "subjects": subjects, "exclude": exclude, "prefer": prefer}
-    options |= {"split": split, "patients": patients, "seed": seed, "overwrite": overwrite}
+    options |= {"split": split, "patients": patients, "model": model, "seed": seed, "overwrite": overwrite}
     with run_manifest(manifest, "index", options, overwrite=overwrite) as run:
         shares = _shares(split) if split else None
         faults: dict[str, Medk2nError] = {}
@@ -63,7 +70,7 @@ def index(
         how = {"seed": seed, "patients": whose}
         names = [*FILES, *([FILE] if shares else [])]
         with output_folder(out, names, overwrite=overwrite) as place:
-            inventory = _read(found, faults, files.of)
+            inventory = _read(found, faults, files.of, gatekeeper(model))
             drawn = draw_split(found, inventory, validation=shares[0], test=shares[1], **how) if shares else None
             with place.whole(last=PAGE) as new:
                 write_inventory(inventory, str(data), new)
@@ -91,7 +98,10 @@ def _shares(text: str) -> tuple[float, float]:
 
 
 def _read(
-    subjects: "list[Subject]", faults: "dict[str, Medk2nError]", left_out: "dict[str, list[LeftOut]]"
+    subjects: "list[Subject]",
+    faults: "dict[str, Medk2nError]",
+    left_out: "dict[str, list[LeftOut]]",
+    keeper: "Gatekeeper",
 ) -> "Inventory":
     from medk2n.cli.common import progress_bar
     from medk2n.data.inventory import take_inventory
@@ -102,7 +112,10 @@ def _read(
         def progress(done: int, total: int) -> None:
             bar.update(line, completed=done, total=total)
 
-        return take_inventory(subjects, progress, faulty=faults, left_out=left_out)
+        def examine(volumes: "Mapping[str, Volume]", first: str) -> "Sequence[Doubt]":
+            return keeper.examine(volumes, first).doubts
+
+        return take_inventory(subjects, progress, faulty=faults, left_out=left_out, examine=examine)
 
 
 def _tell_patients(found: "list[Subject]", whose: "dict[str, str]") -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medk2n.cli.common import ManifestOption, OverwriteOption, PreferOption
+from medk2n.cli.common import ForceOption, ManifestOption, ModelOption, OverwriteOption, PreferOption
 from medk2n.cli.complaints import one_line, say
 from medk2n.workers import cores
 
@@ -45,6 +45,8 @@ def prepare(
     subjects: Annotated[list[str] | None, typer.Option("--subjects", help="Ids to keep: a comma list.")] = None,
     exclude: Annotated[list[str] | None, typer.Option("--exclude", help="Ids to leave out: a comma list.")] = None,
     prefer: PreferOption = None,
+    model: ModelOption = "default",
+    force: ForceOption = False,
     jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Processes (one a core).")] = None,
     overwrite: OverwriteOption = False,
     manifest: ManifestOption = None,
@@ -52,10 +54,12 @@ def prepare(
     """Prepare a data set once: turned, resampled and scaled, ready for training to read from the disk.
 
     Every study becomes a folder with its scans (NIfTI, in their unit) and masks on one grid, a sidecar that says what
-    was done, a picture to check it by, and the slices that training maps into memory. Registration, N4 and skull
-    stripping are done if asked for. Stopped, it goes on where it was; what is prepared from the same files stays.
+    was done and what seems wrong, a picture to check it by, and the slices that training maps into memory. What is
+    surely no scan, or another one than its name says (as far as V of --model knows), fails unless --force is given.
+    Registration, N4 and skull stripping are done if asked for. Stopped, it goes on where it was; what is prepared
+    from the same files stays.
     """
-    from medk2n.cli.common import LeftOutFiles, end_with, modality_names, run_manifest, split_names
+    from medk2n.cli.common import LeftOutFiles, end_with, gatekeeper, modality_names, run_manifest, split_names
     from medk2n.data.discover import discover
     from medk2n.errors import UsageError
     from medk2n.preparation.ants import require_ants
@@ -73,6 +77,7 @@ def prepare(
     options = {"data": data, "out": out, "spacing": spacing, "reference": reference, "register": register, "ants": ants}
     options |= {"n4": n4, "strip": strip, "strip_command": strip_command}
     options |= {"subjects": subjects, "exclude": exclude, "prefer": prefer, "jobs": jobs}
+    options |= {"model": model, "force": force}
     with run_manifest(manifest, "prepare", options | {"overwrite": overwrite}, overwrite=overwrite) as run:
         plan = Plan(
             spacing_mm=spacing,
@@ -88,7 +93,8 @@ def prepare(
         told: dict[str, Any] = {"faulty": faults.__setitem__, "left_out": files.add}
         found = discover(data, subjects=kept, exclude=split_names(exclude), prefer=split_names(prefer), **told)
         files.tell()
-        result = _prepare(found, data, out, plan, jobs or cores(), overwrite=overwrite)
+        keeper = gatekeeper(model, force=force)
+        result = _prepare(found, data, out, plan, keeper, jobs or cores(), overwrite=overwrite)
         result.failed |= {subject: str(fault) for subject, fault in faults.items()}
         run.inputs += [file for subject in found for file in subject.files]
         run.outputs += sorted(out.glob("*/study.json"))
@@ -97,7 +103,7 @@ def prepare(
         end_with(result.failed)
 
 
-def _prepare(found, data: Path, out: Path, plan, jobs: int, *, overwrite: bool) -> "Result":
+def _prepare(found, data: Path, out: Path, plan, keeper, jobs: int, *, overwrite: bool) -> "Result":
     from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
@@ -111,7 +117,7 @@ def _prepare(found, data: Path, out: Path, plan, jobs: int, *, overwrite: bool) 
         def report(subject: str, done: int, total: int) -> None:
             bar.update(line, completed=done, total=total, description=f"prepare, done {escape(one_line(subject))}")
 
-        return run.prepare(found, data, out, plan, jobs=jobs, overwrite=overwrite, report=report)
+        return run.prepare(found, data, out, plan, keeper=keeper, jobs=jobs, overwrite=overwrite, report=report)
 
 
 def _tell(result: "Result", out: Path) -> None:

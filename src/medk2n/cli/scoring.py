@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from medk2n.evaluation.damage import DamageRecord
     from medk2n.evaluation.evaluate import Listener, Record
     from medk2n.evaluation.identity import IdentityListener
+    from medk2n.gatekeeper import Gatekeeper
     from medk2n.inference._spec import Predictor
 
 JUDGEMENT = "identity.md", "identity.csv"
@@ -61,8 +64,11 @@ def measure(
     config: "ModelConfig",
     every: int,
     listener: "Listener | None" = None,
+    keeper: "Gatekeeper | None" = None,
 ) -> "tuple[list[Record], dict[str, str]]":
     """Records, and the complaint of each subject that could not be read (the others go on; tell of it at the end).
+
+    A gatekeeper looks at all scans first: what it refuses fails, what it doubts is told.
 
     Raises:
         DatasetError: none could be read.
@@ -71,7 +77,7 @@ def measure(
     from medk2n.evaluation.evaluate import evaluate
 
     failed: dict[str, str] = {}
-    studies = studies_of(subjects, config.spacing_mm, failed)
+    studies = studies_of(subjects, config.spacing_mm, failed, keeper)
     with progress_over("evaluate", subjects) as advance:
         records = evaluate(predictors, studies, modalities=modalities, every=every, progress=advance, listener=listener)
     if not records:
@@ -165,7 +171,10 @@ def measure_damage(
 
 
 def studies_of(
-    subjects: "Sequence[Subject]", spacing_mm: float | None, failed: dict[str, str]
+    subjects: "Sequence[Subject]",
+    spacing_mm: float | None,
+    failed: dict[str, str],
+    keeper: "Gatekeeper | None" = None,
 ) -> "Iterator[WorkingStudy]":
     """Each as it is needed; who could not be read is put into `failed` with its complaint."""
     from medk2n.data.working import load_working
@@ -173,11 +182,19 @@ def studies_of(
 
     for subject in subjects:
         try:
-            study = load_working(subject, spacing_mm)
+            study = load_working(_admitted(subject, keeper) if keeper else subject, spacing_mm)
         except Exception as error:
             failed[subject.id] = str(contained(error))
         else:
             yield study
+
+
+def _admitted(subject: "Subject", keeper: "Gatekeeper") -> "Subject":
+    """The subject with its scans read, after they were looked at."""
+    volumes = {name: subject.readers[name]() for name in subject.modalities}
+    for line in keeper.admit(volumes, next(iter(volumes))).lines():
+        say(f"medk2n: warning: {one_line(f'{subject.id}: {line}')}", err=True)
+    return replace(subject, readers={name: partial(volumes.__getitem__, name) for name in volumes})
 
 
 @contextmanager

@@ -83,7 +83,7 @@ def of_pair(modality: str, seen: "Agreement | None", reference: str, *, unit: st
     if seen is None:
         return []
     sided = float(np.log(max(seen.alike, _FAINT) / max(seen.mirrored, _FAINT)))
-    stranger = _certainty(sided + 2 * max(seen.alike, seen.mirrored), good=0.8, bad=0.5)
+    stranger = _certainty(abs(sided) + 2 * max(seen.alike, seen.mirrored), good=0.8, bad=0.5)
     mirrored = _certainty(sided, good=0.0, bad=-0.25)
     moved = _certainty(seen.move_mm, good=1.0, bad=3.0) if seen.gain > _CLEARLY else 0.0
     judged = [
@@ -91,12 +91,16 @@ def of_pair(modality: str, seen: "Agreement | None", reference: str, *, unit: st
         ("patient", f"agrees with {reference} no better than scans of two patients do, or lies far off it", stranger),
         ("displaced", f"lies {seen.move_mm:.1f} {unit} off {reference} on average over the head", moved),
     ]
-    told = [Doubt(modality, kind, what, certainty) for kind, what, certainty in judged if certainty >= TOLD]
-    return told[:1]  # one explains the others
+    kind, what, certainty = max(judged, key=lambda row: row[2])  # one explains the others
+    return [Doubt(modality, kind, what, certainty)] if certainty >= TOLD else []
 
 
-def of_identity(modality: str, probabilities: Mapping[str, float]) -> list[Doubt]:
+def of_identity(name: str, modality: str, probabilities: Mapping[str, float]) -> list[Doubt]:
     """Whether an image is what it is called, by the probabilities of what it is recognised as.
+
+    Args:
+        name: what the image is called where it is told.
+        modality: what it is said to be.
 
     A modality that is not among them was never learned: nothing is said of it.
     """
@@ -108,4 +112,4 @@ def of_identity(modality: str, probabilities: Mapping[str, float]) -> list[Doubt
         return []
     seen = "no scan of a patient" if likeliest == NOTHING else likeliest
     what = f"looks like {seen} ({probabilities[likeliest]:.2f})"
-    return [Doubt(modality, "identity", what, certainty, certainty >= REFUSED)]
+    return [Doubt(name, "identity", what, certainty, certainty >= REFUSED)]

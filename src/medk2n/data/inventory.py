@@ -10,6 +10,7 @@ from scipy import ndimage
 from skimage.metrics import normalized_mutual_information
 from skimage.registration import phase_cross_correlation
 
+from medk2n.data.doubts import Doubt
 from medk2n.data.intensity import unit_doubt
 from medk2n.data.patient import air_level, is_stripped
 from medk2n.data.subject import LeftOut, Subject
@@ -21,8 +22,11 @@ from medk2n.io.atomic import sha256_array
 from medk2n.io.volume import Volume
 from medk2n.vocabulary import modality
 
+Examine = Callable[[Mapping[str, Volume], str], Iterable[Doubt]]
+"""Given the scans of a subject that can be read, and which of them the others are held against."""
 MISALIGNED_BY = 1.0
 """Voxels: a shift of more than this is told."""
+_KINDS = {"scan": "no scan", "patient": "another patient"}
 _BINS = 32
 _MOST_VOXELS = 500_000
 _CLEARLY = 1.01  # a shift must raise the mutual information by a hundredth to be believed
@@ -90,6 +94,7 @@ def take_inventory(
     *,
     faulty: Mapping[str, Medk2nError] | None = None,
     left_out: Mapping[str, Sequence[LeftOut]] | None = None,
+    examine: Examine | None = None,
 ) -> Inventory:
     """Read every image of every subject; one that cannot be read is a complaint, not an end.
 
@@ -97,20 +102,22 @@ def take_inventory(
         progress: called with (subjects done, subjects in all).
         faulty: subjects that cannot be used at all, as `discover` tells them.
         left_out: files that are not used, as `discover` tells them.
+        examine: what else is to be said of the scans of a subject; displacements are measured here.
     """
     found = Inventory(complaints=[Complaint(i, "", "unreadable", str(fault)) for i, fault in (faulty or {}).items()])
     for name, files in (left_out or {}).items():
         found.complaints.extend(Complaint(name, "", "left out", str(file)) for file in files)
     for done, subject in enumerate(subjects):
-        _look_at(subject, found)
+        _look_at(subject, found, examine)
         if progress:
             progress(done + 1, len(subjects))
     found.complaints.extend(_duplicates(found.images))
     return found
 
 
-def _look_at(subject: Subject, found: Inventory) -> None:
+def _look_at(subject: Subject, found: Inventory, examine: Examine | None) -> None:
     first: Volume | None = None
+    volumes: dict[str, Volume] = {}
     for name in subject.modalities:
         try:
             volume = subject.readers[name]()
@@ -121,6 +128,11 @@ def _look_at(subject: Subject, found: Inventory) -> None:
         first = first or volume
         found.images.append(image)
         found.complaints.extend(complaints)
+        if examine and not any(complaint.kind == "apart" for complaint in complaints):
+            volumes[name] = volume
+    if first and examine:
+        told = (doubt for doubt in examine(volumes, first.modality) if doubt.kind != "displaced")
+        found.complaints.extend(Complaint(subject.id, d.modality, _KINDS.get(d.kind, d.kind), d.line) for d in told)
 
 
 def _look(subject: Subject, name: str, volume: Volume, first: Volume | None) -> tuple[Image, list[Complaint]]:

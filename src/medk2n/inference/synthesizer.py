@@ -10,7 +10,7 @@ result["t2f"].save("flair.nii.gz")
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -201,9 +201,8 @@ class Synthesizer:
             values, patient[name], own[name] = scaled_on(volume, grid, path)
             stacks[name] = space.stack(values)
             finer[name] = values - space.unstack(stacks[name])
-        examined = self._gatekeeper.examine(inputs, first, pairs=align != Align.off, slices=stacks)
-        if not force:
-            examined.refuse()
+        keeper = replace(self._gatekeeper, force=force)
+        examined = keeper.admit(inputs, first, pairs=align != Align.off, slices=stacks)
         rules = _rules(control or {})
         laid_down = StudyControl.of(rules, inputs, wanted, space)
         inference = self._predictor.infer(stacks, wanted, progress, control=laid_down)

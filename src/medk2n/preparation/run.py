@@ -10,6 +10,7 @@ from typing import Any
 from medk2n.data.prepared import FORMAT, SETTINGS, is_prepared
 from medk2n.data.subject import Subject
 from medk2n.errors import DatasetError, Medk2nError, OutputExistsError, contained
+from medk2n.gatekeeper import Gatekeeper
 from medk2n.io.atomic import write_json
 from medk2n.io.door import door, read_text
 from medk2n.io.names import folder_names
@@ -37,6 +38,7 @@ def prepare(
     out: Path,
     plan: Plan,
     *,
+    keeper: Gatekeeper | None = None,
     jobs: int = 1,
     overwrite: bool = False,
     report: Report | None = None,
@@ -46,6 +48,7 @@ def prepare(
     A subject that fails is told in the result, and the others go on.
 
     Args:
+        keeper: looks at every scan first; what it refuses fails.
         jobs: processes.
         overwrite: begin anew where `out` was prepared with other settings, or is to be made again.
 
@@ -58,7 +61,7 @@ def prepare(
     folders = folder_names([subject.id for subject in subjects])
     with output_folder(out, ["*"], goes_on=True) as place, place.scratch() as scratch:
         _open_set(place, plan, overwrite=overwrite)
-        tasks = [(subject, plan, out / folders[subject.id], root, scratch) for subject in subjects]
+        tasks = [(subject, plan, out / folders[subject.id], root, scratch, keeper) for subject in subjects]
         with closing(each(_one, tasks, min(jobs, len(tasks)))) as outcomes:
             for done, (task, outcome) in enumerate(outcomes, 1):
                 subject_id = task[0].id
@@ -110,16 +113,16 @@ def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     return "another format"
 
 
-_Task = tuple[Subject, Plan, Path, Path, Path]
+_Task = tuple[Subject, Plan, Path, Path, Path, Gatekeeper | None]
 _Outcome = list[str] | None | Medk2nError
 
 
 def _one(task: _Task) -> _Outcome:
     """Warnings of a subject that was prepared, None for one that was there, or what went wrong with it."""
-    subject, plan, place, root, scratch = task
+    subject, plan, place, root, scratch, keeper = task
     try:
         if is_there(subject, place, root):
             return None
-        return prepare_study(subject, plan, place, root, scratch).warnings
+        return prepare_study(subject, plan, place, root, scratch, keeper).warnings
     except Exception as error:
         return contained(error)

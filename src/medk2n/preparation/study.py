@@ -25,6 +25,7 @@ from medk2n.data.stored import Stored
 from medk2n.data.subject import Subject
 from medk2n.data.working import load_working
 from medk2n.errors import DatasetError, OutputExistsError
+from medk2n.gatekeeper import Gatekeeper
 from medk2n.io.atomic import sha256_array, sha256_file, write_json
 from medk2n.io.nifti import write_int16, write_labels
 from medk2n.io.outputs import record_folder
@@ -77,17 +78,20 @@ class Plan:
         return json.loads(json.dumps([{"step": "read", "reference": self.reference}, *steps]))
 
 
-def prepare_study(subject: Subject, plan: Plan, place: Path, root: Path, scratch: Path) -> StudyRecord:
+def prepare_study(
+    subject: Subject, plan: Plan, place: Path, root: Path, scratch: Path, keeper: Gatekeeper | None = None
+) -> StudyRecord:
     """Take one subject through the steps and write it to the folder `place`, whole or not at all.
 
     Args:
         root: of its data set; sources are named relative to it.
         scratch: folder on the same disk where it is made.
+        keeper: looks at its scans before anything is done to them.
 
     Raises:
         Medk2nError: it cannot be read, a step cannot be taken, or a file cannot be written.
     """
-    draft, done, warnings = _through_steps(subject, plan)
+    draft, done, warnings = _through_steps(subject, plan, keeper)
     sources = hashes(subject, root)
     _refuse_changed(draft, set(sources.values()))
     filling = scratch / place.name
@@ -118,10 +122,16 @@ def _refuse_changed(draft: Draft, now: Collection[str]) -> None:
             raise DatasetError(f"{path}: was changed while it was prepared; prepare it again")
 
 
-def _through_steps(subject: Subject, plan: Plan) -> tuple[Draft, list[dict[str, Any]], list[str]]:
+def _through_steps(
+    subject: Subject, plan: Plan, keeper: Gatekeeper | None = None
+) -> tuple[Draft, list[dict[str, Any]], list[str]]:
     draft = read_draft(subject, plan.reference)
     done: list[dict[str, Any]] = [{"step": "read", "reference": draft.reference, "scans": _read_from(draft)}]
     warnings: list[str] = []
+    if keeper:
+        examined = keeper.admit(draft.scans, draft.reference, pairs=not plan.register)
+        done[0]["checks"] = {"forced": keeper.force, **examined.to_json()}
+        warnings += examined.lines()
     for step in plan.steps():
         outcome = step.apply(draft)
         draft = outcome.draft
