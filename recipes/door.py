@@ -10,6 +10,7 @@ them, or share out the 130 mm of a head.
 
 import argparse
 import json
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -139,6 +140,7 @@ class Task:
     most: int
     seed: int
     with_bad: bool
+    minutes: float
 
     @property
     def name(self) -> str:
@@ -150,8 +152,10 @@ def cases_of(task: Task) -> list[Case]:
     """All cases of a data set."""
     keeper = Gatekeeper.of_model(task.model, read_config(task.model).spacing_mm)
     cases: list[Case] = []
-    rng, before = np.random.default_rng(task.seed), {}
+    rng, before, until = np.random.default_rng(task.seed), {}, time.monotonic() + 60 * task.minutes
     for of, study in studies(task.root, task.voxel, task.most):
+        if time.monotonic() > until:
+            break
         if len(study) < 2:
             continue
         doubts = {d.modality: d for d in keeper.examine(study, next(iter(study))).doubts}
@@ -200,12 +204,16 @@ def main() -> None:
     options.add_argument("--most", type=int, default=1000, help="subjects of each data set")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--good", type=Path, nargs="*", default=[], help="data sets of good cases alone")
+    options.add_argument("--minutes", type=float, default=1e6, help="no study of a data set is begun later")
     options.add_argument("--jobs", type=int, default=1, help="processes, one a data set")
     asked = options.parse_args()
     folder = find_model(asked.model)
     keeper = Gatekeeper.of_model(folder, read_config(folder).spacing_mm)
     roots = [(root, True) for root in asked.data] + [(root, False) for root in asked.good]
-    tasks = [Task(root.resolve(), folder, asked.voxel, asked.most, asked.seed, with_bad) for root, with_bad in roots]
+    tasks = [
+        Task(root.resolve(), folder, asked.voxel, asked.most, asked.seed, with_bad, asked.minutes)
+        for root, with_bad in roots
+    ]
     with closing(each(cases_of, tasks, min(asked.jobs, len(tasks)))) as done:
         found = dict(done)
     cases = [case for task in tasks for case in found[task]]
