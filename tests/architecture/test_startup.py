@@ -1,8 +1,8 @@
 """What must answer at once loads no torch."""
 
+import os
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -46,12 +46,15 @@ def test_the_check_can_fail():
 
 @pytest.mark.parametrize("arguments", [["--help"], ["info", "--json"]], ids=["help", "info"])
 def test_answers_within_a_second(arguments):
-    def seconds() -> float:
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "medk2n.cli.main", *arguments], capture_output=True, check=True)
-        return time.perf_counter() - started
+    """Of the processor's time: how busy the machine is does not count."""
 
-    assert min(seconds() for _ in range(4)) < 1.0  # the best of four: other programs may be busy
+    def seconds() -> float:
+        before = os.times()
+        subprocess.run([sys.executable, "-m", "medk2n.cli.main", *arguments], capture_output=True, check=True)
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
+
+    assert min(seconds() for _ in range(2)) < 1.0
 
 
 def test_every_public_name_can_be_had():
