@@ -22,7 +22,7 @@ from medk2n.errors import ConfigError, DatasetError, StoppedError, SystemLimitEr
 from medk2n.training import run, state
 
 STEPS = 12
-KILLS = int(os.environ.get("MEDK2N_KILLS", "10"))
+KILLS = int(os.environ.get("MEDK2N_KILLS", "4"))
 
 
 @pytest.fixture(scope="module")
@@ -78,18 +78,18 @@ ADVERSARIAL = (
 
 
 @pytest.mark.parametrize(
-    "overrides",
-    [[], ["batch.accumulate=2", "workers=1"], [ADVERSARIAL]],
+    ("overrides", "count"),
+    [([], 20), (["batch.accumulate=2", "workers=1"], 5), ([ADVERSARIAL], 5)],
     ids=["plain", "parts and workers", "an adversary"],
 )
-def test_a_run_stopped_at_twenty_random_steps_ends_in_the_same_bits(
-    overrides: list[str], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_stopped_at_random_steps_ends_in_the_same_bits(
+    overrides: list[str], count: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = config(data, STEPS, *overrides)
     straight = run.train(settings, tmp_path / "straight")
     out, rng = tmp_path / "run", random.Random(0)
     before = signal.getsignal(signal.SIGTERM)
-    stops = sorted(rng.sample(range(1, 2 * STEPS), 20))
+    stops = sorted(rng.sample(range(1, 2 * STEPS), count))
     for k, (last, at) in enumerate(zip([0, *stops], stops, strict=False)):
         with monkeypatch.context() as patched:
             stop_after(at - last, patched)
@@ -215,3 +215,17 @@ def test_what_cannot_go_on_says_why(data: Path, tmp_path: Path, monkeypatch: pyt
         new.unlink()
     said = CliRunner().invoke(build_app(), ["train", "--resume", "--out", str(tmp_path / "run"), "--seed", "1"])
     assert "--resume goes on with the run's own settings" in str(said.exception)
+
+
+def test_what_lies_beside_a_state_and_is_none_stays(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        state.write(tmp_path, step, {"m": {"w": torch.ones(2)}}, {"step": step})
+    (tmp_path / "step-mine").mkdir()
+    (tmp_path / "notes.txt").write_text("mine")
+    assert state.newest(tmp_path).counters == {"step": 3}
+    state.remove(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "step-mine"]
+    for step in (1, 2):
+        state.write(tmp_path / "new", step, {"m": {"w": torch.ones(2)}}, {})
+    state.remove(tmp_path / "new")
+    assert not (tmp_path / "new").exists()

@@ -1,12 +1,14 @@
-"""Every verb and its outputs: what is somebody else's stays, sets are whole or absent."""
+"""Every verb and its outputs: what is somebody else's stays, sets are whole or absent, a killed run does no harm."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from medk2n.cli.main import VERBS as PROGRAM
 from medk2n.cli.main import main
 from medk2n.io.outputs import HOME
 
@@ -30,6 +32,7 @@ class Verb:
 class World:
     model: Path
     cohort: Path
+    three: Path
     raw: Path
     run: Path
 
@@ -49,6 +52,9 @@ VERBS = {
     "benchmark": Verb(lambda w, o: ["benchmark", "phantom", "--model", w.model, "--data", w.cohort, "-o", o,
                                     "--subjects", "a,b", "--device", "cpu"],
                       ("table1.md", "values.csv", "table2.tex", "facts.json"), "table1.md"),
+    "ablate": Verb(lambda w, o: ["ablate", "--data", w.three, "-o", o, "--model", w.model, "--device", "cpu",
+                                 "--parts", "memory", "--damage", "noise", "--every", "9"],
+                   ("ablation.md", "ablation.csv", "facts.json"), "ablation.md"),
     "train": Verb(lambda w, o: ["train", "--data", w.cohort, "-o", o, "--device", "cpu",
                                 *(word for value in SMALL[:-1] for word in ("--set", value))],
                   ("config.json", "model.safetensors", "metrics.csv", "train.json", "samples/scan.nii.gz",
@@ -65,6 +71,7 @@ VERBS = {
     "report": Verb(lambda w, o: ["report", w.run, "-o", o / "run.html"], ("run.html",), "run.html"),
 }  # fmt: skip
 ELSEWHERE = ("demo", "phantom")  # half a minute a run; their own tests repeat them
+ALL_KILLS = "MEDK2N_ALL_KILLS" in os.environ
 NAMED = ("plan", "report")  # one file, which the caller names: --overwrite is said of that very file
 ALL = [(verb, name) for verb, row in VERBS.items() for name in row.writes]
 
@@ -75,12 +82,14 @@ def world(model, tmp_path_factory) -> World:
     for k, subject in enumerate("ab"):
         for j, name in enumerate(("t1n", "t2w")):
             save(root / "cohort" / subject / f"{name}.nii.gz", scan(10 * k + j))
+    for j, name in enumerate(("t1n", "t2w", "t1c")):
+        save(root / "three" / "a" / f"{name}.nii.gz", scan(j))
     save(root / "raw" / "sub-01" / "anat" / "sub-01_T1w.nii.gz", scan())
     (root / "raw" / "dataset_description.json").write_text(json.dumps({"Name": "x", "BIDSVersion": "1.11.0"}))
     (root / "run").mkdir()
     (root / "run" / "train.json").write_text(json.dumps({"models": [{"name": "unet"}]}))
     (root / "run" / "metrics.csv").write_text("model,step,seconds,progress,name,value\nunet,1,1.0,1.0,loss,0.5\n")
-    return World(model, root / "cohort", root / "raw", root / "run")
+    return World(model, root / "cohort", root / "three", root / "raw", root / "run")
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +105,11 @@ def seen(out: Path) -> dict[str, bytes]:
     """What a person sees in a folder."""
     files = (path for path in out.rglob("*") if path.is_file() and HOME not in path.parts)
     return {str(path.relative_to(out)): path.read_bytes() for path in files}
+
+
+def test_every_verb_is_here_that_writes_to_a_place_of_its_own():
+    """`node` keeps a ledger (tests/node), `info` writes nothing."""
+    assert {verb.split()[0] for verb in VERBS} == set(PROGRAM) - {"node", "info"}
 
 
 @pytest.mark.parametrize(("verb", "name"), ALL, ids=[f"{verb}: {name}" for verb, name in ALL])
@@ -133,3 +147,43 @@ def test_into_a_folder_below_one_that_is_absent_and_once_more(world, tmp_path, v
     assert run(verb, world, out, "--overwrite") == 0, capsys.readouterr().err
     assert set(seen(out)) == first
     assert not [path for path in out.rglob("*") if path.name.startswith((".tmp-", "new-")) or path.name == "whole"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a child is killed")
+@pytest.mark.parametrize("verb", VERBS if ALL_KILLS else [v for v in VERBS if v not in (*ELSEWHERE, "benchmark")])
+def test_killed_at_a_write_nothing_is_lost_or_half_there(world, tmp_path, monkeypatch, run_killed, verb):
+    """In the middle and near the end; with MEDK2N_ALL_KILLS=1 at every write of every verb, which takes an hour.
+
+    Over an earlier run's outputs, beside a file of somebody's: that stays, what is seen is one run's or the other's,
+    and the next run makes all of it and leaves nothing of the dead one.
+    """
+    import torch
+
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+    def work(out: Path) -> int:
+        torch.set_num_threads(1)  # a child has none of the others
+        return run(verb, world, out, "--overwrite")
+
+    def left(out: Path) -> list[str]:
+        return [path.name for path in out.rglob("*") if path.name.startswith((".tmp-", "new-")) or path.name == "whole"]
+
+    whole = tmp_path / "whole"
+    writes = run_killed(lambda: work(whole), 0, whole)
+    names, makes_several_sets = set(seen(whole)), verb in ("train", "prepare", "synth of many", "phantom")
+    for at in range(1, writes + 1) if ALL_KILLS else (writes // 2, writes - 4):
+        out = tmp_path / f"at-{at}"
+        mine = set()
+        if verb not in ("prepare", "phantom"):  # which want a folder of their own
+            mine = {"deep/notes.txt"}
+            (out / "deep").mkdir(parents=True)
+            (out / "deep" / "notes.txt").write_text("mine")
+        run_killed(lambda out=out: work(out), at, out)
+        now = set(seen(out))
+        assert mine <= now
+        assert makes_several_sets or now - mine in (set(), names), (at, writes)
+        assert run_killed(lambda out=out: work(out), 0, out)
+        assert set(seen(out)) == names | mine, (at, writes)
+        assert not mine or (out / "deep" / "notes.txt").read_text() == "mine"
+        assert not left(out), (at, writes)

@@ -11,7 +11,7 @@ from medk2n.errors import OutputExistsError, OutputPermissionError
 from medk2n.io.atomic import write_text
 from medk2n.io.outputs import HOME, output_file, output_folder
 
-Killer = Callable[[Callable[[], object], int, Path], bool]
+Killer = Callable[[Callable[[], object], int, Path], int]
 PLANNED = ("a.txt", "deep/b.txt", "last.txt")
 
 

@@ -6,7 +6,6 @@ a run is fair on any machine, however busy. Several processes share each step (t
 """
 
 import math
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -251,7 +250,7 @@ class _Run:
                 report("training", share, {"steps": float(wanted.steps), "crops/s": rate, "loss": numbers["loss"]})
         if self.world.leads:
             self._save(finished=True)
-            shutil.rmtree(self.out / _STATE, ignore_errors=True)
+            state.remove(self.out / _STATE)
         self.world.wait()
 
     def _recognise(self, stop: Stop, report: Report) -> None:

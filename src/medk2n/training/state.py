@@ -81,8 +81,19 @@ def newest(root: Path) -> State | None:
     return None
 
 
+def remove(root: Path) -> None:
+    """Take away all states, and the folder unless something else lies in it."""
+    _tidy(root)
+    for folder in _newest_first(root):
+        shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        root.rmdir()
+
+
 def _newest_first(root: Path) -> list[Path]:
-    return sorted(root.glob("step-*"), key=lambda folder: int(folder.name.removeprefix("step-")), reverse=True)
+    """Folders called step-N, and nothing else that is called nearly so."""
+    steps = {int(number): path for path in root.glob("step-*") if (number := path.name[5:]).isdecimal()}
+    return [steps[number] for number in sorted(steps, reverse=True) if not steps[number].is_symlink()]
 
 
 def _tidy(root: Path) -> None:
