@@ -7,6 +7,7 @@ plausible are kept: for training, where a slice without a mask is simply shown w
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,9 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 from skimage.measure import regionprops
 from skimage.morphology import disk
+
+from medk2n.io.atomic import atomic_write
+from medk2n.io.outputs import output_folder
 
 CONTRASTS = ("t2f", "t1n", "t1c")
 
@@ -55,14 +59,15 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("out", type=Path)
     folders = parser.parse_args()
-    folders.out.mkdir(parents=True, exist_ok=True)
     found, slices = 0, 0
-    for path in sorted(folders.source.glob("*.npz")):
-        with np.load(path) as data:
-            arrays = {key: data[key] for key in data.files}
-        brain = brain_mask([arrays[name] for name in CONTRASTS if name in arrays])
-        np.savez_compressed(folders.out / path.name, **arrays, brain=brain)
-        found, slices = found + int(brain.any(axis=(1, 2)).sum()), slices + len(brain)
+    with output_folder(folders.out, ["*.npz"]) as place, place.in_place():
+        for path in sorted(folders.source.glob("*.npz")):
+            with np.load(path) as data:
+                arrays = {key: data[key] for key in data.files}
+            brain = brain_mask([arrays[name] for name in CONTRASTS if name in arrays])
+            arrays["brain"] = brain
+            atomic_write(folders.out / path.name, partial(np.savez_compressed, **arrays))
+            found, slices = found + int(brain.any(axis=(1, 2)).sum()), slices + len(brain)
     print(f"{found} of {slices} slices have a brain mask; look at some before you train on them")
 
 

@@ -12,6 +12,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from medk2n.cli.common import progress_bar
 from medk2n.config.schema import ModelChoice, TrainConfig, load_config
 from medk2n.data.batches import Batch
 from medk2n.io.atomic import write_text
+from medk2n.io.outputs import output_file
 from medk2n.models._spec import Statistics
 from medk2n.registry import resolve
 from medk2n.training.begin import chosen
@@ -90,7 +92,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--overwrite", action="store_true", help="replace what lies at --out")
     args = parser.parse_args()
+    with output_file(args.out, overwrite=args.overwrite) if args.out else nullcontext():
+        make(args)
+
+
+def make(args: argparse.Namespace) -> None:
+    """The table, on the screen and at --out."""
     torch.set_num_threads(1)
     config = load_config("tiny", [f"modalities=[{', '.join(NAMES)}]", "spacing_mm=1.5", "budget={steps: 1000}"])
     lines = [

@@ -8,6 +8,7 @@ what the number means.
 
 import argparse
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from medk2n.data.discover import discover
 from medk2n.data.working import WorkingStudy, load_working
 from medk2n.evaluation.erasure import MILD_DB, Sensitivity, erase, sensitivities
 from medk2n.evaluation.panel import PROTOCOLS
+from medk2n.io.atomic import write_text
+from medk2n.io.outputs import output_file
 from medk2n.metrics.psnr import psnr
 from medk2n.registry import names, resolve
 
@@ -72,7 +75,14 @@ def main() -> None:
     parser.add_argument("--subjects", type=int, default=4)
     parser.add_argument("--targets", default="t1n,t1c,t2w,t2f")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--overwrite", action="store_true", help="replace what lies at --out")
     args = parser.parse_args()
+    with output_file(args.out, overwrite=args.overwrite) if args.out else nullcontext():
+        make(args)
+
+
+def make(args: argparse.Namespace) -> None:
+    """The table, on the screen and at --out."""
     targets = args.targets.split(",")
     protocols = [resolve(PROTOCOLS, name) for name in names(PROTOCOLS)]
     studies = with_lesion(args.data, args.subjects)
@@ -88,7 +98,7 @@ def main() -> None:
     sys.stdout.write(text + "\n")
     if args.out:
         of = f"{len(seen)} images ({', '.join(targets)}) of {len(studies)} subjects of {args.data.name}"
-        args.out.write_text(f"{head(of, studies, seen)}\n{text}\n", encoding="utf-8")
+        write_text(args.out, f"{head(of, studies, seen)}\n{text}\n")
 
 
 if __name__ == "__main__":

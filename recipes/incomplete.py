@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from medk2n.data.working import WorkingStudy, load_working
 from medk2n.evaluation.evaluate import Record, evaluate
 from medk2n.evaluation.summary import MEAN_ROW, Summary, summarise
 from medk2n.inference.predictor import load_predictor
+from medk2n.io.atomic import write_text
+from medk2n.io.outputs import output_file
 from medk2n.training.run import Report, resume, train
 
 CORE = ("t1n", "t1c", "t2w", "t2f")
@@ -94,7 +97,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--every", type=int, default=10)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--overwrite", action="store_true", help="replace what lies at --out")
     args = parser.parse_args()
+    with output_file(args.out, overwrite=args.overwrite) if args.out else nullcontext():
+        make(args)
+
+
+def make(args: argparse.Namespace) -> None:
+    """The table, on the screen and at --out."""
     configs = arms(args.data, args.steps)
     records: list[Record] = []
     for k, (name, config) in enumerate(configs.items()):
@@ -115,7 +125,7 @@ def main() -> None:
         head += (
             f"{', '.join(f'{m:.0f}' for m in minutes)} minutes. PSNR in dB inside the foreground, paired by subject."
         )
-        args.out.write_text(f"{head}\n\n{text}\n", encoding="utf-8")
+        write_text(args.out, f"{head}\n\n{text}\n")
 
 
 if __name__ == "__main__":

@@ -12,12 +12,16 @@ axial slices between 0.03 and 0.2 cycles per mm, where both kinds of grid can sp
 import argparse
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 from scipy.ndimage import binary_dilation, binary_erosion
 from sklearn.mixture import GaussianMixture
+
+from medk2n.io.atomic import write_text
+from medk2n.io.outputs import output_file
 
 CONTRASTS = ("t1n", "t1c", "t2w", "t2f")
 BIDS = {"t1n": "anat/{}_T1w", "t1c": "anat/{}_ce-gadolinium_T1w", "t2w": "anat/{}_T2w", "t2f": "anat/{}_FLAIR",
@@ -143,7 +147,14 @@ def main() -> None:
     parser.add_argument("cohort", type=Path)
     parser.add_argument("real", type=Path)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--overwrite", action="store_true", help="replace what lies at --out")
     args = parser.parse_args()
+    with output_file(args.out, overwrite=args.overwrite) if args.out else nullcontext():
+        make(args)
+
+
+def make(args: argparse.Namespace) -> None:
+    """The table, on the screen and at --out."""
     measured = [
         {name: measure(images, brain, lesion, mm) for name, images, brain, lesion, mm in studies}
         for studies in (real_studies(args.real), cohort_studies(args.cohort))
@@ -154,8 +165,7 @@ def main() -> None:
         head = "# The digital cohort beside real scans\n\nMade by `recipes/phantom_realism.py`,"
         head += " which says how each figure is taken."
         real = ", ".join(measured[0])
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(f"{head}\nReal scans: {real}.\n\n{text}\n", encoding="utf-8")
+        write_text(args.out, f"{head}\nReal scans: {real}.\n\n{text}\n")
 
 
 if __name__ == "__main__":

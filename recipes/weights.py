@@ -30,7 +30,8 @@ from medk2n.data.working import WorkingStudy, every_nth, load_working
 from medk2n.evaluation.damage import DAMAGE, Case, damaged
 from medk2n.evaluation.table import write_csv
 from medk2n.inference.predictor import SlicePredictor, load_predictor
-from medk2n.io.atomic import atomic_write, write_text
+from medk2n.io.atomic import write_text
+from medk2n.io.outputs import OutputFolder, output_folder
 from medk2n.shapley import shapley
 
 CORE = ("t1n", "t1c", "t2w", "t2f")
@@ -38,6 +39,7 @@ SEVERITIES = (0.25, 0.5, 1.0)
 WHOLE = "none"
 TIE_DB = 0.1
 SIDE = 16
+FILES = "weights.csv", "errors.csv", "weights.md"
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,14 @@ def main() -> None:
     parser.add_argument("--subjects", type=int, default=12)
     parser.add_argument("--every", type=int, default=20)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier run left in `out`")
     args = parser.parse_args()
+    with output_folder(args.out, FILES, overwrite=args.overwrite) as place:
+        make(args, place)
+
+
+def make(args: argparse.Namespace, place: OutputFolder) -> None:
+    """The rows and the table, all or none."""
     model = load_predictor(find_model(args.model), args.device)
     subjects = [subject for subject in discover(args.data) if set(CORE) <= set(subject.modalities)][: args.subjects]
     found: list[Input | Image] = []
@@ -175,15 +184,16 @@ def main() -> None:
         for n, study in enumerate(bar.track(studies, description="measuring")):
             found.extend(measure(model, study, studies[n - 1], args.every, rng))
     inputs, images = ([x for x in found if isinstance(x, kind)] for kind in (Input, Image))
-    atomic_write(args.out / "weights.csv", lambda path: write_csv(path, Input, inputs))
-    atomic_write(args.out / "errors.csv", lambda path: write_csv(path, Image, images))
     head = f"""# Whether the weights, the expected contributions and the predicted errors are true
 
 Spearman's rank correlations with what was measured. Made by `recipes/weights.py`, which says what is compared: model
 {args.model}, {len(subjects)} subjects of {args.data.name}, every {args.every}th slice; half of the inputs and images
 with one of the three inputs damaged."""
     text = "\n".join([head, "", *table(inputs, images)]) + "\n"
-    write_text(args.out / "weights.md", text)
+    with place.whole(last=FILES[-1]) as new:
+        write_csv(new / "weights.csv", Input, inputs)
+        write_csv(new / "errors.csv", Image, images)
+        write_text(new / "weights.md", text)
     sys.stdout.write(text)
 
 
