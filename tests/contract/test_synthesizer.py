@@ -12,14 +12,24 @@ from scipy import ndimage
 
 from medk2n import checkpoint, registry
 from medk2n.config.control import FusionRule, WeightRule, load_control
-from medk2n.errors import ConfigError, DoubtfulScanError, GeometryError, UnknownNameError, UsageError, VolumeReadError
+from medk2n.data.working import Workspace
+from medk2n.errors import (
+    CheckpointError,
+    ConfigError,
+    DoubtfulScanError,
+    GeometryError,
+    UnknownNameError,
+    UsageError,
+    VolumeReadError,
+)
 from medk2n.geometry.grid import Grid
-from medk2n.inference import contribution, progression
+from medk2n.inference import contribution, control, progression
 from medk2n.inference.contribution import proposed
 from medk2n.inference.control import StudyControl
 from medk2n.inference.predictor import SlicePredictor, as_predictor, deciding_slices, local_slope
 from medk2n.inference.progression import _orders, progressions
 from medk2n.inference.synthesizer import Synthesizer
+from medk2n.io.atomic import sha256_file
 from medk2n.io.volume import Volume
 from medk2n.models._spec import Statistics
 from medk2n.shapley import shapley
@@ -482,6 +492,27 @@ def test_orders_are_forced_only_as_far_as_the_user_left_them_open(synthesizer: S
     assert orders(STUDY, leave_out=["t1n", "t2w"]) == (1, 0.0)
 
 
+def test_the_hash_of_a_mask_is_that_of_the_bytes_that_were_read(
+    synthesizer: Synthesizer, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody saves another mask over it while the study is at work."""
+    path = tmp_path / "m.nii.gz"
+    nib.save(nib.Nifti1Image((head() > 0).astype(np.uint8), AFFINE), path)
+    first, true = sha256_file(path), control.read_labels
+
+    def replaced(given):
+        read = true(given)
+        nib.save(nib.Nifti1Image((head() > 400).astype(np.uint8), AFFINE), path)
+        return read
+
+    monkeypatch.setattr(control, "read_labels", replaced)
+    rule = FusionRule(weights={"t2w": WeightRule(at_most=0.5, where=path)})
+    space = Workspace.around(Volume(head(), Grid(SHAPE, AFFINE), "t1n"), 2.5)
+    found = StudyControl.of({"ct": rule}, ["t1n", "t2w"], ["ct"], space)
+    assert found.hashes == {path: first}
+    assert sha256_file(path) != first
+
+
 def test_a_mask_outside_the_study_is_refused(synthesizer: Synthesizer, tmp_path) -> None:
     nib.save(nib.Nifti1Image(np.zeros(SHAPE, np.uint8), AFFINE), tmp_path / "empty.nii.gz")
     with pytest.raises(UsageError, match=r"empty.nii.gz: no voxel of this mask lies in the study"):
@@ -524,6 +555,45 @@ def test_standard_errors_and_fine_detail_are_in_the_unit_of_the_image(
     np.testing.assert_allclose(made["t1n"].array[inner], np.clip(image, scale.low, scale.high)[inner], atol=0.5)
     for name, width in (("t1n", scale.high - scale.low), ("t2w", 800)):
         np.testing.assert_allclose(made.deviations[name].array[inner], 0.2 * width, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("part", "value"), [("mean", np.inf), ("mean", np.nan), ("log_variance", np.nan)])
+def test_what_is_no_number_is_an_error_and_no_image(
+    synthesizer: Synthesizer, monkeypatch: pytest.MonkeyPatch, part: str, value: float
+) -> None:
+    """One voxel of one slice, of one of two targets."""
+    true = SlicePredictor.run
+
+    def broken(self, *given):
+        made = true(self, *given)
+        getattr(made, part)[-1, 3, 3] = value
+        return made
+
+    monkeypatch.setattr(SlicePredictor, "run", broken)
+    with pytest.raises(CheckpointError, match="what it makes of this study is not finite; its weights are broken"):
+        synthesizer.synth({"t1n": (head(), AFFINE)}, ["t2w", "t1c"])
+
+
+def test_mean_presence_is_over_voxels_and_not_over_slices(
+    synthesizer: Synthesizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An input that is there in the one small slice alone: its share is that of the voxels."""
+    predictor, images = synthesizer._predictor, {}
+    for name in ("t1n", "t2w"):
+        images[name] = np.zeros((2, 32, 32), np.float32)
+        images[name][0, 4:12, 4:12] = 0.5  # 64 voxels
+        images[name][1, 4:28, 4:28] = 0.5  # 576
+    true = SlicePredictor.run
+
+    def shown(self, *given):
+        made = true(self, *given)
+        made.fused.presence.fill_(1.0)
+        made.fused.presence[1] = 0.0
+        return made
+
+    monkeypatch.setattr(SlicePredictor, "run", shown)
+    found = predictor.infer(images, ["ct"]).effective["ct"]
+    assert found["t1n"] == pytest.approx(64 / (64 + 576))
 
 
 @pytest.mark.parametrize(("limit", "method"), [(4, "shapley"), (2, "leave-one-out")])

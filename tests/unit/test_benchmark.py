@@ -128,6 +128,11 @@ def test_latex_escapes_what_tex_would_take_for_a_command():
     text = latex(TWO, lines_of(1.0), METHODS, by_target=False)
     assert "Two \\& more" in text
     assert "$\\bullet$ &  & \\textbf{" in text
+    names = ("medk2n", "\\input{x}^~\n", "copy")
+    found = {k: [replace(r, method=names[METHODS.index(r.method)]) for r in v] for k, v in values(1.0).items()}
+    text = latex(TWO, table_lines(TWO, found, names, seed=0), names, by_target=False)
+    assert "\\input" not in text
+    assert r" & \textbackslash{}input\{x\}\^{}\textasciitilde{} & copy \\" in text
 
 
 def test_hinet_is_apart_in_four128_and_every_test_subject_has_one_group():

@@ -199,7 +199,7 @@ def test_hidden_files_and_folders_come_in_by_no_door(tmp_path, layout):
     put(tmp_path / where.format("T1w"))
     put(tmp_path / where.replace("p1", "p2").replace("sub-01", "sub-02").format("T1w"))
     seen = found(given(tmp_path, layout))
-    for hidden in (".p3", "__MACOSX"):
+    for hidden in (".p3", "__MACOSX", "@eaDir", "$RECYCLE.BIN"):
         put(tmp_path / hidden / "T1w.nii.gz")
         put(tmp_path / "x" / hidden / "y" / "T1w.nii.gz")
     for beginning in ("._", ".tmp-1234-"):

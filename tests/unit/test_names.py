@@ -102,6 +102,8 @@ def test_a_name_says_one_thing_or_nothing(name, expected):
         ("lesion_T1", "an image or a mask of it; unclear"),
         ("to_T1", "the space it lies in, but not what it is"),
         ("T2_map", "tells T2, but also 'map'"),
+        ("T1_sd", "such is no image to use"),
+        ("T1_T2_ratio", "its name tells"),
         ("sub-01_part-phase_T2w", "is the phase of a complex image"),
         ("scan", "its name tells no modality"),
         ("T1_mask", "it is a mask"),

@@ -12,6 +12,7 @@ from medk2n.cli.common import (
     DeviceOption,
     ManifestOption,
     OverwriteOption,
+    PreferOption,
     SeedOption,
     SeverityOption,
 )
@@ -37,6 +38,7 @@ def benchmark(
     data: Annotated[Path, typer.Option("--data", help=DATA_HELP)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for tables and figures.")],
     subjects: Annotated[list[str] | None, typer.Option("--subjects", help="Ids to keep: a comma list.")] = None,
+    prefer: PreferOption = None,
     every: Annotated[int, typer.Option("--every", min=1, help="Score every Nth slice only: N times faster.")] = 1,
     damage: DamageOption = None,
     severity: SeverityOption = None,
@@ -51,7 +53,7 @@ def benchmark(
     target: PSNR, SSIM and MAE, raw and after the best gain and offset; the run's model is tested against each other.
     """
     from medk2n.checkpoint import find_model
-    from medk2n.cli.common import end_with, resolve_device, run_manifest, split_names
+    from medk2n.cli.common import LeftOutFiles, end_with, resolve_device, run_manifest, split_names
     from medk2n.cli.scoring import costs, damage_asked, hardware, judged, judgement, measure, measure_damage
     from medk2n.data.discover import discover
     from medk2n.evaluation.benchmark import Collector
@@ -60,15 +62,18 @@ def benchmark(
     from medk2n.evaluation.noise_ceiling import CEILING
     from medk2n.io.outputs import output_folder
 
-    options = {"name": name, "model": model, "data": data, "out": out, "subjects": subjects, "every": every}
-    options |= {"damage": damage, "severity": severity}
+    options = {"name": name, "model": model, "data": data, "out": out, "subjects": subjects, "prefer": prefer}
+    options |= {"every": every, "damage": damage, "severity": severity}
     options |= {"device": device, "seed": seed, "overwrite": overwrite}
     with run_manifest(manifest, "benchmark", options, overwrite=overwrite) as run:
         chosen: Benchmark = resolve(BENCHMARKS, name)
         folder = find_model(model)
-        asked = split_names(subjects) or list(chosen.subjects)
+        asked, files = split_names(subjects) or list(chosen.subjects), LeftOutFiles()
         faults: dict[str, Medk2nError] = {}
-        found = _usable(chosen, discover(data, subjects=asked or None, faulty=faults.__setitem__), data)
+        told: dict[str, Any] = {"faulty": faults.__setitem__, "left_out": files.add}
+        found = discover(data, subjects=asked or None, prefer=split_names(prefer), **told)
+        files.tell()
+        found = _usable(chosen, found, data)
         asked_damage = damage_asked(split_names(damage), severity, found, chosen.modalities)
         with output_folder(out, FILES, overwrite=overwrite) as place:
             run.device = resolve_device(device)

@@ -177,7 +177,9 @@ def _one(synthesizer: "Synthesizer", job: Job, settings: Settings, run: Manifest
                 progress=progress,
             )
         written = write_synthesis(synthesis, job.place, folder, dicom=dicom, request=request)
-    run.inputs += [Path(path) for path in synthesis.record["control_masks"]]
+    masks = {Path(path): digest for path, digest in synthesis.record["control_masks"].items()}
+    run.read |= masks
+    run.inputs += list(masks)
     read = [volume.provenance for volume in synthesis.inputs.values() if volume.provenance.get("path")]
     run.read |= {Path(facts["path"]): facts["sha256"] for facts in read if "sha256" in facts}
     run.inputs += [Path(facts["path"]) for facts in read]

@@ -13,7 +13,7 @@ from medk2n.evaluation.noise_ceiling import CEILING
 from medk2n.evaluation.summary import FEWEST_FOR_A_TEST, MEAN_ROW
 from medk2n.evaluation.table import interval_text, mean_text
 from medk2n.io.atomic import write_text
-from medk2n.io.shown import csv_text, in_markdown
+from medk2n.io.shown import csv_text, in_markdown, one_line
 from medk2n.metrics._metric import Metric
 from medk2n.registry import resolve
 from medk2n.vocabulary import MODALITIES, modality
@@ -207,7 +207,10 @@ def _latex_row(row: str, modalities: Sequence[str], *, by_target: bool) -> str:
 
 
 def _escaped(text: str) -> str:
-    return "".join(_SPECIAL.get(letter, letter) for letter in text)
+    """What TeX prints as it stands: a folder's name is no command."""
+    return "".join(_SPECIAL.get(letter, letter) for letter in one_line(text))
 
 
-_SPECIAL: Mapping[str, str] = {c: f"\\{c}" for c in "_%&#$"} | {"<": "$<$", ">": "$>$"}
+_SPECIAL: Mapping[str, str] = {c: f"\\{c}" for c in "_%&#${}"} | {
+    "<": "$<$", ">": "$>$", "\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\textasciitilde{}",
+}  # fmt: skip

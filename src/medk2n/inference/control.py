@@ -11,15 +11,17 @@ from medk2n.config.control import FusionRule
 from medk2n.data.working import Workspace, mask_on
 from medk2n.errors import UsageError
 from medk2n.io.nifti import read_labels
+from medk2n.io.volume import LabelMap
 from medk2n.models.medk2n_parts.control import Control
 
 
 @dataclass(frozen=True)
 class StudyControl:
-    """Rules by target, and the masks (s, h, w) bool of those that have one, by (target, input)."""
+    """Rules by target, the masks (s, h, w) bool of those that have one, by (target, input), and their files' hashes."""
 
     rules: Mapping[str, FusionRule] = field(default_factory=dict)
     masks: Mapping[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    hashes: Mapping[Path, str] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -35,18 +37,15 @@ class StudyControl:
             if target not in targets:
                 raise UsageError(f"fusion.{target}: not among the targets ({', '.join(targets)})")
             _check(target, rule, inputs)
+        weights = (weight for rule in rules.values() for weight in rule.weights.values())
+        read = {path: read_labels(path) for path in sorted({w.where for w in weights if w.where is not None})}
         masks = {
-            (target, source): _mask(weight.where, space)
+            (target, source): _mask(weight.where, read[weight.where], space)
             for target, rule in rules.items()
             for source, weight in rule.weights.items()
             if weight.where is not None
         }
-        return cls(rules, masks)
-
-    def mask_files(self) -> list[Path]:
-        """Every mask file that a rule names."""
-        weights = (weight for rule in self.rules.values() for weight in rule.weights.values())
-        return sorted({weight.where for weight in weights if weight.where is not None})
+        return cls(rules, masks, {path: label.sha256 for path, label in read.items()})
 
     def sources(self, target: str, given: Collection[str]) -> list[str]:
         """Inputs that a target may see."""
@@ -97,8 +96,8 @@ def _check(target: str, rule: FusionRule, inputs: Collection[str]) -> None:
         raise UsageError(f"fusion.{target}: {', '.join(both)} is left out and has a weight; choose one of the two")
 
 
-def _mask(path: Path, space: Workspace) -> np.ndarray:
-    array = mask_on(read_labels(path), space.reference, str(path))
+def _mask(path: Path, label: LabelMap, space: Workspace) -> np.ndarray:
+    array = mask_on(label, space.reference, str(path))
     inside = space.stack(array.astype(np.float32)) > 0  # linear: a lesion smaller than a working voxel is not lost
     if not inside.any():
         raise UsageError(f"{path}: no voxel of this mask lies in the study; expected some above 0")

@@ -17,7 +17,7 @@ from torch.nn import functional
 from medk2n.checkpoint import ModelConfig, load
 from medk2n.data.stored import neighbours
 from medk2n.data.working import every_nth
-from medk2n.errors import UsageError
+from medk2n.errors import CheckpointError, UsageError
 from medk2n.inference._spec import Answer
 from medk2n.inference.control import StudyControl
 from medk2n.models._spec import Prediction, Query
@@ -127,6 +127,7 @@ class SlicePredictor:
 
         Raises:
             UsageError: a modality that the model does not know, or no input.
+            CheckpointError: what the model makes is no number.
         """
         sources = self.indices(images)
         wanted = self.indices(targets)
@@ -153,6 +154,7 @@ class SlicePredictor:
             stack = self.stack(images, box, at)
             blend = None if sight is None else between(at, sight.at).to(self.device)
             prediction = self.run(stack, self.query(len(at), seen), plan, laid_down, blend)
+            self._refuse_no_number(prediction)
             for t, name in enumerate(targets):
                 # queries run over slices first, then targets
                 rows, where = slice(t * len(at), (t + 1) * len(at)), (np.array(at)[:, None, None], *_open(box))
@@ -244,6 +246,15 @@ class SlicePredictor:
     def _passes(self) -> AbstractContextManager[object]:
         """The precision of the network's passes."""
         return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def _refuse_no_number(self, prediction: Prediction) -> None:
+        """Clamped to its scale an infinite image would look like one."""
+        for made in (prediction.mean, prediction.log_variance):
+            if made is not None and not bool(made.isfinite().all()):
+                raise CheckpointError(
+                    f"{self.name}: what it makes of this study is not finite; its weights are broken: copy the model "
+                    "folder again, or take another model"
+                )
 
     def _shares(self, prediction: Prediction, stack: torch.Tensor, rows: slice) -> Iterator[tuple[str, np.ndarray]]:
         """What a change of each input adds to the image: its slope in the base image, as far as that is followed."""

@@ -34,7 +34,6 @@ from medk2n.inference.contribution import contributions
 from medk2n.inference.control import StudyControl
 from medk2n.inference.predictor import Inference, Progress, SlicePredictor, load_predictor
 from medk2n.inference.progression import Progression, progressions
-from medk2n.io.atomic import sha256_file
 from medk2n.io.nifti import from_nibabel, read_volume
 from medk2n.io.volume import Volume
 from medk2n.vocabulary import modality
@@ -216,7 +215,7 @@ class Synthesizer:
             "versions": {"medk2n": medk2n.__version__, "torch": torch.__version__, "python": platform.python_version()},
             "seed": seed,
             "control": {name: rule.model_dump(mode="json", exclude_defaults=True) for name, rule in rules.items()},
-            "control_masks": {str(path): sha256_file(path) for path in laid_down.mask_files()},
+            "control_masks": {str(path): digest for path, digest in laid_down.hashes.items()},
             "device": self._predictor.device,
             "precision": self._predictor.precision,
             "working_spacing_mm": self.config.spacing_mm,

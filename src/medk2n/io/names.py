@@ -42,6 +42,8 @@ _WITH_WORDS = ("ce", "acq", "rec", "desc")  # entities whose labels may speak of
 _COVERED = {"lesion": ("lesion", "tumor", "tumour", "stroke", "infarct", "wmh"), "brain": ("brain",), "head": ("head",)}
 _PARTS = {"phase": "the phase", "real": "the real part", "imag": "the imaginary part"}
 
+_NOT_MEANT = frozenset({"__MACOSX", "@eaDir", "#recycle", "#snapshot", "@Recycle", "$RECYCLE.BIN", "lost+found"})
+
 
 def stem(path: Path | str) -> str:
     """File name without folder and image suffix: `a/sub-01_T1w.nii.gz` -> `sub-01_T1w`."""
@@ -53,8 +55,11 @@ def stem(path: Path | str) -> str:
 
 
 def is_hidden(path: Path | str) -> bool:
-    """Whether the name is one that is not meant to be seen: `._t1n.nii.gz` of macOS, a half-written `.tmp-...`."""
-    return Path(path).name.startswith(".") or Path(path).name == "__MACOSX"
+    """Whether the name is one that is not meant to be seen: `._t1n.nii.gz` of macOS, a half-written `.tmp-...`, and
+    folders of systems and network drives that hold copies or what was deleted.
+    """
+    name = Path(path).name
+    return name.startswith(".") or name in _NOT_MEANT
 
 
 def is_image(path: Path | str) -> bool:

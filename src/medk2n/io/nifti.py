@@ -61,9 +61,9 @@ def read_header(path: Path | str) -> Header:
 def read_labels(path: Path | str) -> LabelMap:
     """Read a mask or segmentation as int32 (rounded); raises as `read_volume`, but may be constant."""
     path = Path(path)
-    with _opened(path) as (image, source, _):
+    with _opened(path) as (image, source, digest):
         grid, array = _grid(image, str(path)), _values(image, source)
-    return LabelMap(as_labels(array, str(path)), grid)
+    return LabelMap(as_labels(array, str(path)), grid, digest.hexdigest())
 
 
 def from_nibabel(image: Any, modality: str) -> Volume:

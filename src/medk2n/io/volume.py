@@ -83,10 +83,11 @@ class Volume:
 
 @dataclass(frozen=True, eq=False)
 class LabelMap:
-    """A mask or segmentation: integer array and where it is."""
+    """A mask or segmentation: integer array, where it is, and the hash of the file that it was read from."""
 
     array: np.ndarray
     grid: Grid
+    sha256: str = ""
 
 
 def as_labels(array: np.ndarray, what: str) -> np.ndarray:

@@ -49,7 +49,8 @@ NO_IMAGE = frozenset({
     "pve", "pveseg", "wmparc", "aparc", "aseg", "ribbon", "parc", "parcellation", "atlas", "jacobian", "jac",
     "prob", "probmap", "probability", "uncertainty", "difference", "subtraction", "subtracted", "biasfield",
     "fieldmap", "displacement", "deformation", "distance", "thickness", "zscore", "error", "residual", "localizer",
-    "localiser", "scout", "mip", "minip", "synth", "synthetic", "fake", "generated", "predicted", "pred",
+    "localiser", "scout", "mip", "minip", "sd", "stdev", "variance", "snr", "ratio",
+    "synth", "synthetic", "fake", "generated", "predicted", "pred",
     "synthseg", "fastsurfer", "freesurfer",
 })
 OTHER_CONTRAST = frozenset({
