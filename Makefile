@@ -3,16 +3,19 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test check lint audit fuzz clean
+.PHONY: demo test check lint audit fuzz mutants clean
 
 demo: $(INSTALLED)  ## one digital patient through the whole path; results in out/demo
 	$(BIN)/medk2n demo --out out/demo --overwrite
 
 test: $(INSTALLED)  ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TESTS)
 
 check: lint  ## what to run before every commit: lint, types, fast tests
 	$(BIN)/python -m pytest -m "not slow"
+
+mutants: $(INSTALLED)  ## faults that a person might make, one by one: does the suite notice?
+	$(BIN)/python tests/mutants/run.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -515,6 +515,7 @@ def test_a_run_that_goes_on_among_the_weighing_steps_leaves_the_synthesizer_alon
     tensors, counters = first.state()
     second.restore({name: tensor.clone() for name, tensor in tensors.items()}, counters)
     assert second.kind == FOLD
+    assert bool((first.module.fusion.measured > 0).any()), "what was measured is history"
     learning = {name for name, p in second.module.named_parameters() if p.requires_grad}
     assert learning == {name for name, p in first.module.named_parameters() if p.requires_grad}
     assert {name.split(".")[0] for name in learning} == {"fusion", "heads"}

@@ -19,7 +19,7 @@ from medk2n.models.medk2n_parts.control import Control, Plan
 from medk2n.models.medk2n_parts.encoders.hiera import build_trunk
 from medk2n.models.medk2n_parts.pre_weight_net import MOST_DB, PreWeightNet
 from medk2n.models.medk2n_parts.progressive_fusion import Guidance
-from medk2n.models.medk2n_parts.task_head_net import TaskHeadNet
+from medk2n.models.medk2n_parts.task_head_net import _LOGITS, _START, TaskHeadNet
 from medk2n.models.medk2n_parts.threshold_net import HIGHEST_DB, LOWEST_DB, ThresholdNet
 from medk2n.training.lesson import Pupil
 from medk2n.training.lessons.medk2n import MedK2NLesson
@@ -583,6 +583,20 @@ def test_the_predicted_error_is_learned_level_and_place_alike() -> None:
     assert float(deviation[~noisy].mean()) == pytest.approx(0.02, rel=0.4)
 
 
+def test_the_variance_is_that_of_a_mixture() -> None:
+    """Two heads that are as sure as each other and 0.4 apart: their own variance, and the spread of the two."""
+    net = TaskHeadNet(8, 4, torch.tensor([0.5, 0.1]))
+    with torch.no_grad():
+        for layer in (net.seen, net.level, net.doubted):
+            layer.weight.zero_()
+            layer.bias.zero_()
+        net.level.bias.view(2, 2)[:, 0] = torch.tensor([-0.2, 0.2])
+        net.doubted.bias.view(2, -1)[:, -1] = (np.log(0.01) - _START) / _LOGITS
+        mean, log_variance = net(torch.randn(3, 8, 16, 16), torch.randn(2, 4), torch.arange(2))
+    torch.testing.assert_close(mean, torch.tensor([0.5, 0.1])[None, :, None, None].expand_as(mean))
+    torch.testing.assert_close(log_variance.exp(), torch.full_like(mean, 0.01 + 0.2**2))
+
+
 def test_training_starts_at_the_mean_of_the_target_and_at_an_error_of_a_tenth() -> None:
     torch.manual_seed(0)
     heads = TaskHeadNet(8, 16, torch.tensor([0.2, 0.7, 0.4, 0.5]))
@@ -668,14 +682,18 @@ def test_the_history_is_a_moving_average_corrected_for_its_start() -> None:
     assert fusion.history[0, 1] == pytest.approx((weights * seen).sum() / weights.sum(), rel=1e-4)
 
 
-def test_key_frame_is_the_source_with_the_largest_weight_in_the_first_look() -> None:
-    module = build("medk2n").eval()
-    fused = decoded(module, query((0, (0, 1, 2), 3))).fused
-    first = fused.first[0].tolist()
-    order = [int(step.source[0]) for step in fused.steps]
-    assert order == sorted(range(3), key=lambda i: -round(first[i], 2))
-    assert len({round(x, 2) for x in first[:3]}) == 3, "the trial needs weights that differ"
-    assert float(fused.steps[0].weight[0]) == first[order[0]]
+def test_frames_come_in_the_order_of_their_weights_in_the_first_look() -> None:
+    """Six models, four frames each: a wrong rule would be right by chance once in 24^6 times."""
+    orders = []
+    for seed in range(6):
+        module = build("medk2n", seed).eval()
+        fused = decoded(module, query((0, (0, 1, 2, 3), 3))).fused
+        first = fused.first[0].tolist()
+        orders.append([int(step.source[0]) for step in fused.steps])
+        assert orders[-1] == sorted(range(4), key=lambda i: -round(first[i], 2))
+        assert len({round(x, 2) for x in first}) == 4, "the trial needs weights that differ"
+        assert float(fused.steps[0].weight[0]) == first[orders[-1][0]]
+    assert len(set(map(tuple, orders))) > 3
 
 
 def test_a_plan_is_of_the_study_and_not_of_its_first_slice() -> None:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import stat
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -143,6 +144,19 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
         atomic.atomic_write(path, fail)
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
     assert path.read_text() == "old"
+
+
+def test_bytes_are_on_the_disk_before_they_are_renamed(tmp_path, monkeypatch):
+    """A power cut after the rename would leave an empty file: no test can pull the plug, but it can watch."""
+    done = []
+    true_sync, true_replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: done.append(os.fstat(handle).st_ino) or true_sync(handle))
+    monkeypatch.setattr(
+        Path, "replace", lambda self, to: done.append(f"renamed {self.stat().st_ino}") or true_replace(self, to)
+    )
+    atomic.write_text(tmp_path / "a.txt", "whole")
+    there = (tmp_path / "a.txt").stat().st_ino
+    assert done == [there, f"renamed {there}"]
 
 
 def test_a_full_disk_and_a_refusal_are_told_apart(tmp_path):

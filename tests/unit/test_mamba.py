@@ -128,6 +128,16 @@ def test_a_scan_looks_across_the_image_and_a_plain_pyramid_does_not() -> None:
         assert reached[2, 2]
 
 
+@pytest.mark.parametrize("way", ["raster", "spiral"])
+def test_what_a_scan_says_of_a_voxel_lands_on_that_voxel(way: str) -> None:
+    """Blocks that repeat what they read: the level comes out as it went in, but for its norm."""
+    mixing = net(way)
+    for stride, block in mixing.scan.items():
+        block.forward = lambda sequence, backend: sequence
+        x = torch.randn(2, 8, 7, 5, generator=torch.Generator().manual_seed(3))
+        torch.testing.assert_close(mixing._read(x, int(stride)), mixing.before[stride](x))
+
+
 def test_the_orders_of_reading_differ() -> None:
     given = pyramid()
     with torch.no_grad():

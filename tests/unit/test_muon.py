@@ -32,6 +32,22 @@ def test_a_step_is_as_long_as_one_of_adamw_and_blind_to_the_size_of_the_gradient
     assert steps[0].square().mean().sqrt() == pytest.approx(0.2 * 0.01, rel=0.2)
 
 
+def test_a_step_goes_along_the_momentum() -> None:
+    """After one large gradient a faint one, at right angles, hardly turns the way."""
+    weight = nn.Parameter(torch.zeros(4, 4))
+    optimiser = Muon([weight], lr=0.01)
+    large, faint = torch.zeros(2, 4, 4)
+    large[0, 0], faint[1, 1] = 1.0, 1e-6
+    ways = []
+    for gradient in (large, faint):
+        before = weight.detach().clone()
+        weight.grad = gradient
+        optimiser.step()
+        ways.append(weight.detach() - before)
+    torch.testing.assert_close(ways[1][0, 0], ways[0][0, 0], rtol=0.2, atol=0)
+    assert ways[1][1, 1].abs() < 0.01 * ways[1][0, 0].abs()
+
+
 def test_flat_directions_are_followed_as_fast_as_steep_ones() -> None:
     """Curvatures from 1 to 0.01: gradient descent would move the flattest by a hundredth of the steepest."""
     curvature = torch.logspace(0, -2, 8)

@@ -63,14 +63,14 @@ HOSTILE = {
 def test_hostile_settings_are_refused_in_one_line_and_at_once(tmp_path, name):
     text, message = HOSTILE[name]
     (tmp_path / "c.yaml").write_text(text)
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ConfigError, match=message) as option:
         apply_override({}, f"seed={text}")
     with pytest.raises(ConfigError, match=message) as file:
         read_draft(tmp_path / "c.yaml")
     with pytest.raises(ConfigError, match=message):
         load_control([f"fusion.t1n={text}"])
-    assert time.perf_counter() - started < 3
+    assert time.process_time() - started < 3
     for caught in (option, file):
         assert "\n" not in str(caught.value)
         assert len(str(caught.value)) < 600
