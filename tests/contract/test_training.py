@@ -349,6 +349,9 @@ def test_losses_at_their_known_values() -> None:
     shifted = target.nan_to_num(7.0) + 0.1
     assert reconstruction.mean_squared_error(shifted, target, inside).item() == pytest.approx(0.01, rel=1e-4)
     assert reconstruction.edge_error(shifted, target, inside).item() == pytest.approx(0.0, abs=1e-6)
+    for steps in ((0.3, 0.0), (0.0, 0.2), (0.3, 0.2)):  # a ramp along each axis: its step, and none from the outside
+        ramp = target + sum(step * torch.arange(8.0).view(-1, 1).movedim(0, axis) for axis, step in enumerate(steps))
+        assert reconstruction.edge_error(ramp, target, inside).item() == pytest.approx(sum(steps), rel=1e-4)
     log_variance = torch.full((1, 8, 8), float(np.log(0.01)), requires_grad=True)
     mean = shifted.clone().requires_grad_()
     loss = gaussian_nll(mean, log_variance, target, inside)

@@ -72,6 +72,7 @@ VERBS = {
 }  # fmt: skip
 ELSEWHERE = ("demo", "phantom")  # half a minute a run; their own tests repeat them
 ALL_KILLS = "MEDK2N_ALL_KILLS" in os.environ
+KILLED = ("synth", "evaluate", "ablate", "index", "plan", "report")  # the others take minutes
 NAMED = ("plan", "report")  # one file, which the caller names: --overwrite is said of that very file
 ALL = [(verb, name) for verb, row in VERBS.items() for name in row.writes]
 
@@ -151,7 +152,7 @@ def test_into_a_folder_below_one_that_is_absent_and_once_more(world, tmp_path, v
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a child is killed")
-@pytest.mark.parametrize("verb", VERBS if ALL_KILLS else [v for v in VERBS if v not in (*ELSEWHERE, "benchmark")])
+@pytest.mark.parametrize("verb", VERBS if ALL_KILLS else KILLED)
 def test_killed_at_a_write_nothing_is_lost_or_half_there(world, tmp_path, monkeypatch, run_killed, verb):
     """In the middle and near the end; with MEDK2N_ALL_KILLS=1 at every write of every verb, which takes an hour.
 
