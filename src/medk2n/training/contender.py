@@ -122,13 +122,12 @@ class Contender:
         started = time.perf_counter()
         for module in self._learning:
             module.zero_grad(set_to_none=True)
-        shares, told = self.config.batch.accumulate, defaultdict(float)
+        shares, told = self.config.batch.accumulate, []
         for part in parts:
             loss, numbers = self.lesson.loss(part.batch, part.seed, self.progress, world)
             (loss / shares).backward()
-            for name, value in numbers.items():
-                told[name] += value / shares
-        numbers = world.summed_numbers(told)
+            told.append(numbers)
+        numbers = world.summed_numbers({name: value / shares for name, value in _read(told).items()})
         if not all(map(math.isfinite, numbers.values())):
             return numbers | {"loss": math.nan}
         world.sum_gradients(p for module in self._learning for p in module.parameters())
@@ -194,6 +193,15 @@ class Contender:
         torch._foreach_lerp_(list(self.averaged.parameters()), list(self.module.parameters()), 1 - decay)
         for mean, new in zip(self.averaged.buffers(), self.module.buffers(), strict=True):
             mean.copy_(new)
+
+
+def _read(told: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+    """The sums of what all parts of a step tell, in one transfer: the one time that a step waits for the device."""
+    values = torch.stack([value for part in told for value in part.values()]).tolist()
+    sums: dict[str, float] = defaultdict(float)
+    for name, value in zip((name for part in told for name in part), values, strict=True):
+        sums[name] += value
+    return sums
 
 
 def _lay_out_like_parameters(optimiser: torch.optim.Optimizer) -> None:

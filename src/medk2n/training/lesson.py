@@ -52,8 +52,11 @@ class Lesson(Protocol):
         """Called when a run goes on among steps of the second kind."""
         ...
 
-    def loss(self, batch: Batch, seed: int, progress: float, world: World) -> tuple[Tensor, dict[str, float]]:
-        """Loss of one batch, and its parts for the log, "loss" among them; what is drawn depends on the seed alone."""
+    def loss(self, batch: Batch, seed: int, progress: float, world: World) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of one batch, and its parts for the log, "loss" among them; what is drawn depends on the seed alone.
+
+        The parts are detached and stay where they are: reading one would have the host wait for the device.
+        """
         ...
 
     def learned(self, world: World) -> None:

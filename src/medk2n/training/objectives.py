@@ -20,8 +20,8 @@ def objective(
     *,
     paper: str | None = None,
     adversary: nn.Module | None = None,
-) -> tuple[Tensor, Tensor, dict[str, float]]:
-    """The loss to minimise, the detached mean squared error per query, and the parts for the log.
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """The loss to minimise, the detached mean squared error per query, and the detached parts for the log.
 
     Args:
         paper: a baseline's own objective in `losses/papers` instead of the common one, with its adversary.
@@ -34,7 +34,7 @@ def objective(
     if paper is not None:
         own: Objective = resolve("losses/papers", paper)
         parts = own(prediction, Asked(batch.images, query, target, inside, share), adversary)
-        return sum(parts.values()), mse.detach(), {name: float(value.detach()) for name, value in parts.items()}
+        return sum(parts.values()), mse.detach(), {name: value.detach() for name, value in parts.items()}
     parts = {
         "log_mse": weights.log_mse * (share * log_mse(prediction.mean, target, inside)).sum(),
         "edges": weights.edges * (share * edge_error(prediction.mean, target, inside)).sum(),
@@ -42,4 +42,4 @@ def objective(
     if prediction.log_variance is not None:
         nll = gaussian_nll(prediction.mean, prediction.log_variance, target, inside)
         parts["likelihood"] = weights.likelihood * (share * nll).sum()
-    return sum(parts.values()), mse.detach(), {name: float(value.detach()) for name, value in parts.items()}
+    return sum(parts.values()), mse.detach(), {name: value.detach() for name, value in parts.items()}

@@ -66,7 +66,7 @@ class MedK2NLesson:
     def _weighing(self) -> list[nn.Module]:
         return [self.module.fusion, self.module.heads.doubt, self.module.heads.doubted]
 
-    def loss(self, batch: Batch, seed: int, progress: float, world: World) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Batch, seed: int, progress: float, world: World) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Lesson`."""
         rng = np.random.default_rng(seed)
         batch = focused(batch, self.pupil.config, rng)
@@ -74,7 +74,7 @@ class MedK2NLesson:
             loss, parts = self._paint(batch, rng, progress, world)
         else:
             loss, parts = self._weigh(batch, rng, seed, world)
-        return loss, {name: float(value.detach()) for name, value in parts.items()} | {"loss": float(loss.detach())}
+        return loss, {name: value.detach() for name, value in (parts | {"loss": loss}).items()}
 
     def _paint(
         self, batch: Batch, rng: np.random.Generator, progress: float, world: World
@@ -84,10 +84,12 @@ class MedK2NLesson:
         acquired = batch.acquired.cpu().numpy()
         samples, subsets = draw_sources(acquired, rng, draws=shape.draws, most=self.most_frames(progress))
         subsets = without_damaged(subsets, batch.severity.cpu().numpy()[samples], rng)
-        presence = hidden(subsets, batch.foreground.shape[-2:], rng, self.teaching.hide).to(world.device)
-        batch, sample = batch.to(world.device), torch.from_numpy(samples).to(world.device)
+        presence = hidden(subsets, batch.foreground.shape[-2:], rng, self.teaching.hide)
+        sets = torch.from_numpy(samples), torch.from_numpy(subsets)
+        judged = batch.askable(*(x.to(batch.acquired.device) for x in sets)).nonzero()  # where the batch was drawn
+        sample, sources, presence, judged = (x.to(world.device) for x in (*sets, presence, judged))
         asked = self._v is not None and rng.random() < self.pupil.config.identity.asked
-        return self.paint(batch, sample, presence, torch.from_numpy(subsets).to(world.device), world, asked=asked)
+        return self.paint(batch.to(world.device), sample, presence, sources, world, judged=judged, asked=asked)
 
     def most_frames(self, progress: float) -> int:
         """Of a set that the synthesizer learns from: one at first, then ever more, where a curriculum is asked for."""
@@ -95,7 +97,15 @@ class MedK2NLesson:
         return most if progress >= begun else 1 + int(progress / begun * (most - 1))
 
     def paint(
-        self, batch: Batch, sample: Tensor, presence: Tensor, sources: Tensor, world: World, *, asked: bool = False
+        self,
+        batch: Batch,
+        sample: Tensor,
+        presence: Tensor,
+        sources: Tensor,
+        world: World,
+        *,
+        judged: Tensor | None = None,
+        asked: bool = False,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of some passes, all on the device of the model.
 
@@ -103,8 +113,11 @@ class MedK2NLesson:
             sample: (p,).
             presence: (p, m, h, w).
             sources: (p, m) bool, frames that are there at least in part.
+            judged: (r, 2) pass and modality of every image that counts; None is all that may be asked for, which
+                the host has to wait for.
             asked: whether V is asked what the images are.
         """
+        judged = batch.askable(sample, sources).nonzero() if judged is None else judged
         module, losses = self.module, self.pupil.config.losses
         h, w = batch.foreground.shape[-2:]
         everything = torch.arange(module.m, device=sample.device)
@@ -112,8 +125,7 @@ class MedK2NLesson:
             images = padded(batch.images, MULTIPLE)
             encoded = module.encode(images, Query(sample, sources, sample).needed(len(images)))
             made = module.propose(images, sample, padded(presence, MULTIPLE), everything, encoded)
-        there = batch.askable(sample, sources)
-        row, target = there.nonzero().unbind(dim=1)
+        row, target = judged.unbind(dim=1)
         mean, log_variance = (x[row, target, :h, :w] for x in made)
         truth, inside = batch.targets[sample[row], target], batch.foreground[sample[row]]
         share = torch.where(sources[row, target], losses.remade, 1.0)
@@ -124,6 +136,7 @@ class MedK2NLesson:
             "likelihood": losses.likelihood * (share * gaussian_nll(mean, log_variance, truth, inside)).sum(),
         }
         if asked and self._v is not None:
+            there = batch.askable(sample, sources)
             shown = made[0][..., :h, :w].float(), batch.targets[sample], batch.foreground[sample], there
             parts["causal"] = losses.causal * causal_error(self._v, *shown)
             parts["metric"] = losses.metric * metric_error(self._v.see, *shown)
@@ -140,8 +153,8 @@ class MedK2NLesson:
         batch = batch.to(world.device)
         sets = (torch.from_numpy(x).to(world.device) for x in (samples, subsets))
         askable = batch.askable(*sets).cpu().numpy()
-        query = as_query(*every_target(askable, samples, subsets)).to(world.device)
-        query = query.only(~query.remade)
+        query = as_query(*every_target(askable, samples, subsets))
+        query = query.only(~query.remade).to(world.device)
         losses, module = self.pupil.config.losses, self.module
         nothing = sum(p.sum() for part in self._weighing() for p in part.parameters()) * 0.0
         self._observed = self._observed or self._nothing_observed()

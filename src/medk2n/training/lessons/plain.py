@@ -36,7 +36,7 @@ class PlainLesson:
     def resumed(self) -> None:
         """There is no second kind."""
 
-    def loss(self, batch: Batch, seed: int, progress: float, world: World) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Batch, seed: int, progress: float, world: World) -> tuple[Tensor, dict[str, Tensor]]:
         """See `Lesson`."""
         pupil, rng = self.pupil, np.random.default_rng(seed)
         batch = focused(batch, pupil.config, rng)
@@ -47,7 +47,7 @@ class PlainLesson:
         loss, _, parts = objective(
             prediction, batch, query, pupil.config.losses, paper=pupil.spec.objective, adversary=pupil.adversary
         )
-        return loss, parts | {"loss": float(loss.detach())}
+        return loss, parts | {"loss": loss.detach()}
 
     def learned(self, world: World) -> None:
         """Nothing else moves."""
