@@ -234,7 +234,7 @@ def test_a_crop_covers_the_patients_where_it_may() -> None:
 
 def test_more_memory_never_gives_less_and_the_plan_fits() -> None:
     before = (0, 0, 0)
-    for gigabytes in (1, 2, 6, 12, 40):
+    for gigabytes in (1, 2, 6, 12, 40, 80):
         plan = planned(FACTS, gpu(gigabytes))
         config = plan.config
         costs = [cost(choice, 2, config.batch, config.losses) for choice in config.models]
@@ -243,7 +243,24 @@ def test_more_memory_never_gives_less_and_the_plan_fits() -> None:
         now = (config.batch.crop, config.models[1].params["widths"][0], config.batch.size)
         assert now >= before
         before = now
-    assert before == (160, resolve("models", "unet").sizes["widths"][-1][0], 32)
+    assert before == (160, resolve("models", "unet").sizes["widths"][-1][0], 128)
+
+
+def test_a_card_of_80_gb_gets_the_large_trunk_more_pixels_and_more_steps() -> None:
+    """Five modalities of brains of 185 mm at 1 mm, as BraTS has them."""
+    names = ("ct", "t1c", "t1n", "t2f", "t2w")
+    images, patterns = dict.fromkeys(names, 50), {" ".join(names): 50}
+    brains = replace(FACTS, images=images, patterns=patterns, boxes_mm=((185.0, 150.0), (178.0, 140.0)))
+    large, small = planned(brains, gpu(80)), planned(brains, CPU)
+    costs = [cost(choice, len(names), large.config.batch, large.config.losses) for choice in large.config.models]
+    assert all(10e6 <= each.parameters <= 30e6 for each in costs)
+    assert 160 <= large.config.batch.crop <= 192
+    assert large.config.batch.size > 4 * small.config.batch.size
+    assert large.config.budget.steps >= 20_000
+    need = Need.of(costs, large.config.batch.size, large.config.batch.crop, brains.voxels(large.config.spacing_mm))
+    assert need.fits(large.machine)
+    assert not replace(need, step=2 * need.step).fits(large.machine), "twice as many crops would be planned"
+    assert "on the a GPU about" in large.notes[-1]
 
 
 def test_what_does_not_fit_at_all_is_said() -> None:
@@ -269,7 +286,7 @@ def test_the_budget_follows_the_slices() -> None:
     assert minutes == [60, 100, 480]  # 2500 x 0.8 x 3 s
     machine, given = gpu(80), ["batch.size=4", *SMALL]
     steps = [planned(replace(FACTS, slices=n), machine, *given).config.budget.steps for n in (9, 2500, 10**6)]
-    assert steps == [10_000, 20_000, 100_000]
+    assert steps == [20_000, 40_000, 200_000]
     assert planned(FACTS, machine, "budget.steps=7", *given).config.budget.steps == 7
 
 

@@ -19,7 +19,7 @@ from medk2n.training.sizing import choose_sizes, sizes_of
 
 FINEST_MM = {"CPU": 1.5, "GPU": 1.0}
 _LEAST_SHARE, _LEAST_SUBJECTS = 0.02, 2
-_SHOWN, _STEPS = 40, (10_000, 100_000)
+_SHOWN, _STEPS = 80, (20_000, 200_000)
 _SECONDS_A_SLICE, _MINUTES = 3, (60, 480)
 _GB = 1e9
 

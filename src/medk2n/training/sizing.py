@@ -20,7 +20,7 @@ LARGEST_CROP = {"CPU": 96, "GPU": 256}
 _LEAST_CROP, _CROP_STEP = 32, 16
 _COVERED = 95  # per cent of the patients
 _LEVELS = ("small", "medium", "large")
-_GPU_BATCHES = (32, 16, 8)
+_GPU_BATCHES = (128, 64, 32, 16, 8)
 _LESS = (4, 2, 1)
 _CPU_BATCH = (2, 8)  # one crop a core, from .. to
 
