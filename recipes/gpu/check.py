@@ -21,6 +21,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import train
+from learner import learners_of
+from loaded import SLICES, Data, read_data
 
 from medk2n import checkpoint
 from medk2n.cli.common import resolve_device
@@ -96,17 +98,17 @@ def matrix_rate(device: torch.device, size: int, *, least: float) -> float:
     return 2 * size**3 / seconds_of(lambda: a @ b, device, least=least)
 
 
-def speed(asked: argparse.Namespace, data: train.Data, device: torch.device) -> dict[str, float]:
+def speed(asked: argparse.Namespace, data: Data, device: torch.device) -> dict[str, float]:
     """Of a training step of the trunk, whole and in parts."""
     weights, bf16 = LossWeights(), device.type == "cuda"
     chance = Chance(torch.Generator(device=device).manual_seed(0))
 
     def draw() -> tuple[Batch, torch.Tensor]:
-        batch = data.feed.batch(chance, asked.batch, asked.crop, train.SLICES, SHAPE)
+        batch = data.feed.batch(chance, asked.batch, asked.crop, SLICES, SHAPE)
         return batch, draw_sources(batch.acquired, chance, most=3)
 
     fixed = draw()
-    learner = train.learners_of(asked, fixed[0], Optimiser(), device)[0]
+    learner = learners_of(asked, fixed[0], Optimiser(), device)[0]
 
     def step(batch: Batch, sources: torch.Tensor) -> None:
         learner.step(learner.loss(batch, sources, weights, bf16=bf16), 1e-4, 1000)
@@ -133,7 +135,7 @@ def speed(asked: argparse.Namespace, data: train.Data, device: torch.device) -> 
     }
 
 
-def naive_rate(asked: argparse.Namespace, data: train.Data, device: torch.device, weights: LossWeights) -> float:
+def naive_rate(asked: argparse.Namespace, data: Data, device: torch.device, weights: LossWeights) -> float:
     """Crops a second where the host draws them, in float32, with a number fetched each step."""
     names = data.modalities
     studies = [study.stored for study in data.feed.studies if study.stored.slices.size]
@@ -146,11 +148,11 @@ def naive_rate(asked: argparse.Namespace, data: train.Data, device: torch.device
     def step() -> None:
         nonlocal learner
         batch = draw_batch(
-            [store], [1.0], rng, batch_size=asked.naive_batch, crop=asked.crop, slices=train.SLICES, augmentation=SHAPE
+            [store], [1.0], rng, batch_size=asked.naive_batch, crop=asked.crop, slices=SLICES, augmentation=SHAPE
         )
         sources = draw_sources(batch.acquired, chance, most=3).to(device)
         batch = batch.to(device)
-        learner = learner or train.learners_of(asked, batch, Optimiser(), device)[0]
+        learner = learner or learners_of(asked, batch, Optimiser(), device)[0]
         loss = learner.loss(batch, sources, weights, bf16=False)
         float(loss.detach())
         learner.step(loss, 1e-4, 1000)
@@ -162,10 +164,10 @@ def check(asked: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     """All numbers, and what is wrong."""
     started = time.perf_counter()
     device = torch.device(resolve_device(asked.device))
-    data = train.read_data(asked, device)
+    data = read_data(asked, device)
     chance = Chance(torch.Generator(device=device).manual_seed(0))
     data.take_bodies(chance, at_once=asked.most_bodies)
-    batch = data.feed.batch(chance, 4, asked.crop, train.SLICES, Augmentation(strip=0))
+    batch = data.feed.batch(chance, 4, asked.crop, SLICES, Augmentation(strip=0))
     told: dict[str, Any] = {"device": str(device), "torch": torch.__version__, "studies": len(data.feed)}
     if device.type == "cuda":
         told["card"] = torch.cuda.get_device_name(device)

@@ -15,350 +15,37 @@ import copy
 import json
 import math
 import shutil
-import signal
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
-import digital
-import pack
+from kept import load_state, save_models, save_state
+from learner import Learner, learners_of, spared
+from loaded import CORE, SLICES, Data, read_data
 
-import medk2n
-from medk2n import checkpoint
 from medk2n.cli.common import resolve_device
 from medk2n.config.schema import LossWeights, Optimiser, load_config
-from medk2n.data.batches import Augmentation, Batch, whole_slices
-from medk2n.data.stored import ENOUGH, Stored
+from medk2n.data.batches import Augmentation, Batch
 from medk2n.errors import ConfigError, InternalError, Medk2nError
-from medk2n.losses.likelihood import gaussian_nll
-from medk2n.losses.reconstruction import edge_error, log_mse, mean_squared_error
-from medk2n.models._spec import Statistics
+from medk2n.losses.reconstruction import mean_squared_error
 from medk2n.models.layers.shared_passes import padded, stacked
-from medk2n.models.medk2n import MedK2N
-from medk2n.models.medk2n import Params as MedK2NParams
-from medk2n.models.unet import Params as UNetParams
-from medk2n.models.unet import UNet
 from medk2n.registry import resolve
 from medk2n.training.device_damage import Chance
-from medk2n.training.device_feed import DeviceFeed, draw_sources, narrowed
-from medk2n.training.groups import optimisers
+from medk2n.training.device_feed import draw_sources, narrowed
 from medk2n.training.lesson import Pupil
 from medk2n.training.lessons.medk2n import MedK2NLesson
 
-CANVAS = 144, 176
-SLICES = 3
-MOST_BYTES, MOST_TOGETHER = 15_000_000, 60_000_000
-CORE = "t1c", "t1n", "t2f", "t2w"
-SHARES = {"lgg128": 0.3, "lgg128-incomplete": 0.04, "brains128": 0.4, "four128": 0.06, "digital": 0.2}
-FREE_SHARES = {"brains128": 0.3, "four128": 0.04, "digital": 0.66}
 _TOLD_EVERY = 50
-_BUSY = 0.1  # share of the time that new bodies may take
 _WARM_AGAIN = 150
-_FOLD_ROWS = 40_000  # room for digital subjects that are held out
-_FOLD_EVERY = 10
-
-Images = tuple[Tensor, Tensor | None]
-"""Mean image and log variance (or None) of every modality, (b, m, h, w) each."""
-
-
-class UNetImages(nn.Module):
-    """The reference: x (b, m slices + m, h, w) -> mean of every modality, no log variance."""
-
-    maps = False
-
-    def __init__(self, m: int, widths: Sequence[int], known: Statistics) -> None:
-        super().__init__()
-        self.net = UNet(UNetParams(widths=tuple(widths)), m, known)
-
-    def forward(self, x: Tensor) -> Images:
-        return self.net.out(self.net.trunk(x)), None
-
-
-class MedK2NImages(nn.Module):
-    """The synthesizer and its heads: x (b, m slices + m, h, w) -> mean and log variance of every modality."""
-
-    maps = True
-
-    def __init__(self, m: int, widths: Sequence[int], known: Statistics) -> None:
-        super().__init__()
-        self.net = MedK2N(MedK2NParams(widths=tuple(widths)), m, known)
-
-    def forward(self, x: Tensor) -> Images:
-        everything = torch.arange(self.net.m, device=x.device)
-        return self.net.heads(self.net.trunk.trunk(x), self.net.embeddings, everything)
-
-
-def statistics(mean: Tensor) -> Statistics:
-    """As far as a few crops tell: the mean (m,) of each modality."""
-    known = Statistics.neutral(len(mean))
-    return replace(known, mean=mean[:, None].expand(-1, len(mean)).clone())
-
-
-def read_statistics(path: Path, modalities: Sequence[str]) -> tuple[Statistics, checkpoint.Statistics]:
-    """What `recipes/gpu/pair_statistics.py` wrote, as models take it and as their folders keep it.
-
-    Raises:
-        ConfigError: no such file, or of other modalities.
-    """
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        if told["modalities"] != list(modalities):
-            raise ConfigError(f"{path}: of {', '.join(told['modalities'])}; expected {', '.join(modalities)}")
-        parts = [torch.tensor(told[name]) for name in ("mean", "deviation", "correlation", "variance")]
-        maps = {
-            target: {
-                source: (told["slope"][i][j], told["intercept"][i][j], told["residual"][i][j])
-                for i, source in enumerate(modalities)
-            }
-            for j, target in enumerate(modalities)
-        }
-        variance = dict(zip(modalities, told["variance"], strict=True))
-        typical = {name: (low, high) for name, (low, high) in told["typical"].items()}
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise ConfigError(f"{path}: expected what recipes/gpu/pair_statistics.py writes ({error})") from error
-    return Statistics(*parts), checkpoint.Statistics(affine_maps=maps, variance=variance, typical_scaling=typical)
-
-
-NETWORKS: dict[str, Callable[[int, Sequence[int], Statistics], nn.Module]] = {
-    "medk2n": MedK2NImages,
-    "unet": UNetImages,
-}
-
-
-def loss_of(images: Images, batch: Batch, sources: Tensor, weights: LossWeights) -> Tensor:
-    """Every image that may be asked for of a crop is judged as an answer; one that is also an input counts little."""
-    mean, log_variance = images
-    askable = batch.askable(torch.arange(len(sources), device=sources.device), sources)
-    target = torch.where(batch.acquired[..., None, None], batch.targets, 0.0).flatten(0, 1)
-    inside = batch.foreground[:, None].expand_as(batch.targets).flatten(0, 1)
-    share = (torch.where(sources, weights.remade, 1.0) * askable).flatten()
-    image = mean.float().flatten(0, 1)
-    error = weights.log_mse * log_mse(image, target, inside) + weights.edges * edge_error(image, target, inside)
-    if log_variance is not None:
-        likelihood = gaussian_nll(image, log_variance.float().flatten(0, 1), target, inside)
-        error = error + weights.likelihood * likelihood
-    return (share * error).sum() / share.sum()
-
-
-@dataclass
-class Learner:
-    """A network, its averaged twin and its optimisers."""
-
-    name: str
-    module: nn.Module
-    settings: Optimiser
-    chance: Chance | None = None
-    hide: float = 0.0
-    averaged: nn.Module = field(init=False)
-    optimisers: list[torch.optim.Optimizer] = field(init=False)
-    run: Callable[[Tensor], Images] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.averaged = copy.deepcopy(self.module).requires_grad_(False).eval()
-        self.optimisers = optimisers(self.module, self.settings)
-        self.run = self.module
-
-    def loss(self, batch: Batch, sources: Tensor, weights: LossWeights, *, bf16: bool) -> Tensor:
-        """Of one batch; the forward pass in bfloat16 where asked for, the loss never."""
-        x = stacked(batch.images, sources)
-        if self.module.maps and self.chance is not None:
-            m = sources.shape[1]
-            presence = hidden(sources, x.shape[-2:], self.chance, self.hide)
-            seen = x[:, :-m].unflatten(1, (m, SLICES)) * presence[:, :, None]
-            x = torch.cat([seen.flatten(1, 2), presence], dim=1)
-        x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
-            images = self.run(x)
-        return loss_of(images, batch, sources, weights)
-
-    def step(self, loss: Tensor, rate: float, steps: int) -> None:
-        """One optimiser step, the number `steps`."""
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.clip)
-        for optimiser in self.optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = rate * group["scale"]
-            optimiser.step()
-        self.module.zero_grad(set_to_none=True)
-        decay = min(self.settings.ema, (1 + steps) / (10 + steps))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.averaged.parameters()), list(self.module.parameters()), 1 - decay)
-
-    def compile(self, seconds: int, mode: str, loss: Callable[[], Tensor]) -> bool:
-        """Compile within so many seconds, or stay as it is; `loss` gives one of this learner's."""
-        self.run = torch.compile(self.module, mode=mode)
-        try:
-            with _alarm(seconds):
-                loss().backward()
-            return True
-        except _Late:
-            torch._dynamo.reset()
-            self.run = self.module
-            return False
-        finally:
-            self.module.zero_grad(set_to_none=True)
-
-
-class _Late(BaseException):
-    """The time limit of a compilation has passed; no `Exception`, which a compiler might catch."""
-
-
-def hidden(sources: Tensor, size: torch.Size, chance: Chance, share: float) -> Tensor:
-    """Presence maps (b, m, h, w) of sets (b, m), as `training/lessons/medk2n.py` draws them, for a batch at once."""
-    b, m = sources.shape
-    chosen = sources & (chance.uniform(b, m) < share) & (sources.sum(dim=1, keepdim=True) > 1)
-    field = nn.functional.interpolate(chance.normal(b, m, 4, 4), size=size, mode="bicubic", align_corners=True)
-    edge, left = chance.uniform(b, m, high=0.8), chance.uniform(b, m) * (chance.uniform(b, m) > 0.7)
-    outside = torch.sigmoid(8 * (edge[..., None, None] - field))
-    left = left[..., None, None]
-    return torch.where(chosen[..., None, None], left + (1 - left) * outside, 1.0) * sources[..., None, None]
-
-
-def spared(sources: Tensor, severity: Tensor, chance: Chance) -> Tensor:
-    """Half of the damaged members of sets (b, m) left out where another is left."""
-    kept = sources & ~((severity > 0) & (chance.uniform(*sources.shape) < 0.5))
-    return torch.where(kept.any(dim=1, keepdim=True), kept, sources)
-
-
-@contextmanager
-def _alarm(seconds: int) -> Iterator[None]:
-    def ring(*_: object) -> None:
-        raise _Late
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def as_seen(packed: pack.Packed, modalities: Sequence[str]) -> Stored:
-    """A packed study as a model of these modalities sees it."""
-    stored = packed.stored
-    at = [packed.modalities.index(name) if name in packed.modalities else None for name in modalities]
-    styles = [None if s is None else tuple(None if k is None else s[k] for k in at) for s in stored.styles]
-    return replace(
-        stored,
-        channels=tuple(() if k is None else stored.channels[k] for k in at),
-        stretch=tuple(() if k is None else stored.stretch[k] for k in at),
-        styles=(styles[0], styles[1]),
-    )
-
-
-@dataclass
-class Data:
-    """The feed, what is watched, and the folder that more bodies may come into."""
-
-    feed: DeviceFeed
-    fold: DeviceFeed
-    watched: dict[str, list[Batch]]
-    modalities: Sequence[str]
-    shares: dict[str, float]
-    bodies: Path | None
-    most_bodies: int
-    seed: int
-    learned: dict[str, int]
-    taken: set[str] = field(default_factory=set)
-    look_at: float = 0.0
-
-    def take_bodies(self, chance: Chance, *, at_once: int) -> int:
-        """Scan bodies that have come since, and draw from them too; how many."""
-        started = time.monotonic()
-        if self.bodies is None or started < self.look_at:
-            return 0
-        fresh = sorted(p for p in self.bodies.glob("body-*.npz") if p.name not in self.taken)
-        fresh = fresh[: min(at_once, self.most_bodies - len(self.taken))]
-        group, device = list(self.shares).index("digital"), self.feed.device
-        for path in fresh:
-            rng = np.random.default_rng([self.seed, int(path.stem.removeprefix("body-"))])
-            stored, slices = digital.visit(digital.Subject.load(path, device), self.modalities, chance, rng)
-            feed = self.fold if len(self.taken) % _FOLD_EVERY == 4 else self.feed
-            if slices.shape[0] * slices.shape[1] > feed.room:
-                self.bodies = None
-                break
-            feed.add(group, stored, _fitting(slices))
-            self.taken.add(path.name)
-        if fresh:
-            for feed in (self.feed, self.fold):
-                if len(feed):
-                    feed.share_out(list(self.shares.values()))
-        self.look_at = time.monotonic() + max(1.0, (time.monotonic() - started) / _BUSY)
-        return len(fresh)
-
-
-def _fitting(slices: Tensor) -> Tensor:
-    """The middle of slices that are larger than the canvas."""
-    (h, w), (rows, columns) = slices.shape[2:], CANVAS
-    top, left = max(0, (h - rows) // 2), max(0, (w - columns) // 2)
-    return slices[:, :, top : top + rows, left : left + columns]
-
-
-def read_data(asked: argparse.Namespace, device: torch.device) -> Data:
-    """Everything onto the device."""
-    modalities = asked.modalities.split(",")
-    found = pack.read(asked.pack) if asked.pack else []
-    learned = [p for p in found if p.part == "train" and (p.free or not asked.free)]
-    shares = _shares(asked, {p.set for p in learned} | ({"digital"} if asked.bodies else set()))
-    learned = [p for p in learned if p.set in shares]
-    held = learned[4::_FOLD_EVERY]
-    learned = [p for k, p in enumerate(learned) if k % _FOLD_EVERY != 4]
-    feed = DeviceFeed(len(modalities), CANVAS, _rows(learned) + asked.room * 1_000_000 // math.prod(CANVAS), device)
-    for packed in learned:
-        feed.add(list(shares).index(packed.set), as_seen(packed, modalities))
-    fold = DeviceFeed(len(modalities), CANVAS, _rows(held) + _FOLD_ROWS, device)
-    for packed in held:
-        fold.add(list(shares).index(packed.set), as_seen(packed, modalities))
-    watched: dict[str, list[Batch]] = {}
-    for packed in (p for p in found if p.part == "val"):
-        stored = as_seen(packed, modalities)
-        inside = np.flatnonzero(stored.foreground_share > ENOUGH)
-        at = inside[np.linspace(0, len(inside) - 1, min(asked.watched, len(inside))).round().astype(int)]
-        watched.setdefault(packed.set, []).append(whole_slices(stored, at.tolist(), SLICES).to(device))
-    data = Data(
-        feed,
-        fold,
-        watched,
-        modalities,
-        shares,
-        asked.bodies,
-        asked.most_bodies,
-        asked.seed,
-        dict(Counter(p.set for p in learned)),
-    )
-    for each in (feed, fold):
-        if len(each):
-            each.share_out(list(shares.values()))
-    return data
-
-
-def _rows(studies: Sequence[pack.Packed]) -> int:
-    return sum(p.stored.slices.shape[0] * p.stored.slices.shape[1] for p in studies)
-
-
-def _shares(asked: argparse.Namespace, there: set[str]) -> dict[str, float]:
-    """Set -> share of the crops, of the sets that are there."""
-    told = dict(pair.split("=") for pair in asked.shares.split(",")) if asked.shares else None
-    shares = {k: float(v) for k, v in told.items()} if told else dict(FREE_SHARES if asked.free else SHARES)
-    if told and (unknown := sorted(set(told) - there)):
-        raise ConfigError(f"--shares: no {', '.join(unknown)} here; expected some of {', '.join(sorted(there))}")
-    shares = {name: share for name, share in shares.items() if name in there and share > 0}
-    if not shares:
-        raise ConfigError("nothing to learn from: give --pack DIR of recipes/gpu/pack.py, --bodies DIR, or both")
-    return shares
 
 
 @torch.no_grad()
@@ -384,87 +71,6 @@ def rate_at(progress: float, settings: Optimiser, steps: int) -> float:
     warm = min(1.0, progress / settings.warm_up, (steps + 1) / _WARM_AGAIN) if settings.warm_up else 1.0
     fall = max(0.0, (progress - settings.warm_up) / (1 - settings.warm_up))
     return settings.learning_rate * max(warm, 1e-3) * (0.5 * (1 + math.cos(math.pi * fall)) * 0.98 + 0.02)
-
-
-def save_state(out: Path, learners: Sequence[Learner], facts: dict[str, Any]) -> None:
-    """Write the state beside the old one, then in its place; files of at most 15 MB, 60 MB together where it can be.
-
-    32-bit weights and averages where they fit, else 16-bit ones, else the averages alone.
-    """
-    kinds = {"weights": [one.module for one in learners], "averaged": [one.averaged for one in learners]}
-    numbers = sum(p.numel() for modules in kinds.values() for m in modules for p in m.state_dict().values())
-    half = 4 * numbers > MOST_TOGETHER
-    if 2 * numbers > MOST_TOGETHER:
-        del kinds["weights"]
-    tensors = {
-        f"{learner.name}.{kind}.{name}": (tensor.half() if half else tensor.float()).cpu().contiguous()
-        for kind, modules in kinds.items()
-        for learner, module in zip(learners, modules, strict=True)
-        for name, tensor in module.state_dict().items()
-    }
-    out.mkdir(parents=True, exist_ok=True)
-    shards: list[dict[str, Tensor]] = [{}]
-    for name, tensor in _pieces(tensors):
-        if shards[-1] and sum(t.nbytes for t in shards[-1].values()) + tensor.nbytes > MOST_BYTES - 100_000:
-            shards.append({})
-        shards[-1][name] = tensor
-    parts = []
-    for k, shard in enumerate(shards, 1):
-        parts.append(out / f".state-{k}.part")
-        save_file(shard, parts[-1])
-    for old in out.glob("state-*.safetensors"):
-        old.unlink()
-    for k, part in enumerate(parts, 1):
-        part.rename(out / f"state-{k}.safetensors")
-    (out / "state.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-
-
-def _pieces(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Tensors by name, those that no file can hold in pieces: NAME#0, NAME#1 and so on, along the first axis."""
-    for name, tensor in tensors.items():
-        parts = tensor.chunk(math.ceil(tensor.nbytes / (MOST_BYTES // 2))) if tensor.nbytes > MOST_BYTES // 2 else ()
-        yield from ((f"{name}#{k}", part.contiguous()) for k, part in enumerate(parts))
-        if not parts:
-            yield name, tensor
-
-
-def _joined(pieces: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What `_pieces` took apart."""
-    found: dict[str, list[tuple[int, Tensor]]] = {}
-    for name, tensor in pieces.items():
-        whole, _, k = name.partition("#")
-        found.setdefault(whole, []).append((int(k or 0), tensor))
-    return {name: torch.cat([part for _, part in sorted(parts, key=lambda p: p[0])]) if len(parts) > 1 else parts[0][1]
-            for name, parts in found.items()}  # fmt: skip
-
-
-def load_state(folder: Path, learners: Sequence[Learner]) -> dict[str, Any]:
-    """Weights and averages back; returns the facts.
-
-    Raises:
-        ConfigError: no state there, or of other networks.
-    """
-    try:
-        facts = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{folder}: expected state.json and state-K.safetensors of an earlier run ({error})"
-        ) from error
-    tensors: dict[str, Tensor] = {}
-    for path in sorted(folder.glob("state-*.safetensors")):
-        tensors |= load_file(path)
-    tensors = _joined(tensors)
-    for learner in learners:
-        for kind, module in (("averaged", learner.averaged), ("weights", learner.module)):
-            prefix = f"{learner.name}.{kind}."
-            mine = {n.removeprefix(prefix): t.float() for n, t in tensors.items() if n.startswith(prefix)}
-            mine = mine or {n: t for n, t in learner.averaged.state_dict().items()}  # a large state has no weights
-            try:
-                module.load_state_dict(mine)
-            except RuntimeError as error:
-                what = " ".join(str(error).split())[:160]
-                raise ConfigError(f"{folder}: no weights of {learner.name} of these sizes ({what})") from error
-    return facts
 
 
 def learn(asked: argparse.Namespace) -> dict[str, Any]:
@@ -505,24 +111,6 @@ def learn(asked: argparse.Namespace) -> dict[str, Any]:
         )
         _say(f"{one.name}: {'compiled' if done else f'not compiled within {asked.compile_seconds} s'}")
     return _loop(asked, data, learners, facts, settings, weights, chance, draw, bf16, began)
-
-
-def learners_of(asked: argparse.Namespace, batch: Batch, settings: Optimiser, device: torch.device) -> list[Learner]:
-    """Fresh networks, whose images start at the mean of each modality."""
-    inside = batch.foreground[:, None] & batch.acquired[..., None, None]
-    mean = torch.where(inside, batch.targets, 0.0).sum(dim=(0, 2, 3)) / inside.sum(dim=(0, 2, 3)).clamp_min(1)
-    made = []
-    for name in asked.networks.split(","):
-        widths = [int(width) for width in asked.widths.split(",")]
-        known = (
-            read_statistics(asked.statistics, asked.modalities.split(","))[0]
-            if asked.statistics
-            else statistics(mean.cpu())
-        )
-        module = NETWORKS[name](len(mean), widths, known).to(device, memory_format=torch.channels_last)
-        chance = Chance(torch.Generator(device=device).manual_seed(asked.seed + 7))
-        made.append(Learner(name, module, settings, chance, asked.hide))
-    return made
 
 
 def _loop(asked, data, learners, facts, settings, weights, chance, draw, bf16, began) -> dict[str, Any]:
@@ -617,38 +205,6 @@ def weigh(asked: argparse.Namespace, data: Data, learner: Learner, chance: Chanc
         average.get_buffer(name).copy_(buffer)
     net.load_state_dict(average.state_dict())
     learner.averaged.net.load_state_dict(average.state_dict())
-
-
-def save_models(asked: argparse.Namespace, data: Data, learners: Sequence[Learner], facts: Mapping[str, Any]) -> None:
-    """Med-K2N in OUT/model and the U-Net in its reference/unet, as `medk2n train` leaves them, in 16 bits."""
-    told = {k: str(v) if isinstance(v, Path) else v for k, v in vars(asked).items()}
-    device = data.feed.device
-    training = {
-        "finished": True,
-        "seed": asked.seed,
-        "subjects": data.learned | {"digital": len(data.taken)},
-        "steps": facts["steps"],
-        "crops": facts["steps"] * asked.batch,
-        "wall_minutes": round(facts["seconds"] / 60, 2),
-        "hardware": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "precision": asked.precision,
-        "torch": torch.__version__,
-        "medk2n": medk2n.__version__,
-        "settings": told,
-    }
-    for one in learners:
-        net = copy.deepcopy(one.averaged.net).cpu()
-        config = checkpoint.ModelConfig(
-            model=one.name,
-            modalities=tuple(data.modalities),
-            spacing_mm=1.5,
-            params=json.loads(json.dumps(asdict(net.params))),
-            statistics=read_statistics(asked.statistics, data.modalities)[1],
-            licence=asked.licence,
-            training=training | {"parameters": sum(p.numel() for p in net.parameters())},
-        )
-        folder = asked.out / "model" / (checkpoint.REFERENCE_UNET if one.name == "unet" else "")
-        checkpoint.save(folder, net, config, half=True)
 
 
 class _Alone:

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from medk2n.config.schema import Optimiser
 from medk2n.data.discover import discover
 from medk2n.data.stored import Stored
 from medk2n.data.working import load_working
@@ -37,7 +38,7 @@ SMALL = [
 def kit() -> Iterator[dict[str, ModuleType]]:
     """The recipes as modules."""
     sys.path.insert(0, str(KIT))
-    names = ("pack", "digital", "train", "check")
+    names = ("pack", "digital", "loaded", "learner", "kept", "train", "check")
     yield {name: importlib.import_module(name) for name in names}
     sys.path.remove(str(KIT))
     for name in names:
@@ -232,21 +233,21 @@ def test_large_states_are_split_and_shortened(
     kit: dict[str, ModuleType], tmp_path: Path, widths: tuple[int, ...]
 ) -> None:
     """Weights of 16 bits, and the averages alone where even those are too many: what is read again is near enough."""
-    train = kit["train"]
-    one = train.Learner("unet", train.UNetImages(4, widths, train.statistics(torch.zeros(4))), train.Optimiser())
-    train.save_state(tmp_path, [one], {"steps": 1})
+    learner, kept = kit["learner"], kit["kept"]
+    one = learner.Learner("unet", learner.UNetImages(4, widths, learner.statistics(torch.zeros(4))), Optimiser())
+    kept.save_state(tmp_path, [one], {"steps": 1})
     files = sorted(tmp_path.glob("state-*.safetensors"))
     assert len(files) > 1
     assert all(path.stat().st_size < 15e6 for path in files)
     assert sum(path.stat().st_size for path in files) < 64e6
     wanted = one.module.net.trunk.first[0].weight.detach().clone()
     torch.nn.init.zeros_(one.module.net.trunk.first[0].weight)
-    assert train.load_state(tmp_path, [one]) == {"steps": 1}
+    assert kept.load_state(tmp_path, [one]) == {"steps": 1}
     torch.testing.assert_close(one.module.net.trunk.first[0].weight.detach(), wanted, rtol=1e-3, atol=1e-4)
 
 
 def test_the_rate_warms_up_again_and_falls(kit: dict[str, ModuleType]) -> None:
-    rate, settings = kit["train"].rate_at, kit["train"].Optimiser(learning_rate=1.0, warm_up=0.1)
+    rate, settings = kit["train"].rate_at, Optimiser(learning_rate=1.0, warm_up=0.1)
     assert rate(0.05, settings, 1000) == pytest.approx(0.5)
     assert rate(0.1, settings, 1000) == pytest.approx(1.0)
     assert rate(1.0, settings, 1000) == pytest.approx(0.02)
