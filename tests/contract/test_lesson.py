@@ -208,7 +208,8 @@ def test_the_memory_is_read_and_says_something(taught: Taught, predictor: SliceP
 def test_history_and_usual_evidence_were_observed_of_whole_inputs(taught: Taught) -> None:
     fusion = taught.model.averaged.fusion
     off = ~torch.eye(3, dtype=torch.bool)
-    assert (fusion.measured[off] > 0.1).all()
+    assert (fusion.measured[off] > 0).all(), "every pair was met with whole inputs"
+    assert fusion.measured[off].mean() > 0.2
     assert (fusion.measured.diagonal() == 0).all(), "a frame is never added to itself"
     assert fusion.history[off].abs().max() < 10
     assert (fusion.evidence.own.count > 50).all()
