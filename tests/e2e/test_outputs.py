@@ -72,7 +72,7 @@ VERBS = {
 }  # fmt: skip
 ELSEWHERE = ("demo", "phantom")  # half a minute a run; their own tests repeat them
 ALL_KILLS = "MEDK2N_ALL_KILLS" in os.environ
-KILLED = ("synth", "evaluate", "ablate", "index", "plan", "report")  # the others take minutes
+KILLED = ("synth", "evaluate", "ablate", "train", "index", "prepare", "plan", "report")  # the others take minutes
 NAMED = ("plan", "report")  # one file, which the caller names: --overwrite is said of that very file
 ALL = [(verb, name) for verb, row in VERBS.items() for name in row.writes]
 
