@@ -303,6 +303,16 @@ def test_a_hidden_frame_reaches_the_loss_as_a_map(fresh: tuple[TrainConfig, Trai
     assert model.lesson.paint(crops, torch.tensor([0]), presence, sources, World())[0] == part != whole
 
 
+def test_every_part_of_a_step_tells_the_same_names_whoever_asks_v(fresh: tuple[TrainConfig, TrainingData]) -> None:
+    """Processes add up what they are told, name by name."""
+    lesson = contender(*fresh).lesson
+    lesson._v = torch.nn.Identity()  # it is there, and not asked this time
+    sources = torch.tensor([[False, True, True]])
+    presence = sources[:, :, None, None].float().expand(-1, -1, 32, 32)
+    parts = lesson.paint(batch(size=1), torch.tensor([0]), presence, sources, World(), asked=False)[1]
+    assert (float(parts["causal"]), float(parts["metric"])) == (0, 0)
+
+
 def test_a_curriculum_begins_with_single_frames(fresh: tuple[TrainConfig, TrainingData], monkeypatch) -> None:
     settings, data = fresh
     teaching = settings.teaching.model_copy(update={"curriculum": 0.3})
