@@ -319,7 +319,7 @@ def test_a_curriculum_begins_with_single_frames(fresh: tuple[TrainConfig, Traini
     seen: list[int] = []
     for turned in (settings, settings.model_copy(update={"teaching": teaching})):
         lesson = contender(turned, data).lesson
-        monkeypatch.setattr(lesson, "paint", lambda *given: seen.append(int(given[3].sum(dim=1).max())) or 1 / 0)
+        monkeypatch.setattr(lesson, "paint", lambda *given, **how: seen.append(int(given[3].sum(dim=1).max())) or 1 / 0)
         for progress in (0.0, 0.35):
             largest = []
             for seed in range(12):
