@@ -157,7 +157,12 @@ def test_a_scan_that_is_recognised_as_another_is_refused_and_one_that_v_never_le
 def test_names_are_judged_by_what_they_leave_open() -> None:
     assert of_identity("t1n", "t1n", {"t1n": 0.6, "t1c": 0.4}) == []
     assert of_identity("t1n", "t1n", {"t1n": 0.4, "t1c": 0.6})[0].refuses is False
-    assert "no scan of a patient" in of_identity("t1n", "t1n", {"t1n": 0.01, NOTHING: 0.99})[0].what
+    (unlike,) = of_identity("t1n", "t1n", {"t1n": 0.01, NOTHING: 0.99})
+    assert "no scan of a patient" in unlike.what
+    assert not unlike.refuses, "V has met few bodies"
+    (unsure,) = of_identity("t1c", "t1c", {"t1c": 0.01, "t1n": 0.9, "t2w": 0.09})
+    assert not unsure.refuses, "it may be none of them"
+    assert of_identity("t1c", "t1c", {"t1c": 0.01, "t1n": 0.985, "t2w": 0.005})[0].refuses
     assert of_identity("adc", "adc", {"t1n": 0.5, "t1c": 0.5}) == []
 
 

@@ -102,7 +102,9 @@ def of_identity(name: str, modality: str, probabilities: Mapping[str, float]) ->
         name: what the image is called where it is told.
         modality: what it is said to be.
 
-    A modality that is not among them was never learned: nothing is said of it.
+    A modality that is not among them was never learned: nothing is said of it. Refused is what is surely another
+    modality. What resembles none that was learned (another region, a phantom) is told alone: scans of bodies that the
+    networks never met do that too.
     """
     if modality not in probabilities:
         return []
@@ -112,4 +114,4 @@ def of_identity(name: str, modality: str, probabilities: Mapping[str, float]) ->
         return []
     seen = "no scan of a patient" if likeliest == NOTHING else likeliest
     what = f"looks like {seen} ({probabilities[likeliest]:.2f})"
-    return [Doubt(name, "identity", what, certainty, certainty >= REFUSED)]
+    return [Doubt(name, "identity", what, certainty, likeliest != NOTHING and probabilities[likeliest] >= REFUSED)]
