@@ -159,12 +159,9 @@ def test_killed_at_a_write_nothing_is_lost_or_half_there(world, tmp_path, monkey
     Over an earlier run's outputs, beside a file of somebody's: that stays, what is seen is one run's or the other's,
     and the next run makes all of it and leaves nothing of the dead one.
     """
-    import torch
-
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
     def work(out: Path) -> int:
-        torch.set_num_threads(1)  # a child has none of the others
         return run(verb, world, out, "--overwrite")
 
     def left(out: Path) -> list[str]:
@@ -181,7 +178,7 @@ def test_killed_at_a_write_nothing_is_lost_or_half_there(world, tmp_path, monkey
             (out / "deep").mkdir(parents=True)
             (out / "deep" / "notes.txt").write_text("mine")
         run_killed(lambda out=out: work(out), at, out)
-        now = set(seen(out))
+        now = {name for name in seen(out) if not Path(name).name.startswith(".tmp-")}  # or of a dead run
         assert mine <= now
         assert makes_several_sets or now - mine in (set(), names), (at, writes)
         assert run_killed(lambda out=out: work(out), 0, out)
