@@ -69,7 +69,9 @@ def loads(monkeypatch) -> list[str]:
 
     seen, load = [], synthesizer.load_predictor
     monkeypatch.setattr(
-        synthesizer, "load_predictor", lambda folder, device: seen.append(str(folder)) or load(folder, device)
+        synthesizer,
+        "load_predictor",
+        lambda folder, device, **how: seen.append(str(folder)) or load(folder, device, **how),
     )
     return seen
 

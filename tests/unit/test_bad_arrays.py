@@ -205,7 +205,7 @@ def test_a_bug_in_one_subject_ends_no_data_set_either(tmp_path, capsys, monkeypa
         np.savez(tmp_path / f"{name}.npz", t1n=GOOD)
     whole = study._through_steps
 
-    def broken(subject, plan):
+    def broken(subject, plan, *more: object):
         return whole(subject, plan) if subject.id == "b" else 1 / 0
 
     monkeypatch.setattr(study, "_through_steps", broken)

@@ -147,7 +147,7 @@ def test_a_scan_that_is_recognised_as_another_is_refused_and_one_that_v_never_le
     volumes = {name: volume(brain(0, k), name) for k, name in enumerate(("t1n", "t2w", "adc"))}
     found = Gatekeeper(Seer(), 2.0).examine(volumes, "t2w")
     (doubt,) = found.doubts
-    assert doubt.line == "t1n looks like t2w (0.99) (certainty 0.99)"
+    assert doubt.line == "t1n looks like t2w (certainty 0.99)"
     assert found.unknown == ("adc",)
     assert found.recognised == {"t1n": 0.005, "t2w": 0.99}
     with pytest.raises(DoubtfulScanError, match="t1n: named t1n looks like t2w"):
@@ -156,12 +156,9 @@ def test_a_scan_that_is_recognised_as_another_is_refused_and_one_that_v_never_le
 
 def test_names_are_judged_by_what_they_leave_open() -> None:
     assert of_identity("t1n", "t1n", {"t1n": 0.6, "t1c": 0.4}) == []
-    assert of_identity("t1n", "t1n", {"t1n": 0.4, "t1c": 0.6})[0].refuses is False
-    (unlike,) = of_identity("t1n", "t1n", {"t1n": 0.01, NOTHING: 0.99})
-    assert "no scan of a patient" in unlike.what
-    assert not unlike.refuses, "V has met few bodies"
-    (unsure,) = of_identity("t1c", "t1c", {"t1c": 0.01, "t1n": 0.9, "t2w": 0.09})
-    assert not unsure.refuses, "it may be none of them"
+    assert of_identity("t1n", "t1n", {"t1n": 0.15, "t1c": 0.85}) == []
+    assert of_identity("t1n", "t1n", {"t1n": 0.05, "t1c": 0.95})[0].refuses is False
+    assert of_identity("t1n", "t1n", {"t1n": 0.01, NOTHING: 0.99}) == [], "V has met few bodies"
     assert of_identity("t1c", "t1c", {"t1c": 0.01, "t1n": 0.985, "t2w": 0.005})[0].refuses
     assert of_identity("adc", "adc", {"t1n": 0.5, "t1c": 0.5}) == []
 

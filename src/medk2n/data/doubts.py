@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 TOLD, REFUSED = 0.5, 0.98
 """Certainty from which a doubt is told, and from which a scan is refused, unless it is forced."""
+NAMED = 0.9
+"""Probability from which it is told that a scan looks like another modality."""
 _FAINT = 1e-3  # agreement of detail below which nothing agrees
 _CLEARLY = 1.03  # a displaced scan's mutual information rises by more when it is moved back
 
@@ -102,16 +104,14 @@ def of_identity(name: str, modality: str, probabilities: Mapping[str, float]) ->
         name: what the image is called where it is told.
         modality: what it is said to be.
 
-    A modality that is not among them was never learned: nothing is said of it. Refused is what is surely another
-    modality. What resembles none that was learned (another region, a phantom) is told alone: scans of bodies that the
+    A modality that is not among them was never learned: nothing is said of it. Told is what is likely another modality,
+    refused what surely is; what resembles none that was learned is left to `of_image`, for scans of bodies that the
     networks never met do that too.
     """
     if modality not in probabilities:
         return []
     likeliest = max(probabilities, key=lambda name: probabilities[name])
-    certainty = 1 - probabilities[modality]
-    if likeliest == modality or certainty < TOLD:
+    certainty = probabilities[likeliest]
+    if likeliest in (modality, NOTHING) or certainty < NAMED:
         return []
-    seen = "no scan of a patient" if likeliest == NOTHING else likeliest
-    what = f"looks like {seen} ({probabilities[likeliest]:.2f})"
-    return [Doubt(name, "identity", what, certainty, likeliest != NOTHING and probabilities[likeliest] >= REFUSED)]
+    return [Doubt(name, "identity", f"looks like {likeliest}", certainty, certainty >= REFUSED)]
