@@ -470,7 +470,7 @@ def world(tmp_path, monkeypatch):
     world = SimpleNamespace(model=model, out=tmp_path / "out", data=tmp_path / "data", broken=None)
     world.data.mkdir()
     for name in studies:
-        np.savez(world.data / f"{name}.npz", **{m: np.ones((2, 3, 4), np.uint8) for m in FOUR})
+        np.savez(world.data / f"{name}.npz", **{m: np.arange(24, dtype=np.uint8).reshape(2, 3, 4) for m in FOUR})
     card = config(maps)
     card.sha256, card.spacing_mm = "0" * 64, None
 
