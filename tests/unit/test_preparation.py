@@ -463,10 +463,10 @@ def test_a_run_reads_sidecars_alone_where_the_spacing_is_its_own(
     mapped = read_data(load_config("tiny", [*settings, "spacing_mm=3.0"]), lambda *a: None)
     monkeypatch.undo()
     assert mapped.subjects == {str(tmp_path / "out"): ["A", "B", "C"]}
-    present = [[bool(channels) for channels in study.channels] for study in mapped.stores[0]._studies]
+    present = [[bool(channels) for channels in study.channels] for study in mapped.stores[0].studies]
     assert present == [[True, True, True], [True, False, True], [True, False, True]], "C has one, but it is left out"
     other = read_data(load_config("tiny", [*settings, "spacing_mm=2.0"]), lambda *a: None)
-    assert isinstance(other.stores[0]._studies[0].slices, np.ndarray), "at another spacing it is read as any data set"
+    assert isinstance(other.stores[0].studies[0].slices, np.ndarray), "at another spacing it is read as any data set"
     monkeypatch.setattr("medk2n.data.prepared.StudyRecord.at_spacing", lambda *a: False)
     read = read_data(load_config("tiny", [*settings, "spacing_mm=3.0"]), lambda *a: None)
     np.testing.assert_allclose(mapped.statistics.slope, read.statistics.slope, atol=1e-6)
