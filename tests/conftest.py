@@ -63,6 +63,20 @@ def model(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture
+def loads(monkeypatch) -> list[str]:
+    """Every load of weights from now on."""
+    from medk2n.inference import synthesizer
+
+    seen, load = [], synthesizer.load_predictor
+    monkeypatch.setattr(
+        synthesizer,
+        "load_predictor",
+        lambda folder, device, **how: seen.append(str(folder)) or load(folder, device, **how),
+    )
+    return seen
+
+
 _PATIENCE_S = 120
 _WRITES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate")
 

@@ -63,19 +63,6 @@ def in_process(monkeypatch) -> None:
     monkeypatch.setattr("medk2n.dicom.study._ask", ask_here)
 
 
-@pytest.fixture
-def loads(monkeypatch) -> list[str]:
-    from medk2n.inference import synthesizer
-
-    seen, load = [], synthesizer.load_predictor
-    monkeypatch.setattr(
-        synthesizer,
-        "load_predictor",
-        lambda folder, device, **how: seen.append(str(folder)) or load(folder, device, **how),
-    )
-    return seen
-
-
 def names(root: Path) -> list[str]:
     return [path.relative_to(root).as_posix() for path in studies_in(root)]
 

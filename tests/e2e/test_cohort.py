@@ -24,20 +24,6 @@ from .conftest import save, scan
 VALIDATOR = Path(sys.executable).with_name("bids-validator-deno")
 
 
-@pytest.fixture
-def loads(monkeypatch) -> list[str]:
-    """Every load of weights from now on."""
-    from medk2n.inference import synthesizer
-
-    seen, load = [], synthesizer.load_predictor
-    monkeypatch.setattr(
-        synthesizer,
-        "load_predictor",
-        lambda folder, device, **how: seen.append(str(folder)) or load(folder, device, **how),
-    )
-    return seen
-
-
 def make_cohort(folder: Path) -> Path:
     for seed, name in enumerate("abc"):
         save(folder / "cohort" / name / "t1n.nii.gz", scan(seed))

@@ -94,6 +94,7 @@ class ModelSpec:
         objective: its paper's, by name, in `losses/papers`; None is the one that `losses` of the configuration weighs.
         adversary: (params, m) -> a module that the objective sets against it; learns beside it and is not saved.
         sizes: parameters that a training plan may choose, each with its small, medium and large value.
+        described: whether embeddings may begin from what is said of each modality; `params.text` is then its width.
         lesson: how it is taught, by name, in `training/lessons`.
     """
 
@@ -104,4 +105,5 @@ class ModelSpec:
     every_target: bool = False
     objective: str | None = None
     adversary: Callable[[Any, int], nn.Module] | None = None
+    described: bool = False
     lesson: str = "plain"

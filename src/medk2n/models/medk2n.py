@@ -252,6 +252,12 @@ def _context(pyramid: Pyramid, row: Tensor, sample: Tensor, presence: Tensor) ->
 
 
 COMPONENT = ModelSpec(
-    name="medk2n", params=Params, build=MedK2N, sizes={"widths": SIZES}, every_target=True, lesson="medk2n"
+    name="medk2n",
+    params=Params,
+    build=MedK2N,
+    sizes={"widths": SIZES},
+    every_target=True,
+    described=True,
+    lesson="medk2n",
 )
 """Quality-driven selective fusion."""

@@ -69,7 +69,7 @@ class Contender:
             for name in ("mean", "deviation", "correlation", "variance")
         ]
         texts = None
-        if config.identity.embeddings and hasattr(params, "text"):
+        if config.identity.embeddings and spec.described:
             texts = torch.from_numpy(told_of(config).apart()[:-1])
             params = replace(params, text=texts.shape[1])
         module = spec.build(params, len(config.modalities), Statistics(*tensors, texts))

@@ -100,17 +100,16 @@ class Told:
     Attributes:
         facts: (r, FACTS).
         quality: (r,) of the state: its predicted error for the target.
-        local, mass: (r, LOCAL, h / 8, w / 8) evidence of each window, and (r, 1, ...) the share of the patient in it;
-            None in a first look.
-        before, after: (r,) rows of the proposals without the frame and with it; in a first look both are -1.
+        before, after: (r,) rows of the proposals without the frame and with it.
+        local, mass: (r, LOCAL, h / 8, w / 8) evidence of each window, and (r, 1, ...) the share of the patient in it.
     """
 
     facts: Tensor
     quality: Tensor
     before: Tensor
     after: Tensor
-    local: Tensor | None = None
-    mass: Tensor | None = None
+    local: Tensor
+    mass: Tensor
 
     @property
     def agreement(self) -> Tensor:
@@ -240,14 +239,14 @@ class ProgressiveFusion(nn.Module):
         for i in query.sources.any(dim=0).nonzero().squeeze(1).tolist():
             rows = query.sources[:, i].nonzero().squeeze(1)
             source, asked = torch.full_like(rows, i), query.only(rows)
-            told = self.first_told(scene, looks, asked, i, study=guidance.study)
-            w, _, seen = self.pre_weight(told.facts, embeddings[source], embeddings[asked.target], asked.target)
+            facts = self._first_facts(scene, looks, asked, i, study=guidance.study)
+            w, _, seen = self.pre_weight(facts, embeddings[source], embeddings[asked.target], asked.target)
             weights = weights.index_put((rows, source), w.float())
             attention.append((seen, asked.target))
         return weights, attention
 
-    def first_told(self, scene: Scene, looks: Looks, asked: Query, i: int, *, study: bool) -> Told:
-        """Frame i, one of the sources of all these queries, beside all their others."""
+    def _first_facts(self, scene: Scene, looks: Looks, asked: Query, i: int, *, study: bool) -> Tensor:
+        """(q, FACTS) of frame i, one of the sources of all these queries, beside all their others."""
         m = asked.sources.shape[1]
         source = torch.full_like(asked.target, i)
         one = functional.one_hot(source, m).bool()
@@ -255,11 +254,10 @@ class ProgressiveFusion(nn.Module):
         others = self._others(scene, asked, i, alone)
         target = target_facts(others, alone, alone, scene.inside[asked.sample], asked.target if study else None)
         nothing = target.new_full((len(source), INNOVATION), torch.nan)
-        none, never = torch.zeros_like(asked.sources), torch.full_like(source, -1)
-        facts = self.evidence.facts(looks, asked.sample, asked.sources, none, source, nothing, target)
-        return Told(facts, target[:, 4], never, never)
+        none = torch.zeros_like(asked.sources)
+        return self.evidence.facts(looks, asked.sample, asked.sources, none, source, nothing, target)
 
-    def told(self, scene: Scene, looks: Looks, asked: Query, state: Tensor, i: Tensor, *, study: bool) -> Told:
+    def _told(self, scene: Scene, looks: Looks, asked: Query, state: Tensor, i: Tensor, *, study: bool) -> Told:
         """Frame i (r,) against the states (r, m) bool of some queries."""
         one, p = functional.one_hot(i, state.shape[1]).bool(), scene.proposals
         before, after, alone = (p.rows(asked.sample, s) for s in (state, state | one, one))
@@ -315,7 +313,7 @@ class ProgressiveFusion(nn.Module):
     ) -> FusionStep:
         """Weigh frame i for some queries against their states."""
         asked, m = query.only(rows), query.sources.shape[1]
-        told = self.told(scene, looks, asked, members[rows], i, study=guidance.study)
+        told = self._told(scene, looks, asked, members[rows], i, study=guidance.study)
         e_i, e_j = embeddings[i], embeddings[asked.target]
         weight, memory, attention = self.pre_weight(told.facts, e_i, e_j, asked.target)
         tau = self.threshold(e_i, e_j, self.history[i, asked.target], told.agreement, told.quality)
