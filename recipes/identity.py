@@ -9,6 +9,7 @@ on top.
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("--minutes", type=float, required=True)
     parser.add_argument("--begin", type=Path, help="a folder with an identity of the same modalities")
+    parser.add_argument("--acquired", help="modalities of which the data hold real scans: a comma list (all)")
     parser.add_argument("--device", default="cpu")
     asked = parser.parse_args()
     if (asked.model / FOLDER).exists():
@@ -53,6 +55,9 @@ def main() -> None:
             told = time.monotonic()
             print(f"{phase.progress:.0%} step {phase.steps} {losses}", flush=True)
     made = phase.finish(world)
+    if asked.acquired:
+        training = {**made.described.training, "acquired": asked.acquired.split(",")}
+        made = Identity(replace(made.described, training=training), made.nets)
     made.save(asked.model)
     print(made.described.training, made.described.calibration)
 

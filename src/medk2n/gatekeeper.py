@@ -161,7 +161,7 @@ class Gatekeeper:
                 stack = slices[name] if slices else self._slices(volume)
                 probabilities = self.identity.probabilities(stack)
                 recognised[name] = probabilities[volume.modality]
-                own = own or of_identity(name, volume.modality, probabilities)
+                own = own or of_identity(name, volume.modality, probabilities, self.identity.acquired)
             doubts += own
         refused = {doubt.modality for doubt in doubts if doubt.refuses}
         if reference not in refused:

@@ -137,6 +137,7 @@ class Seer:
     """An identity that sees t2w in everything."""
 
     names = ("t1n", "t2w", NOTHING)
+    acquired = ("t1n", "t2w")
 
     def probabilities(self, slices: np.ndarray) -> dict[str, float]:
         assert slices.ndim == 3
@@ -155,12 +156,16 @@ def test_a_scan_that_is_recognised_as_another_is_refused_and_one_that_v_never_le
 
 
 def test_names_are_judged_by_what_they_leave_open() -> None:
-    assert of_identity("t1n", "t1n", {"t1n": 0.6, "t1c": 0.4}) == []
-    assert of_identity("t1n", "t1n", {"t1n": 0.15, "t1c": 0.85}) == []
-    assert of_identity("t1n", "t1n", {"t1n": 0.05, "t1c": 0.95})[0].refuses is False
-    assert of_identity("t1n", "t1n", {"t1n": 0.01, NOTHING: 0.99}) == [], "V has met few bodies"
-    assert of_identity("t1c", "t1c", {"t1c": 0.01, "t1n": 0.985, "t2w": 0.005})[0].refuses
-    assert of_identity("adc", "adc", {"t1n": 0.5, "t1c": 0.5}) == []
+    known = ("t1c", "t1n", "t2w")
+    assert of_identity("t1n", "t1n", {"t1n": 0.6, "t1c": 0.4}, known) == []
+    assert of_identity("t1n", "t1n", {"t1n": 0.15, "t1c": 0.85}, known) == []
+    assert of_identity("t1n", "t1n", {"t1n": 0.05, "t1c": 0.95}, known)[0].refuses is False
+    assert of_identity("t1n", "t1n", {"t1n": 0.01, NOTHING: 0.99}, known) == [], "V has met few bodies"
+    assert of_identity("t1c", "t1c", {"t1c": 0.01, "t1n": 0.985, "t2w": 0.005}, known)[0].refuses
+    assert of_identity("adc", "adc", {"t1n": 0.5, "t1c": 0.5}, known) == []
+    assert of_identity("adc", "adc", {"adc": 0.01, "t2w": 0.985}, known)[0].refuses is False, (
+        "only digital ones were met"
+    )
 
 
 # --- the verbs

@@ -5,7 +5,7 @@ curve through two values of what was measured: 0.02 at the worst that good scans
 room), 0.98 where bad ones begin (recipes/door.py; docs/results/door).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -97,16 +97,17 @@ def of_pair(modality: str, seen: "Agreement | None", reference: str, *, unit: st
     return [Doubt(modality, kind, what, certainty)] if certainty >= TOLD else []
 
 
-def of_identity(name: str, modality: str, probabilities: Mapping[str, float]) -> list[Doubt]:
+def of_identity(name: str, modality: str, probabilities: Mapping[str, float], acquired: Collection[str]) -> list[Doubt]:
     """Whether an image is what it is called, by the probabilities of what it is recognised as.
 
     Args:
         name: what the image is called where it is told.
         modality: what it is said to be.
+        acquired: modalities of which V learned real scans; between others nothing is refused.
 
-    A modality that is not among them was never learned: nothing is said of it. Told is what is likely another modality,
-    refused what surely is; what resembles none that was learned is left to `of_image`, for scans of bodies that the
-    networks never met do that too.
+    A modality that is not among the probabilities was never learned: nothing is said of it. Told is what is likely
+    another modality, refused what surely is; what resembles none that was learned is left to `of_image`, for scans of
+    bodies that the networks never met do that too.
     """
     if modality not in probabilities:
         return []
@@ -114,4 +115,5 @@ def of_identity(name: str, modality: str, probabilities: Mapping[str, float]) ->
     certainty = probabilities[likeliest]
     if likeliest in (modality, NOTHING) or certainty < NAMED:
         return []
-    return [Doubt(name, "identity", f"looks like {likeliest}", certainty, certainty >= REFUSED)]
+    refuses = certainty >= REFUSED and {modality, likeliest} <= set(acquired)
+    return [Doubt(name, "identity", f"looks like {likeliest}", certainty, refuses)]

@@ -61,7 +61,8 @@ class Described:
         modalities: what they tell apart; beside them they know `NOTHING`.
         texts: what the table of texts was made of.
         calibration: by network, "v" and "judge".
-        training: seed, steps, subjects and scores, as plain data.
+        training: seed, steps, subjects and scores, as plain data; "acquired" names the modalities of which real scans
+            were learned, where those of others were digital.
         sha256: of the weights.
     """
 
@@ -140,6 +141,11 @@ class Identity:
         atomic_write(model / FOLDER / WEIGHTS, lambda path: path.write_bytes(raw))
         told = asdict(self.described) | {"sha256": hashlib.sha256(raw).hexdigest()}
         write_sealed(model / FOLDER / CONFIG, told, _SEAL)
+
+    @property
+    def acquired(self) -> tuple[str, ...]:
+        """The modalities of which real scans were learned: of the others too much is new for a scan to be refused."""
+        return tuple(self.described.training.get("acquired", self.described.modalities))
 
     @property
     def names(self) -> tuple[str, ...]:
