@@ -21,7 +21,7 @@ from scipy import ndimage
 
 from medk2n.checkpoint import find_model, read_config
 from medk2n.data.discover import discover
-from medk2n.data.doubts import REFUSED, TOLD
+from medk2n.data.doubts import NAMED, REFUSED, TOLD
 from medk2n.data.patient import patient
 from medk2n.errors import GeometryError, VolumeReadError
 from medk2n.gatekeeper import Gatekeeper
@@ -174,7 +174,10 @@ def table(cases: list[Case], about: Mapping[str, str]) -> str:
     kinds = [k for k in (*IMAGE, *PAIR, *NAME) if any(c.expected == k for c in cases)]
     bad, good = ([c for c in cases if (c.expected == GOOD) is is_good] for is_good in (False, True))
     lines = ["# Door bench", "", *(f"- {key}: {value}" for key, value in about.items()), ""]
-    lines += [f"Told from a certainty of {TOLD} on, refused from {REFUSED} on, unless forced.", ""]
+    lines += [
+        f"Told from a certainty of {TOLD} on (another modality from {NAMED}), refused from {REFUSED} on, unless forced.",
+        "",
+    ]
     lines += ["| scans | cases | refused | told | missed | as what |", "|---|---|---|---|---|---|"]
     rows = [*((kind, [c for c in cases if c.expected == kind]) for kind in kinds), ("**all bad**", bad)]
     lines += [_row(*row) for row in [*rows, ("**all good**", good)]]
