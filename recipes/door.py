@@ -174,10 +174,8 @@ def table(cases: list[Case], about: Mapping[str, str]) -> str:
     kinds = [k for k in (*IMAGE, *PAIR, *NAME) if any(c.expected == k for c in cases)]
     bad, good = ([c for c in cases if (c.expected == GOOD) is is_good] for is_good in (False, True))
     lines = ["# Door bench", "", *(f"- {key}: {value}" for key, value in about.items()), ""]
-    lines += [
-        f"Told from a certainty of {TOLD} on (another modality from {NAMED}), refused from {REFUSED} on, unless forced.",
-        "",
-    ]
+    limits = f"Told from a certainty of {TOLD} on (another modality from {NAMED})"
+    lines += [f"{limits}, refused from {REFUSED} on, unless forced.", ""]
     lines += ["| scans | cases | refused | told | missed | as what |", "|---|---|---|---|---|---|"]
     rows = [*((kind, [c for c in cases if c.expected == kind]) for kind in kinds), ("**all bad**", bad)]
     lines += [_row(*row) for row in [*rows, ("**all good**", good)]]
