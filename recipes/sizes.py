@@ -29,7 +29,7 @@ def measured(name: str, pixels: int = 192) -> tuple[int, int]:
     images = torch.full((1, M, module.params.slices, pixels, pixels), 0.5)
     with torch.no_grad(), counting() as counter:
         if isinstance(module, MedK2N):  # decisions are taken once a study, and its slices follow them
-            steps = tuple(PlannedStep(i, 0.0, 0.0, 1.0, False, torch.zeros(1)) for i in range(K))
+            steps = tuple(PlannedStep(i, 0.0, 0.0, 1.0) for i in range(K))
             module.decode(module.scene(images, query.needed(1)), query, Guidance(dict.fromkeys(range(K, M), steps)))
         else:
             module(images, query)

@@ -47,7 +47,7 @@ def model(tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("model")
     spec = resolve("models", "medk2n")
-    params = spec.params(widths=(8, 8, 8, 8, 16), embedding=8, memory_slots=2)
+    params = spec.params(widths=(8, 8, 8, 8, 16), embedding=8)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = spec.build(params, len(MODALITIES), Statistics.neutral(len(MODALITIES)))

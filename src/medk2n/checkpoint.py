@@ -29,7 +29,7 @@ from medk2n.registry import resolve
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-FORMAT = 2
+FORMAT = 3
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 REFERENCE_UNET = Path("reference") / "unet"
 BUNDLED = Path(__file__).parent / "weights"
@@ -125,8 +125,8 @@ def read_config(folder: Path) -> ModelConfig:
         data = json.loads(text)
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise CheckpointError(
-                f"{path} is not of format {FORMAT}; train again, install the medk2n that wrote it, or, of format 1, "
-                "bring it up to date (recipes/seal.py)"
+                f"{path} is not of format {FORMAT}; train again, install the medk2n that wrote it, or, of format 2, "
+                "bring it up to date (recipes/upgrade.py)"
             )
         unseal(text, data, _SEAL)
         try:

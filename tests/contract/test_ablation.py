@@ -21,7 +21,7 @@ full:
   - modalities=[t1n, t2f, t2w]
   - spacing_mm=1
   - "batch={size: 2, crop: 32, draws: 1, targets: 2, most_sources: 2}"
-  - "models.medk2n.params={widths: [8, 8, 8, 8, 8], embedding: 8, memory_slots: 2}"
+  - "models.medk2n.params={widths: [8, 8, 8, 8, 8], embedding: 8}"
 switches:
   - {name: no-weighing, says: "all open", set: [teaching.weighing=0]}
   - {name: 2d, says: "one slice", set: [models.medk2n.params.slices=1]}

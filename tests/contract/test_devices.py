@@ -23,7 +23,7 @@ from medk2n.training.world import World
 
 WAITS = ("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten._unique2", "aten.unique_dim")
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
-LARGE = ModelChoice(name="medk2n", params={"widths": [64, 128, 256, 384, 512], "embedding": 8, "memory_slots": 4})
+LARGE = ModelChoice(name="medk2n", params={"widths": [64, 128, 256, 384, 512], "embedding": 8})
 DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.cuda, CUDA])]
 
 
@@ -54,7 +54,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, Training
         np.savez_compressed(root / f"p{k}.npz", **{name: image.astype(np.uint8) for name, image in grey.items()})
     settings = [
         f"data=['{root}']", "modalities=[t1c, t1n, t2w]", "core=[]", "spacing_mm=1.5",
-        "models=[{name: medk2n, params: {widths: [8, 8, 8, 8, 8], embedding: 8, memory_slots: 4}}]",
+        "models=[{name: medk2n, params: {widths: [8, 8, 8, 8, 8], embedding: 8}}]",
         "batch={size: 2, crop: 32, draws: 1, most_sources: 2, accumulate: 2}", "budget={steps: 200}",
     ]  # fmt: skip
     config = load_config("tiny", settings)

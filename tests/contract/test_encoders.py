@@ -131,7 +131,6 @@ def medk2n(folder: Path | str | None, **encoder: object) -> dict[str, object]:
         "widths": [8, 8, 16, 16, 16],
         "channels": [8, 8, 16, 16],
         "embedding": 16,
-        "memory_slots": 4,
         "encoder": {"name": "hiera", "weights": weights} | encoder,
         "multiscale": {"scan": "spiral"},
     }

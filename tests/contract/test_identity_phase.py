@@ -24,7 +24,7 @@ from medk2n.training.world import World
 SMALL = [
     "modalities=[t1n, t1c, t2w]",
     "spacing_mm=1.5",
-    "models=[{name: medk2n, params: {widths: [8, 8, 8, 8, 8], embedding: 8, memory_slots: 2}}]",
+    "models=[{name: medk2n, params: {widths: [8, 8, 8, 8, 8], embedding: 8}}]",
     "batch={size: 2, crop: 32, draws: 1, most_sources: 2}",
     "teaching.held_out=0.3",
     "identity={share: 0.5, slices: 6, asked: 1.0}",

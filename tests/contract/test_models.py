@@ -17,16 +17,15 @@ from medk2n.models.medk2n import MedK2NPrediction
 from medk2n.models.medk2n_parts.base_image import LinearMaps
 from medk2n.models.medk2n_parts.control import Control, Plan
 from medk2n.models.medk2n_parts.encoders.hiera import build_trunk
-from medk2n.models.medk2n_parts.pre_weight_net import MOST_DB, PreWeightNet
+from medk2n.models.medk2n_parts.pre_weight_net import MOST_DB
 from medk2n.models.medk2n_parts.progressive_fusion import Guidance
 from medk2n.models.medk2n_parts.task_head_net import _LOGITS, _START, TaskHeadNet
-from medk2n.models.medk2n_parts.threshold_net import HIGHEST_DB, LOWEST_DB, ThresholdNet
 from medk2n.training.lesson import Pupil
 from medk2n.training.lessons.medk2n import MedK2NLesson
 from medk2n.training.world import World
 
 M = 4
-MEDK2N = {"widths": [8, 8, 16, 16, 16], "embedding": 16, "memory_slots": 4}
+MEDK2N = {"widths": [8, 8, 16, 16, 16], "embedding": 16}
 ENCODED = MEDK2N | {"channels": [8, 8, 16, 16]}
 ADAPTED = {"name": "hiera", "weights": "given by the test", "adapt": "lora_plus", "rank": 2}
 SMALL = {
@@ -83,15 +82,15 @@ def query(*rows: tuple[int, tuple[int, ...], int]) -> Query:
     return Query(torch.tensor([r[0] for r in rows]), mask, torch.tensor([r[2] for r in rows]))
 
 
-def gates(module: torch.nn.Module, *, shut: tuple[int, ...] = (), part: float = 9.0) -> torch.nn.Module:
-    """Gates as a test wants them: open to all but some frames, whatever they hold; `part` is the logit of all maps."""
+def gates(module: torch.nn.Module, *, shut: tuple[int, ...] = (), part: float = 1.0) -> torch.nn.Module:
+    """Gates as a test wants them: open to all but some frames, whatever they hold; `part` is how far."""
+    closed: list[torch.Tensor] = []
 
-    def decide(_: object, given: tuple[torch.Tensor, ...], out: torch.Tensor) -> torch.Tensor:
-        closed = (given[0][:, None] == module.embeddings[list(shut)]).all(dim=2).any(dim=1)
-        return torch.where(closed, 99.0, -99.0)
+    def listen(_: object, given: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
+        closed[:] = [(given[1][:, None] == module.embeddings[list(shut)]).all(dim=2).any(dim=1)]
 
-    module.fusion.threshold.register_forward_hook(decide)
-    module.fusion.effi_weight.register_forward_hook(lambda _, given, out: torch.full_like(out, part))
+    module.fusion.pre_weight.register_forward_hook(listen)
+    module.fusion.effi_weight.register_forward_hook(lambda _, given, out: torch.where(closed[0], 0.0, part))
     return module
 
 
@@ -324,8 +323,8 @@ def test_open_gates_are_one_plain_pass_of_the_synthesizer(name: str) -> None:
 def test_what_was_never_taught_lets_everything_in() -> None:
     """A model that is stopped before its weights are taught is the synthesizer, and no worse."""
     module, asked = build("medk2n").eval(), query((0, (0, 1, 2), 3), (1, (0, 2), 1))
-    module.fusion.threshold.register_forward_hook(lambda _, given, out: torch.full_like(out, 99.0))
-    module.fusion.effi_weight.register_forward_hook(lambda _, given, out: torch.full_like(out, -9.0))
+    with torch.no_grad():
+        module.fusion.effi_weight.threshold.level.fill_(99.0)
     chosen = decoded(module, asked).fused
     assert [int(n) for n in (chosen.presence[:, :, 0, 0] > 0).sum(dim=1)] == [1, 1]
     module.fusion.taught.fill_(0)
@@ -402,8 +401,8 @@ def test_bounds_act_on_presence() -> None:
         assert (masked[..., 24:] == 0.5).all()
     assert (presence(closed, limits(0.0, 0.5)) == 0).all(), "an upper bound opens nothing"
     assert (presence(opened, limits(0.0, 0.5)) == 0.5).all()
-    halved = gates(build("medk2n"), part=-1.0).eval()  # its maps are 0.27 everywhere
-    assert torch.equal(presence(halved, limits(0.0, 0.5)), presence(halved, None)), "what the map keeps anyway"
+    halved = gates(build("medk2n"), part=0.26894).eval()
+    assert torch.equal(presence(halved, limits(0.0, 0.5)), presence(halved, None)), "what the gate keeps anyway"
     torch.testing.assert_close(presence(halved, None), torch.full((2, 32, 48), 0.26894), atol=1e-4, rtol=0)
 
 
@@ -447,29 +446,28 @@ def test_bounds_of_two_inputs_hold_each_for_itself_and_leave_other_targets_alone
     torch.testing.assert_close(again.mean[0], beside.mean[0], atol=1e-5, rtol=0)
 
 
-def test_a_map_counts_where_the_evidence_doubts_a_frame_and_elsewhere_it_is_whole() -> None:
-    """A few windows of doubt do not cost a map; and what is closed has none."""
-
-    def presence(doubted: int, shut: tuple[int, ...] = ()) -> torch.Tensor:
-        module = gates(build("medk2n"), shut=shut).eval()
-
-        def doubt(_: object, given: object, out: torch.Tensor) -> torch.Tensor:
-            out = torch.full_like(out, 9.0)
-            out[..., :doubted, :] = -9.0
-            return out
-
-        module.fusion.effi_weight.register_forward_hook(doubt)
-        return decoded(module, query((0, (0, 1), 3)), given=images(160, 96), order={3: (0,)}).fused.presence[0, 1]
-
-    assert (presence(0) == 1).all()
-    part = presence(2)
-    assert part[:8].max() < 0.01
-    assert part[24:].min() > 0.99
-    assert (presence(2, shut=(1,)) == 0).all()
-    assert torch.equal(presence(0), torch.ones(160, 96))
+def test_a_frame_in_doubt_gives_the_answer_between() -> None:
+    """P y(C + i) + (1 - P) y(C), and the same of the predicted error; another frame's doubt is its own."""
+    rows, order = [(0, (0, 1, 2), 3)], {3: (0, 1, 2)}
+    made = decoded(gates(build("medk2n"), part=0.3).eval(), query(*rows), order=order)
+    assert made.fused.presence[0, :, 0, 0].tolist() == pytest.approx([1.0, 0.3, 0.3, 0.0])
+    module = gates(build("medk2n")).eval()
+    mean, variance = 0.0, 0.0
+    for members, share in (((0,), 0.49), ((0, 1), 0.21), ((0, 2), 0.21), ((0, 1, 2), 0.09)):
+        alone = decoded(module, query((0, members, 3)))
+        mean, variance = mean + share * alone.mean, variance + share * alone.log_variance.exp()
+    torch.testing.assert_close(made.mean, mean, atol=1e-5, rtol=0)
+    torch.testing.assert_close(made.log_variance.exp(), variance, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("part", [9.0, -1.0], ids=["whole", "maps"])
+def test_at_most_two_frames_are_in_doubt() -> None:
+    """Each doubles the passes; whoever comes later is in or out."""
+    module, asked = gates(build("medk2n"), part=0.3).eval(), query((0, (0, 1, 2, 3), 3))
+    made = decoded(module, asked, order={3: (0, 1, 2, 3)})
+    assert made.fused.presence[0, :, 0, 0].tolist() == pytest.approx([1.0, 0.3, 0.3, 0.0])
+
+
+@pytest.mark.parametrize("part", [1.0, 0.3], ids=["whole", "doubt"])
 @pytest.mark.parametrize("name", ["medk2n", "medk2n, conv"])
 def test_following_a_plan_is_what_was_decided(name: str, part: float) -> None:
     module = gates(build(name), shut=(2,), part=part).eval()
@@ -493,7 +491,7 @@ def test_a_study_decides_once_for_all_its_slices() -> None:
     asked = query(*[(b, (0, 1, 2), j) for j in (3, 0) for b in (0, 1)])
     together, apart = (decoded(module, asked, study=study).fused for study in (True, False))
     for step in together.steps:
-        for told in (step.source, step.weight[:, None], step.threshold[:, None], step.gate):
+        for told in (step.source, step.weight, step.gate):
             assert torch.equal(told[[0, 2]], told[[1, 3]])
     assert not torch.equal(apart.steps[0].weight[[0, 2]], apart.steps[0].weight[[1, 3]])
 
@@ -642,7 +640,7 @@ def test_the_norm_sees_one_voxel_at_a_time() -> None:
     torch.testing.assert_close(norm(x)[..., 3:9, 2:7], norm(x[..., 3:9, 2:7]), atol=1e-6, rtol=0)
 
 
-def test_weights_thresholds_and_presence_stay_within_their_bounds() -> None:
+def test_weights_and_presence_stay_within_their_bounds() -> None:
     module = build("medk2n").eval()
     for parameter in module.fusion.parameters():
         parameter.data *= 20.0
@@ -653,10 +651,7 @@ def test_weights_thresholds_and_presence_stay_within_their_bounds() -> None:
     assert [len(step.rows) for step in fused.steps] == [2, 2, 1, 1], "the second query has fewer steps"
     for step in fused.steps:
         assert (step.weight.abs() <= MOST_DB).all()
-        assert torch.isfinite(step.memory).all()
-    for step in fused.steps[1:]:
-        assert ((step.threshold >= LOWEST_DB) & (step.threshold <= HIGHEST_DB)).all()
-        torch.testing.assert_close(step.attention.sum(dim=1), torch.ones(len(step.rows)))
+        assert ((step.gate >= 0) & (step.gate <= 1)).all()
 
 
 def test_evaluation_leaves_every_buffer_alone() -> None:
@@ -666,20 +661,6 @@ def test_evaluation_leaves_every_buffer_alone() -> None:
         module(images(), query((0, (0, 1, 2), 3)))
     assert {name.split(".")[0] for name in before} == {"fusion", "heads", "linear_maps"}
     assert all(torch.equal(before[name], b) for name, b in module.named_buffers())
-
-
-def test_the_history_is_a_moving_average_corrected_for_its_start() -> None:
-    fusion = build("medk2n").fusion
-    total, count = torch.zeros(2, M, M)
-    total[0, 1], count[0, 1] = 2 * 0.5, 2
-    fusion.observe(total, count)
-    assert fusion.history[0, 1] == pytest.approx(0.5, rel=1e-5), "the first gain is the mean, not a fiftieth of it"
-    assert int((fusion.history != 0).sum()) == 1
-    total[0, 1], count[0, 1] = -0.3, 1
-    fusion.observe(total, count)
-    seen = np.array([0.5, 0.5, -0.3])
-    weights = 0.98 ** np.array([2, 1, 0])
-    assert fusion.history[0, 1] == pytest.approx((weights * seen).sum() / weights.sum(), rel=1e-4)
 
 
 def test_frames_come_in_the_order_of_their_weights_in_the_first_look() -> None:
@@ -706,39 +687,5 @@ def test_a_plan_is_of_the_study_and_not_of_its_first_slice() -> None:
         first = module.decide(module.scene(uneven[:1], everywhere[:1]), query((0, (0, 1, 2), 3)))[3]
     assert [step.source for step in one] == [step.source for step in other]
     for a, b in zip(one, other, strict=True):
-        assert (a.weight, a.threshold) == pytest.approx((b.weight, b.threshold), abs=1e-4)
+        assert (a.weight, a.gate) == pytest.approx((b.weight, b.gate), abs=1e-4)
     assert abs(first[0].weight - one[0].weight) > 1e-3, "the trial needs slices that differ"
-
-
-def test_each_target_has_a_memory_of_its_own() -> None:
-    torch.manual_seed(0)
-    net = PreWeightNet(m=3, facts=5, embedding=4, slots=2)
-    given = torch.randn(3, 5), torch.randn(3, 4), torch.randn(3, 4), torch.arange(3)
-    before = net(*given)[1]
-    with torch.no_grad():
-        net.values[1] += 1.0
-    moved = (net(*given)[1] - before).abs().amax(dim=1)
-    assert (moved > 0.5).tolist() == [False, True, False]
-
-
-@pytest.mark.parametrize("told", ["history", "agreement", "quality"])
-def test_a_threshold_listens_to_all_that_it_is_told(told: str) -> None:
-    torch.manual_seed(0)
-    net, given = ThresholdNet(4), dict.fromkeys(("history", "agreement", "quality"), torch.zeros(2))
-    e_i, e_j = torch.randn(2, 2, 4)
-    silent, heard = (net(e_i, e_j, *of.values()) for of in (given, given | {told: torch.ones(2)}))
-    assert not torch.isclose(silent, heard).any()
-
-
-def test_a_threshold_reads_the_history_of_its_pair() -> None:
-    """p_ij of frame i and target j, as it was measured: never that of the target as a frame."""
-    module = build("medk2n").eval()
-    total = torch.arange(float(M * M)).reshape(M, M) / 10
-    module.fusion.observe(total, torch.ones(M, M))
-    kept, seen = module.fusion.history.clone(), []
-    module.fusion.threshold.register_forward_pre_hook(lambda _, given: seen.append(given[2].clone()))
-    steps = decoded(module, query((0, (0, 1), 3))).fused.steps
-    told = float(kept[int(steps[1].source[0]), 3])
-    assert any(torch.isclose(x, torch.tensor(told)).any() for x in seen)
-    assert told != pytest.approx(float(kept[3, int(steps[1].source[0])]))
-    assert torch.equal(module.fusion.history, kept)

@@ -42,7 +42,7 @@ AFFINE = np.array([[2.0, 0.125, 0, -20], [-0.125, 2.0, 0, -24], [0, 0, 3.0, -18]
 @pytest.fixture(scope="module")
 def synthesizer() -> Synthesizer:
     spec = registry.resolve("models", "medk2n")
-    params = {"slices": 3, "widths": (8, 8, 8, 8, 16), "embedding": 8, "memory_slots": 2}
+    params = {"slices": 3, "widths": (8, 8, 8, 8, 16), "embedding": 8}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = spec.build(spec.params(**params), len(NAMES), Statistics.neutral(len(NAMES)))
@@ -444,8 +444,8 @@ def test_a_progression_starts_at_the_key_frame_alone_and_ends_at_the_result(synt
     assert found.orders == 6
     assert found.order_deviation == 0, "all frames are let in, in whatever order"
     lonely = predictor.module.embeddings[NAMES.index("t2w")]  # let in as key frame alone
-    hook = predictor.module.fusion.threshold.register_forward_hook(
-        lambda _, given, tau: torch.where((given[0] == lonely).all(dim=1), 99.0, -99.0)
+    hook = predictor.module.fusion.pre_weight.register_forward_hook(
+        lambda _, given, weight: torch.where((given[1] == lonely).all(dim=1), -9.0, 9.0)
     )
     predictor.module.fusion.taught.fill_(1)
     try:
@@ -466,7 +466,7 @@ def test_what_the_user_holds_in_counts_and_what_he_holds_out_does_not(synthesize
     """Whatever the gates say: contributions and progression tell of the image that was made."""
     module = synthesizer._predictor.module
     module.fusion.taught.fill_(1)
-    hook = module.fusion.threshold.register_forward_hook(lambda _, given, tau: torch.full_like(tau, 99.0))
+    hook = module.fusion.pre_weight.register_forward_hook(lambda _, given, weight: torch.full_like(weight, -9.0))
     try:
         rule = FusionRule(key="t1n", weights={"t2w": WeightRule(fixed=1.0)})
         told = synthesizer.synth(STUDY, ["ct"], control={"ct": rule}).explanations["ct"]

@@ -37,7 +37,7 @@ from medk2n.training.world import World
 SMALL = [
     "modalities=[t1n, t1c, t2w]",
     "spacing_mm=1.5",
-    "models=[{name: medk2n, params: {widths: [8, 8, 16, 16, 16], embedding: 16, memory_slots: 4}},"
+    "models=[{name: medk2n, params: {widths: [8, 8, 16, 16, 16], embedding: 16}},"
     " {name: unet, params: {widths: [8, 8, 16, 16, 16]}}]",
     "budget={steps: 12}",
     "batch={size: 2, crop: 32, draws: 2, targets: 2, most_sources: 2}",

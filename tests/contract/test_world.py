@@ -22,7 +22,7 @@ from medk2n.training.world import World
 SMALL = [
     "modalities=[t1n, t1c, t2w]",
     "spacing_mm=1.5",
-    "models=[{name: medk2n, params: {widths: [8, 8, 8, 8, 8], embedding: 8, memory_slots: 2}},"
+    "models=[{name: medk2n, params: {widths: [8, 8, 8, 8, 8], embedding: 8}},"
     " {name: unet, params: {widths: [8, 8, 8, 8, 8]}}]",
     "budget={steps: 20}",
     "batch={size: 2, crop: 32, draws: 1, targets: 2, most_sources: 2, accumulate: 2}",

@@ -53,7 +53,7 @@ VERBS = {
                                     "--subjects", "a,b", "--device", "cpu"],
                       ("table1.md", "values.csv", "table2.tex", "facts.json"), "table1.md"),
     "ablate": Verb(lambda w, o: ["ablate", "--data", w.three, "-o", o, "--model", w.model, "--device", "cpu",
-                                 "--parts", "memory", "--damage", "noise", "--every", "9"],
+                                 "--parts", "doubt", "--damage", "noise", "--every", "9"],
                    ("ablation.md", "ablation.csv", "facts.json"), "ablation.md"),
     "train": Verb(lambda w, o: ["train", "--data", w.cohort, "-o", o, "--device", "cpu",
                                 *(word for value in SMALL[:-1] for word in ("--set", value))],

@@ -25,7 +25,7 @@ from medk2n.training.world import World
 FILE = Path(__file__).with_name("golden.json")
 M, STEPS = 4, 20
 SIZES = {
-    "medk2n": {"widths": [8, 8, 8, 16, 16], "embedding": 8, "memory_slots": 2},
+    "medk2n": {"widths": [8, 8, 8, 16, 16], "embedding": 8},
     "mm_synthesis": {"widths": [8, 8, 16], "latent": 8},
     "mmt": {"widths": [8, 8, 16, 16], "head": 8, "window": 4, "pixels": 8, "critic": 8},
     "pgan": {"width": 8, "blocks": 2, "critic": 8},
@@ -75,14 +75,14 @@ def decisions() -> dict[str, list[float]]:
     module = build("medk2n")
     module.fusion.taught.fill_(1)
     module.fusion.pre_weight.weigh[-1].bias += 0.3  # gates that open
-    module.fusion.effi_weight.out.bias -= 3.0  # and maps that are worked out
+    module.fusion.effi_weight.threshold.softness += 2.0  # and some that are in doubt
     noise = torch.rand(2, M, 3, 32, 48, generator=torch.Generator().manual_seed(0)) * 0.9 + 0.05
     fused = module.fuse(module.scene(noise, torch.ones(2, M, dtype=torch.bool)), query(3, 1))
     return {
         "first look": fused.first[0, :3].tolist(),
         "order": [float(step.source[0]) for step in fused.steps],
         "weights": [float(step.weight[0]) for step in fused.steps],
-        "thresholds": [float(step.threshold[0]) for step in fused.steps],
+        "gates": [float(step.gate[0]) for step in fused.steps],
         "presence": fused.presence.mean(dim=(0, 2, 3)).tolist(),
     }
 

@@ -11,7 +11,7 @@ from medk2n.config.params import read_params
 from medk2n.models._spec import Statistics
 
 SMALL = {
-    "medk2n": {"slices": 3, "widths": [8] * 5, "embedding": 8, "memory_slots": 2},
+    "medk2n": {"slices": 3, "widths": [8] * 5, "embedding": 8},
     "unet": {"slices": 3, "widths": [8] * 5},
 }
 

@@ -17,7 +17,7 @@ from medk2n.inference.predictor import load_predictor
 from medk2n.models.medk2n_parts.encoders.hiera import build_trunk
 
 NAMES = ("ct", "t1c", "t1n", "t2w")
-PLAIN = {"widths": [8, 8, 8, 8, 16], "embedding": 8, "memory_slots": 2, "slices": 3}
+PLAIN = {"widths": [8, 8, 8, 8, 16], "embedding": 8, "slices": 3}
 SMALL = PLAIN | {"encoder": {"name": "conv"}, "channels": [8, 8, 8, 16]}
 
 

@@ -54,7 +54,7 @@ class Mean:
 @pytest.fixture(scope="module")
 def model() -> SlicePredictor:
     spec = registry.resolve("models", "medk2n")
-    params = {"slices": 3, "widths": [8, 8, 8, 8, 8], "embedding": 8, "memory_slots": 2}
+    params = {"slices": 3, "widths": [8, 8, 8, 8, 8], "embedding": 8}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = spec.build(read_params(spec.params, params), len(FOUR), Statistics.neutral(len(FOUR)))
@@ -164,7 +164,7 @@ def test_a_model_that_decides_is_asked_with_all_kept_too(model: SlicePredictor) 
     own = [r for r in records if r.method == "medk2n"]
     assert len(kept) == len(own) == len(records) / 2
     assert {(r.weight, r.gate) for r in kept} == {(None, None)}
-    assert all(np.isfinite(r.weight) and r.gate in (0, 1) for r in own)
+    assert all(np.isfinite(r.weight) and 0 <= r.gate <= 1 for r in own)
     model.module.fusion.taught.fill_(0)
     try:
         untaught = measure_damage(

@@ -22,13 +22,12 @@ def module() -> MedK2N:
     spec = registry.resolve("models", "medk2n")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        params = {"widths": [8, 8, 8, 8, 8], "embedding": 8, "memory_slots": 4}
+        params = {"widths": [8, 8, 8, 8, 8], "embedding": 8}
         module = spec.build(read_params(spec.params, params), M, Statistics.neutral(M))
         for p in module.parameters():
             p.data += 0.3 * torch.randn_like(p)
     module.fusion.taught.fill_(1)
-    module.fusion.gained.copy_(torch.arange(9.0).view(M, M))
-    module.fusion.measured.fill_(1)
+    module.fusion.effi_weight.threshold.softness.data.fill_(3)
     return module.eval().requires_grad_(False)
 
 
@@ -52,7 +51,7 @@ def heard(module: MedK2N, part: str) -> dict[str, list]:
             getattr(fusion, name).register_forward_hook(
                 lambda _, given, out, name=name: seen.setdefault(name, []).append((given, out))
             )
-            for name in ("pre_weight", "threshold", "effi_weight")
+            for name in ("pre_weight", "effi_weight")
         ]
         try:
             seen["fused"] = [fused(module)]
@@ -75,55 +74,41 @@ def test_a_part_that_is_taken_away_is_put_back(part: str, module: MedK2N) -> Non
     assert torch.equal(first.mean, again.mean)
     for step, same in zip(decided.steps, decided_again.steps, strict=True):
         assert torch.equal(step.weight, same.weight)
-        assert torch.equal(step.threshold, same.threshold)
+        assert torch.equal(step.gate, same.gate)
     for name, tensor in module.state_dict().items():
         assert torch.equal(tensor, state[name]), name
     assert "scene" not in vars(module)
 
 
-def test_weights_are_the_mean_history_of_the_target(module: MedK2N) -> None:
+def test_without_weights_every_frame_comes_in_by_name(module: MedK2N) -> None:
     found = heard(module, "weights")["fused"][0]
-    usual = module.fusion.history.sum(dim=0) / (M - 1)
-    for step in found.steps:
-        torch.testing.assert_close(step.weight, usual[torch.arange(4) % M][step.rows])
+    assert all((step.weight == 1).all() for step in found.steps)
+    assert (found.steps[0].source < found.steps[1].source).all()
 
 
-def test_memory_history_and_thresholds_say_nothing(module: MedK2N) -> None:
-    assert not any(step.memory.any() for step in heard(module, "memory")["fused"][0].steps)
-    assert not any(given[2].any() for given, _ in heard(module, "history")["threshold"])
-    assert any(given[2].any() for given, _ in heard(module, "memory")["threshold"])
+def test_without_thresholds_the_sign_of_the_weight_decides(module: MedK2N) -> None:
     found = heard(module, "thresholds")["fused"][0]
-    assert not any(step.threshold.any() for step in found.steps)
-    assert all(torch.equal(step.gate, step.weight > 0) for step in found.steps[1:])
+    assert all(torch.equal(step.gate > 0.5, step.weight > 0) for step in found.steps[1:])
 
 
-def test_without_maps_what_is_let_in_counts_whole(module: MedK2N) -> None:
-    assert not set(heard(module, "maps")["fused"][0].presence.unique().tolist()) - {0.0, 1.0}
+def test_without_doubt_a_frame_is_in_or_out(module: MedK2N) -> None:
+    assert set(fused(module).presence.unique().tolist()) - {0.0, 1.0}, "the trial needs doubt"
+    assert not set(heard(module, "doubt")["fused"][0].presence.unique().tolist()) - {0.0, 1.0}
     opened = heard(module, "gates")["fused"][0]
     assert opened.presence.flatten(2).amin(dim=2).sum(dim=1).tolist() == [2.0] * 4
 
 
 @pytest.mark.parametrize(
-    ("part", "facts", "threshold", "local"),
-    [
-        ("own_look", range(16), None, ()),
-        ("agreement", range(16, 42), 3, (0, 1, 6)),
-        ("proposals", range(42, 50), 4, (4, 5)),
-    ],
+    ("part", "facts"), [("own_look", range(16)), ("agreement", range(16, 42)), ("proposals", range(42, 50))]
 )
-def test_evidence_is_silent_where_it_is_read(module, part, facts, threshold, local) -> None:
+def test_evidence_is_silent_where_it_is_read(module: MedK2N, part: str, facts: range) -> None:
     assert evidence.FACTS == 53
-    seen, whole = heard(module, part), heard(module, "maps")
+    seen, whole = heard(module, part), heard(module, "doubt")
     for (given, _), (before, _) in zip(seen["pre_weight"], whole["pre_weight"], strict=True):
         rest = [k for k in range(evidence.FACTS) if k not in facts]
         assert not given[0][:, list(facts)].any()
         assert given[0][:, rest].any()
         assert before[0][:, list(facts)].any()
-    for given, _ in seen["threshold"]:
-        assert [bool(x.any()) for x in given[3:]] == [threshold != 3, threshold != 4]
-    for given, _ in seen["effi_weight"]:
-        silent = [k for k in range(evidence.LOCAL) if not given[0][:, k].any()]
-        assert silent == list(local)
 
 
 @pytest.mark.parametrize("head", TaskHeadNet.HEADS)

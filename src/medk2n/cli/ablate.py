@@ -44,7 +44,7 @@ def ablate(
 ) -> None:
     """Neutralise each part of a trained Med-K2N in turn, and measure what that changes.
 
-    Weights, thresholds, maps, memory, history, evidence and heads, one at a time: every target from two and three
+    Weights, gates, evidence and heads, one at a time: every target from two and three
     inputs, clean and with one of them damaged (all kinds unless --damage names some). Nothing is trained.
     """
     import sys

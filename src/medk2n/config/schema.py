@@ -97,10 +97,8 @@ class LossWeights(_Strict):
     likelihood: float = 0.5
     remade: float = 0.1
     weights: float = 0.3
-    gates: float = 1.0
-    maps: float = 1.0
+    presence: float = 1.0
     sets: float = 0.1
-    memory: float = 0.05
     causal: float = 0.02
     metric: float = 0.02
 
@@ -112,7 +110,7 @@ class Teaching(_Strict):
     folder's subjects that the synthesizer does not learn from, and they do; `corrupt` the chance that an input is
     damaged then; `curriculum` the share of the budget, at its beginning, in which sets of frames grow from one to
     `batch.most_sources` (0: all sizes from the start); `hide` the chance that a region of a frame is hidden while the
-    synthesizer learns; `cost_db` what letting a frame in costs.
+    synthesizer learns.
     """
 
     weighing: Share = 0.12
@@ -120,7 +118,6 @@ class Teaching(_Strict):
     corrupt: Share = 0.4
     curriculum: Share = 0.0
     hide: Share = 0.05
-    cost_db: float = 0.02
 
 
 class IdentityChoice(_Strict):

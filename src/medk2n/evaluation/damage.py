@@ -51,7 +51,8 @@ class DamageRecord:
         damaged: which of them is, or in a record of kind "whole" would be.
         psnr_without_db: from the other inputs alone, whole.
         psnr_whole_db: from all inputs, whole.
-        weight, gate: the method's weight in dB of the damaged input, and whether it was let in; None if it has none.
+        weight, gate: the method's weight in dB of the damaged input, and how far it was let in, 0 to 1; None if it has
+            none.
     """
 
     subject: str

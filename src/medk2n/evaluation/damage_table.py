@@ -49,7 +49,7 @@ def damage_markdown(records: Sequence[DamageRecord], *, seed: int) -> str:
         "PSNR in dB inside the foreground, mean over subjects of each subject's mean over its cases, with the 95 %",
         "bootstrap interval over subjects. Left out: from the other inputs alone, as if the damaged one had been taken",
         f"away by hand. Recovered: of what {first} would gain by that over keeping all, how much it gets by itself",
-        f"(told where that is {_WORTH_DB} dB or more). W in dB and open gates are those of the damaged input.",
+        f"(told where that is {_WORTH_DB} dB or more). W in dB and how far it was let in: of the damaged input.",
     ]
     everything: Group = ("mean of kinds", lambda r: True)
     by_count = [(f"mean of kinds, K = {k}", lambda r, k=k: _count(r) == k) for k in counts]
@@ -73,7 +73,7 @@ def _table(what: str, cases: Sequence[Case], groups: Sequence[Group], methods: S
     kept, selects = first + ALL_KEPT, first + ALL_KEPT in methods
     header = [what, "n", *methods, f"{first}, left out"]
     header += [f"{first} - {method}" for method in methods[1:]]
-    header += ["recovered", "W", "gates open"] if selects else []
+    header += ["recovered", "W", "let in"] if selects else []
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for label, belongs in groups:
         chosen = [case for case in cases if belongs(_any(case))]
@@ -106,7 +106,7 @@ def _recovered(table: np.ndarray, rng: np.random.Generator) -> str:
 
 
 def _opinion(cases: Sequence[Case], method: str) -> list[str]:
-    """Mean weight and share of open gates of a method."""
+    """Mean weight of a method, and how far it lets in."""
     weighed = [case[method] for case in cases if case[method].weight is not None]
     if not weighed:
         return ["n/a", "n/a"]
@@ -171,7 +171,7 @@ def damage_figure(records: Sequence[DamageRecord], path: Path) -> None:
         column[-1].set_xlabel("severity", fontsize=8)
     grid[0, 0].set_ylabel("PSNR inside the foreground (dB)", fontsize=8)
     if weighs:
-        grid[1, 0].set_ylabel(f"{methods[0]}: W in dB (line), gates open (dashed)", fontsize=8)
+        grid[1, 0].set_ylabel(f"{methods[0]}: W in dB (line), let in (dashed)", fontsize=8)
     handles = [*grid[0, 0].get_lines()]
     labels = [*methods, f"{methods[0]}, the input left out"]
     figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), fontsize=8)

@@ -1,13 +1,13 @@
 """Parts of a trained Med-K2N, each with a way to take away what it says while everything else stays.
 
-    with PARTS["maps"].taken_from(module):
-        ...  # every frame that is let in counts whole
+    with PARTS["doubt"].taken_from(module):
+        ...  # every frame is in or out
 
 Nothing is trained anew: a part counts for as much as the rest, which learned beside it, leans on it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from medk2n.models.medk2n import MedK2N
-from medk2n.models.medk2n_parts.evidence import AGREEMENT_FACTS, LOCAL_AGREEMENT, LOCAL_TARGET, OWN_FACTS, TARGET_FACTS
+from medk2n.models.medk2n_parts.evidence import AGREEMENT_FACTS, OWN_FACTS, TARGET_FACTS
 from medk2n.models.medk2n_parts.progressive_fusion import Scene
 from medk2n.models.medk2n_parts.task_head_net import TaskHeadNet
 
 _SURE = 50.0
-"""As a logit, or as what a head adds to its votes: nothing else counts."""
+"""What a head adds to its votes: nothing else counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,50 +71,24 @@ def _hearing(module: nn.Module, change: Callable[..., tuple[Any, ...]]) -> Itera
         handle.remove()
 
 
-def _constant_weights(model: MedK2N) -> AbstractContextManager[None]:
-    """W is the target's mean measured gain of whole frames."""
-    usual = model.fusion.history.sum(dim=0) / max(1, model.m - 1)
-    return _answering(model.fusion.pre_weight, lambda given, out: (usual[given[3]].to(out[0].dtype), *out[1:]))
+def _no_weights(model: MedK2N) -> AbstractContextManager[None]:
+    """W is 1 dB: every frame is let in, in no order."""
+    return _answering(model.fusion.pre_weight, lambda given, out: torch.ones_like(out))
 
 
-def _no_maps(model: MedK2N) -> AbstractContextManager[None]:
-    return _answering(model.fusion.effi_weight, lambda given, out: torch.full_like(out, _SURE))
+def _no_doubt(model: MedK2N) -> AbstractContextManager[None]:
+    return _answering(model.fusion.effi_weight, lambda given, out: out.round())
 
 
-def _no_thresholds(model: MedK2N) -> AbstractContextManager[None]:
-    return _answering(model.fusion.threshold, lambda given, out: torch.zeros_like(out))
+def _without_evidence(model: MedK2N, facts: slice) -> AbstractContextManager[None]:
+    """Some of what PreWeightNet reads says what it usually does."""
 
-
-@contextmanager
-def _without_evidence(
-    model: MedK2N, *, facts: slice, threshold: int | None = None, local: Sequence[int] = ()
-) -> Iterator[None]:
-    """Some of the evidence says what it usually does, to all three networks.
-
-    Args:
-        facts: of what PreWeightNet reads.
-        threshold: position among the inputs of ThresholdNet.
-        local: kinds of what EffiWeightNet reads.
-    """
-
-    def silent_facts(told: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+    def silent(told: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         told = told.clone()
         told[:, facts] = 0
         return told, *rest
 
-    def silent_input(*given: Tensor) -> tuple[Tensor, ...]:
-        return tuple(torch.zeros_like(x) if k == threshold else x for k, x in enumerate(given))
-
-    def silent_windows(told: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        told = told.clone()
-        told[:, list(local)] = 0
-        return told, *rest
-
-    with ExitStack() as held:
-        held.enter_context(_hearing(model.fusion.pre_weight, silent_facts))
-        held.enter_context(_hearing(model.fusion.threshold, silent_input))
-        held.enter_context(_hearing(model.fusion.effi_weight, silent_windows))
-        yield
+    return _hearing(model.fusion.pre_weight, silent)
 
 
 def _one_head(model: MedK2N, head: str) -> AbstractContextManager[None]:
@@ -151,22 +125,18 @@ def _flat(model: MedK2N) -> AbstractContextManager[None]:
 
 
 PARTS: dict[str, Part] = {
-    "weights": Part("W is the same for every frame: the target's mean gain", _constant_weights),
-    "memory": Part("the memory bank answers 0", lambda model: _swapped((model.fusion.pre_weight.values, 0.0))),
-    "history": Part("no pair of modalities has a history", lambda model: _swapped((model.fusion.gained, 0.0))),
-    "thresholds": Part("tau is 0 dB", _no_thresholds),
-    "maps": Part("what is let in counts whole: P is 0 or 1", _no_maps),
-    "gates": Part("every frame is let in whole", lambda model: _swapped((model.fusion.taught, 0.0))),
+    "weights": Part("W is 1 dB for every frame: no order, and all are let in", _no_weights),
+    "gates": Part("every frame is let in whole; the order stays", lambda model: _swapped((model.fusion.taught, 0.0))),
+    "doubt": Part("every frame is in or out: P is 0 or 1", _no_doubt),
+    "thresholds": Part("tau is 0 dB", lambda model: _swapped((model.fusion.effi_weight.threshold.level, 0.0))),
     "own_look": Part(
         "no frame is looked at by itself, nor at its neighbouring slices", partial(_without_evidence, facts=OWN_FACTS)
     ),
     "agreement": Part(
-        "no frame is held against what others expect of it",
-        partial(_without_evidence, facts=AGREEMENT_FACTS, threshold=3, local=LOCAL_AGREEMENT),
+        "no frame is held against what others expect of it", partial(_without_evidence, facts=AGREEMENT_FACTS)
     ),
     "proposals": Part(
-        "what state and frame propose for the target is not compared",
-        partial(_without_evidence, facts=TARGET_FACTS, threshold=4, local=LOCAL_TARGET),
+        "what state and frame propose for the target is not compared", partial(_without_evidence, facts=TARGET_FACTS)
     ),
     **{
         f"{head}_head": Part(f"the {head} head alone makes the image", partial(_one_head, head=head), repaints=True)

@@ -14,7 +14,7 @@ class Answer:
     Attributes:
         image: (s, h, w) in [0, 1].
         variance: the squared error predicted of it, None where a method has none.
-        weighed: input -> its weight in dB and whether it was let in (0 or 1); empty where a method does not weigh.
+        weighed: input -> its weight in dB and how far it was let in (0 to 1); empty where a method does not weigh.
     """
 
     image: np.ndarray

@@ -193,12 +193,11 @@ class Bench:
         """Gates as the case wants them; the larger sets of inputs come first."""
         inputs = range(case.inputs)
         sets = [let_in for k in range(case.inputs, 0, -1) for let_in in combinations(inputs, k)]
-        memory = torch.zeros_like(self.module.embeddings[0])
         plan: Plan = {}
         for n, j in enumerate(targets):
             gates = dict.fromkeys(inputs, 0.0) | dict.fromkeys(sets[n % len(sets) if case.apart else 0], 1.0)
             order = sorted(inputs, key=lambda i: -gates[i])
-            plan[j] = tuple(PlannedStep(i, gates[i], 0.0, gates[i], False, memory) for i in order)
+            plan[j] = tuple(PlannedStep(i, gates[i], 0.0, gates[i]) for i in order)
         return plan
 
     def count(self, case: Case, tick: Tick) -> tuple[float, int | None, int | None]:

@@ -152,8 +152,7 @@ class SlicePredictor:
             at = depth_range[start : start + chunk]
             laid_down = control.for_slices(self.modalities, box, at, self.device)
             stack = self.stack(images, box, at)
-            blend = None if sight is None else between(at, sight.at).to(self.device)
-            prediction = self.run(stack, self.query(len(at), seen), plan, laid_down, blend)
+            prediction = self.run(stack, self.query(len(at), seen), plan, laid_down)
             self._refuse_no_number(prediction)
             for t, name in enumerate(targets):
                 # queries run over slices first, then targets
@@ -211,8 +210,7 @@ class SlicePredictor:
 
     def everything(self, images: Mapping[str, object], targets: Sequence[str]) -> Plan:
         """The plan that lets every input in, whole: what the synthesizer of a model that decides makes by itself."""
-        memory = self.module.embeddings.new_zeros(self.module.embeddings.shape[1])
-        steps = tuple(PlannedStep(i, 0.0, 0.0, 1.0, False, memory) for i in self.indices(images))
+        steps = tuple(PlannedStep(i, 0.0, 0.0, 1.0) for i in self.indices(images))
         return dict.fromkeys(self.indices(targets), steps)
 
     @property
@@ -230,16 +228,14 @@ class SlicePredictor:
             scene = self.module.scene(self.stack(images, box, at), given.expand(len(at), -1))
         return Sight(scene, at, box, control.for_slices(self.modalities, box, at, self.device))
 
-    def run(
-        self, images: torch.Tensor, query: Query, plan: Plan | None, control: Control, blend: torch.Tensor | None = None
-    ) -> Prediction:
+    def run(self, images: torch.Tensor, query: Query, plan: Plan | None, control: Control) -> Prediction:
         """One pass through the network: images as of `stack`, query as of `query`; a plan where the model decides."""
         with self._passes():
             if plan is None:
                 return self.module(images, query)
             h, w = images.shape[-2:]
             needed = query.sources.any(dim=0).expand(len(images), -1)
-            made = self.module.decode(self.module.scene(images, needed), query, Guidance(plan, control, blend=blend))
+            made = self.module.decode(self.module.scene(images, needed), query, Guidance(plan, control))
             mean, log_variance = made.mean[:, :h, :w], made.log_variance[:, :h, :w]
             return MedK2NPrediction(mean, log_variance, made.fused, made.slope[..., :h, :w])
 
@@ -276,12 +272,6 @@ class SlicePredictor:
         for t, j in enumerate(targets):
             shown = prediction.fused.presence[t * len(patient) : (t + 1) * len(patient), :, :h, :w]
             effective[j] += torch.einsum("nmhw,nhw->m", shown, patient.to(shown.dtype)).double().cpu().numpy()
-
-
-def between(at: Sequence[int], known: Sequence[int]) -> torch.Tensor:
-    """Weights (len(at), len(known)) that interpolate slices linearly between known ones, sorted; 1 in sum."""
-    units = np.eye(len(known), dtype=np.float32)
-    return torch.from_numpy(np.stack([np.interp(at, known, unit) for unit in units], axis=1).astype(np.float32))
 
 
 def local_slope(image: torch.Tensor, guide: torch.Tensor, radius: int = 2, floor: float = 1e-4) -> torch.Tensor:

@@ -34,7 +34,7 @@ class Progression:
     """Of one target.
 
     Attributes:
-        stages: in the order of its steps, key frame first; a closed gate's stage is the one before.
+        stages: in the order of its steps, key frame first; what is not let in leaves the stage as it was.
         orders: how many forced orders of the inputs were tried; 1 is the default order alone.
         order_deviation: root mean square of the standard deviation over those orders, in [0, 1] units of the image.
     """
@@ -46,7 +46,7 @@ class Progression:
 
 @torch.inference_mode()
 def progressions(predictor: SlicePredictor, targets: Sequence[str], inference: Inference) -> dict[str, Progression]:
-    """The progression of every target, of a study as `infer` decided it; frames that were let in count whole here."""
+    """The progression of every target, of a study as `infer` decided it; what was let in counts whole here."""
     sight = inference.sight
     inside = sight.scene.inside
     row = int(inside.sum(dim=(1, 2)).argmax())
@@ -75,7 +75,7 @@ def progressions(predictor: SlicePredictor, targets: Sequence[str], inference: I
 
 
 def _let_in(steps: Sequence[PlannedStep]) -> list[int]:
-    return [step.source for step in steps if step.gate > 0]
+    return [step.source for step in steps if step.gate > 0.5]
 
 
 def _orders(sequence: Sequence[int], may_be_key: torch.Tensor) -> list[tuple[int, ...]]:

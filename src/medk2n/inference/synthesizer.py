@@ -50,9 +50,9 @@ class Step:
         source: modality of the frame.
         weight: W_ij, the gain in dB that it is predicted to bring (for the key frame: over no input at all); below 0 it
             is expected to do harm.
-        threshold: tau_ij in dB that the weight had to pass; 0 for the key frame.
-        gate: 1 open, 0 closed (the frame was left out).
-        effective_weight: mean over the patient of its presence map P; 1 for the key frame.
+        threshold: tau_j in dB that the weight is held against; 0 for the key frame.
+        gate: P_ij, the share of the answer that sees the frame: 1 in, 0 left out, in doubt between.
+        effective_weight: the same within what the user laid down, as a mean over the patient.
     """
 
     source: str

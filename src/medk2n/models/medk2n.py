@@ -1,10 +1,11 @@
 """Med-K2N: any K modalities of a study in, any N out (arXiv 2510.02815; docs/model.md for how it is built here).
 
 Modalities are frames. One pass of the synthesizer sees all frames at full resolution, each through its presence map;
-progressive fusion decides those maps frame by frame (`medk2n_parts/progressive_fusion.py`), and the heads make every
-target from the pass. So what the weights let in is what the image is made of.
+progressive fusion decides frame by frame how far each is let in (`medk2n_parts/progressive_fusion.py`), and the heads
+make every target from the pass. So what the weights let in is what the image is made of.
 
-A decided study costs one pass for each set of frames that targets let in (usually one), whatever the number of targets.
+A decided study costs one pass for each set of frames that targets let in (usually one; two where a frame is in doubt),
+whatever the number of targets.
 """
 
 from dataclasses import dataclass, field
@@ -49,7 +50,6 @@ class Params:
         widths: channels of the synthesizer at strides 1, 2, 4, 8, 16; multiples of 8.
         embedding: width of the modality embeddings.
         text: width of the frozen text embeddings that they begin from; 0 has them learned alone.
-        memory_slots: slots L of the memory bank of each target.
         encoder: of frames, one of `medk2n_parts/encoders` with its own choices, whose features join the synthesizer at
             strides 4, 8 and 16; None has none.
         multiscale: how the encoder's levels are mixed; None leaves them as they are.
@@ -60,7 +60,6 @@ class Params:
     widths: tuple[int, int, int, int, int] = (32, 48, 80, 128, 160)
     embedding: int = 32
     text: int = 0
-    memory_slots: int = 8
     encoder: Any = field(default=None, metadata={"components": ENCODERS})
     multiscale: MultiScale | None = None
     channels: tuple[int, int, int, int] = (24, 32, 48, 64)
@@ -84,8 +83,6 @@ class MedK2N(nn.Module):
 
     def __init__(self, params: Params, m: int, statistics: Statistics) -> None:
         super().__init__()
-        if params.memory_slots < 2:
-            raise ConfigError(f"memory_slots: expected at least 2 to attend to, found {params.memory_slots}")
         self.params, self.m = params, m
         self.embeddings = nn.Parameter(torch.randn(m, params.embedding) * 0.5)
         if params.text:
@@ -98,7 +95,7 @@ class MedK2N(nn.Module):
             self.encoder, self.multiscale = self._encoder(params, m, channels)
         self.trunk = PresenceTrunk(m, params.slices, params.widths, context)
         self.heads = TaskHeadNet(params.widths[0], params.embedding, statistics.mean.diagonal())
-        self.fusion = ProgressiveFusion(m, params.embedding, params.memory_slots)
+        self.fusion = ProgressiveFusion(m, params.embedding)
         self.linear_maps = LinearMaps(statistics)
 
     @staticmethod
@@ -180,45 +177,32 @@ class MedK2N(nn.Module):
             return self.fusion(scene, query, self.embeddings, guidance or Guidance())
 
     def decode(self, scene: Scene, query: Query, guidance: Guidance | None = None) -> MedK2NPrediction:
-        """Fuse, then one pass for each set of presence maps; the prediction is on the padded grid of the scene."""
+        """Fuse, then one pass for each set of frames; the prediction is on the padded grid of the scene."""
         with torch.no_grad():
             fused = self.fuse(scene, query, guidance)
-        everything = torch.cat([query.sample[:, None], (fused.presence[:, :, 0, 0] > 0).long()], dim=1)
-        apart = torch.where(fused.whole, -1, torch.arange(len(query.target), device=query.target.device))
-        kinds, which = torch.cat([everything, apart[:, None]], dim=1).unique(dim=0, return_inverse=True)
+        rows, shown, share = mixture(fused.presence)
+        sample, asked = query.sample[rows], query.target[rows]
+        members = shown[:, :, 0, 0]
+        even = (shown == members[:, :, None, None]).all(dim=(1, 2, 3))
+        apart = torch.where(even, -1, torch.arange(len(rows), device=rows.device))
+        kinds, which = torch.cat([sample[:, None], members.long(), apart[:, None]], dim=1).unique(
+            dim=0, return_inverse=True
+        )
         lead = torch.full((len(kinds),), len(which), device=which.device)
         lead = lead.scatter_reduce(0, which, torch.arange(len(which), device=which.device), "amin")
-        target, column = query.target.unique(return_inverse=True)
-        mean, log_variance = self.propose(scene.images, query.sample[lead], fused.presence[lead], target, scene.encoded)
-        made = self._where_hidden(scene, query, fused.presence, mean[which, column], log_variance[which, column])
+        target, column = asked.unique(return_inverse=True)
+        made = self.propose(scene.images, sample[lead], shown[lead].to(share.dtype), target, scene.encoded)
         with torch.autocast(scene.images.device.type, enabled=False):
-            slope, _ = self.linear_maps(fused.presence.amax(dim=(2, 3)) > 0, query.target)
-        slope = slope[:, :, None, None] * fused.presence
-        return MedK2NPrediction(*made, fused, slope)
-
-    def _where_hidden(
-        self, scene: Scene, query: Query, presence: Tensor, mean: Tensor, log_variance: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Where a frame's map hides it, the answer is the one without that frame: exactly so where the map is 0.
-
-        A pass that sees a frame in part is made for the part that it sees. So what is damaged in one place costs no
-        more there than its absence.
-        """
-        partly = (presence.amin(dim=(2, 3)) < 1) & (presence.amax(dim=(2, 3)) > 0)
-        for i in partly.any(dim=0).nonzero().squeeze(1).tolist():
-            without = presence.clone()
-            without[:, i] = 0
-            rows = (partly[:, i] & (without > 0).any(dim=(1, 2, 3))).nonzero().squeeze(1)
-            if not len(rows):
-                continue
-            target, column = query.target[rows].unique(return_inverse=True)
-            made = self.propose(scene.images, query.sample[rows], without[rows], target, scene.encoded)
-            at, share = torch.arange(len(rows), device=rows.device), presence[rows, i]
-            image, variance = made[0][at, column], made[1][at, column].exp()
-            image = image + share * (mean[rows] - image)
-            variance = variance + share * (log_variance[rows].exp() - variance)
-            mean, log_variance = mean.index_put((rows,), image), log_variance.index_put((rows,), variance.log())
-        return mean, log_variance
+            slope = self.linear_maps(shown.any(dim=(2, 3)), asked)[0][:, :, None, None] * shown
+            parts = *(x[which, column].float() for x in made), slope
+            if len(rows) > len(query.target):
+                mean, log_variance, slope = parts
+                parts = (
+                    _mean_of(share * mean, rows, query),
+                    _mean_of(share * log_variance.exp(), rows, query).log(),
+                    _mean_of(share[:, None] * slope, rows, query),
+                )
+        return MedK2NPrediction(parts[0], parts[1], fused, parts[2])
 
     def forward(self, images: Tensor, query: Query, *, generator: torch.Generator | None = None) -> MedK2NPrediction:
         """images (b, m, s, h, w) scaled, 0 outside the foreground -> one image per query; each sample by itself.
@@ -235,6 +219,37 @@ class MedK2N(nn.Module):
         """A study's plan from some of its slices, which are the samples of the scene; every target on every slice."""
         guidance = Guidance(control=control or Control(), study=True)
         return self.fusion.plan(self.fuse(scene, query, guidance), query)
+
+
+def mixture(presence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The sets of frames that an answer is the mean of: a frame of presence P is in for a share P of it.
+
+    Voxel by voxel, whatever the other frames do; so an answer of two frames in part is one of four passes. What a pass
+    sees of a frame is where P is above 0.
+
+    Args:
+        presence: (q, m, h, w) in [0, 1].
+
+    Returns:
+        The query (t,) of every set, what it shows (t, m, h, w) bool, and its share (t, h, w); 1 in sum over a query.
+    """
+    rows, shown = torch.arange(len(presence), device=presence.device), presence > 0
+    share = torch.ones_like(presence[:, 0])
+    partly = (presence.amin(dim=(2, 3)) < 1) & shown.any(dim=(2, 3))
+    for i in partly.any(dim=0).nonzero().squeeze(1).tolist():
+        at = partly[rows, i].nonzero().squeeze(1)
+        own = presence[rows[at], i]
+        without = shown[at].clone()
+        without[:, i] = False
+        rest = share[at] * (1 - own)
+        rows, shown = torch.cat([rows, rows[at]]), torch.cat([shown, without])
+        share = torch.cat([share.index_put((at,), share[at] * own), rest])
+    return rows, shown, share
+
+
+def _mean_of(terms: Tensor, rows: Tensor, query: Query) -> Tensor:
+    """Sums of terms (t, ...) over the queries (q, ...) whose rows (t,) they are."""
+    return terms.new_zeros(len(query.target), *terms.shape[1:]).index_add(0, rows, terms)
 
 
 def _context(pyramid: Pyramid, row: Tensor, sample: Tensor, presence: Tensor) -> Pyramid:

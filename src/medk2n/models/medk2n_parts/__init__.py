@@ -6,8 +6,8 @@
 | F_i                | frame encoder      | encoders/conv.py, encoders/hiera.py     | contract/test_encoders.py    |
 | F_s                | MultiScaleNet      | multi_scale_net.py, mamba.py, spiral.py | unit/test_mamba.py           |
 | mu_i, lambda_i     | innovation         | evidence.py, proposals.py               | contract/test_models.py      |
-| W_ij, M_j          | PreWeightNet       | pre_weight_net.py                       | contract/test_lesson.py      |
-| tau_ij, g_ij, p_ij | ThresholdNet       | threshold_net.py                        | contract/test_lesson.py      |
+| W_ij               | PreWeightNet       | pre_weight_net.py                       | contract/test_lesson.py      |
+| tau_j, T_j         | ThresholdNet       | threshold_net.py                        | contract/test_lesson.py      |
 | P_ij (W_eff)       | EffiWeightNet      | effi_weight_net.py                      | contract/test_lesson.py      |
 | C <- C + {i}       | progressive fusion | progressive_fusion.py, control.py       | contract/test_models.py      |
 | G(P x, P)          | synthesizer        | presence_trunk.py, base_image.py        | contract/test_models.py      |

@@ -12,25 +12,19 @@ from medk2n.models._spec import Query
 
 @dataclass(frozen=True, slots=True)
 class PlannedStep:
-    """One step of a study's plan for one target: plain numbers and the memory's answer.
+    """One step of a study's plan for one target.
 
     Attributes:
         source: modality index of the frame.
         weight: W_ij, the predicted gain in dB.
-        threshold: tau_ij in dB.
-        gate: 1 open, 0 closed.
-        mapped: whether it has presence maps; what nothing speaks against counts whole.
-        memory: (d,).
-        logit: (n, 1, h / 8, w / 8) of the maps on the n slices where the plan was made; None without.
+        threshold: tau_j in dB; 0 of the key frame.
+        gate: P_ij, how far it is let in: 0 out, 1 in (the key frame), in doubt between.
     """
 
     source: int
     weight: float
     threshold: float
     gate: float
-    mapped: bool
-    memory: Tensor
-    logit: Tensor | None = None
 
 
 Plan = dict[int, tuple[PlannedStep, ...]]

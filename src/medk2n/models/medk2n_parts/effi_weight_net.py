@@ -1,55 +1,38 @@
-"""EffiWeightNet: where a frame that was let in counts: P_ij, a presence map in [0, 1].
+"""EffiWeightNet: how far a frame is let in: P_ij = sigmoid((W_ij - tau_j) / T_j), the effective weight.
 
-P_ij = g_ij sigmoid(Conv[evidence | W_ij, tau_ij, m_ij, e_i, e_j]), from evidence of windows of 8 x 8 voxels and, for
-what is larger, of 32 x 32. It is taught by the sign of what the frame removed of the squared error in each window,
-weighted by its size (`losses/gains.py`).
+P is the share of the answer that sees the frame: y = P y(C + i) + (1 - P) y(C). Where the predicted gain lies far above
+tau or far below it the frame is in or out; in doubt the answer lies between, which is nearer to the truth than either
+is on average: two guesses err in different places. W, which predicts a measurement, is not moved by that.
 
-Shapes: q queries, l kinds of evidence, d embedding width.
+In the paper P is a map. Maps from local evidence were built and measured: on scans that they had not seen they said
+nothing beyond chance (docs/lab-log.md). What a user lays down still is a map.
+
+Shapes: q queries.
 """
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from medk2n.models.layers.blocks import Film, full_precision
+from medk2n.models.layers.blocks import full_precision
+from medk2n.models.medk2n_parts.threshold_net import ThresholdNet
 
-WINDOW = 8
-"""Side of a window in voxels."""
-_WIDER = 4
+_ALL, _NONE = 0.95, 0.05
 
 
 class EffiWeightNet(nn.Module):
-    """Two scales of evidence, conditioned on what the other two networks said."""
+    """The gate, with the threshold that it stands at."""
 
-    def __init__(self, kinds: int, embedding: int, width: int = 24) -> None:
+    def __init__(self, m: int) -> None:
         super().__init__()
-        self.condition = nn.Linear(3 * embedding + 2, embedding)
-        self.squeeze = nn.Conv2d(2 * kinds + 1, width, 1)
-        self.film = Film(embedding, width)
-        self.look = nn.Conv2d(width, width, 3, padding=1)
-        self.out = nn.Conv2d(width, 1, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.constant_(self.out.bias, 3.0)  # a frame that was let in counts, until something speaks against it
+        self.threshold = ThresholdNet(m)
 
     @full_precision
-    def forward(self, local: Tensor, mass: Tensor, said: Tensor) -> Tensor:
-        """Logit of P in each window, (q, 1, h / 8, w / 8), before the gate.
-
-        Args:
-            local: (q, l, h / 8, w / 8) evidence.
-            mass: (q, 1, h / 8, w / 8) share of the patient in each window.
-            said: (q, 3 d + 2) W, tau, memory and both embeddings.
-        """
-        h, w = local.shape[-2:]
-        weighed = functional.avg_pool2d(torch.cat([local * mass, mass], dim=1), _WIDER, ceil_mode=True)
-        wider = weighed[:, :-1] / weighed[:, -1:].clamp_min(1e-3)
-        wider = functional.interpolate(wider, scale_factor=float(_WIDER), mode="nearest")[..., :h, :w]
-        x = self.squeeze(torch.cat([local, wider, mass], dim=1))
-        x = functional.gelu(self.film(x, functional.gelu(self.condition(said.detach()))))
-        return self.out(functional.gelu(self.look(x)))
+    def forward(self, weight: Tensor, target: Tensor) -> Tensor:
+        """W (q,) in dB for targets (q,) -> P (q,) in [0, 1]."""
+        tau, softness = self.threshold(target)
+        return ((weight.detach() - tau) / softness).sigmoid()
 
 
-def as_map(logit: Tensor, size: tuple[int, int]) -> Tensor:
-    """Windows (q, 1, h / 8, w / 8) -> P (q, h, w) of that size."""
-    fine = functional.interpolate(logit.sigmoid(), scale_factor=float(WINDOW), mode="bilinear", align_corners=False)
-    return fine[:, 0, : size[0], : size[1]]
+def settled(presence: Tensor) -> Tensor:
+    """P that is nearly 0 or 1 is 0 or 1: another pass would not show."""
+    return torch.where(presence > _ALL, 1.0, torch.where(presence < _NONE, 0.0, presence))

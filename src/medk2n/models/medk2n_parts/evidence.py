@@ -19,18 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medk2n.models.medk2n_parts.effi_weight_net import WINDOW
-
 OWN, INNOVATION, TARGET = 8, 8, 8
 """Numbers told of a frame itself, of it against a state, and of what both say of the target."""
-LOCAL = 7
-"""Kinds of evidence in each window."""
 _BETWEEN = (1, 3, 4, 6)  # those of an innovation that are told of every pair of frames
 FACTS = 2 * OWN + INNOVATION + 4 * len(_BETWEEN) + 2 + TARGET + 3
 OWN_FACTS, AGREEMENT_FACTS, TARGET_FACTS = slice(2 * OWN), slice(2 * OWN, -TARGET - 3), slice(-TARGET - 3, -3)
 """Where the facts of one kind lie; the last three count frames."""
-LOCAL_AGREEMENT, LOCAL_TARGET = (0, 1, 6), (4, 5)
-"""Of the local evidence, what comes of a frame's own expectation and what of the target's."""
 _FLOOR = 1e-5
 _WIDEST = 6.0
 _BOX = 9
@@ -221,29 +215,6 @@ def target_facts(
     apart, a, b, c, moved, from_alone = (e[:, [0, 1, 2, 3, 4, 6]] + _FLOOR).log().unbind(dim=1)
     told = [apart - torch.logaddexp(a, b), apart / 3 + 2, a - c, b - c, a / 3 + 2, moved - a, e[:, 5], from_alone - b]
     return torch.stack(told, dim=1)
-
-
-@torch.no_grad()
-def local_evidence(
-    frames: Tensor, expected: tuple[Tensor, Tensor], so_far: tuple[Tensor, Tensor], after: Tensor, inside: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Evidence of each window of 8 x 8 voxels (q, LOCAL, h / 8, w / 8), and the share of the patient in it (q, 1, ...).
-
-    Args:
-        frames: (q, s, h, w) of frame i.
-        expected, so_far: mean and log-variance (q, h, w) of frame i, and of the target, by the state.
-        after: (q, h, w) the target proposed with frame i.
-    """
-    x = frames[:, frames.shape[1] // 2]
-    dx, dy, lap = _differences(x)
-    maps = [(x - expected[0]) ** 2, expected[1].exp(), dx**2 + dy**2, lap**2]
-    maps += [(after - so_far[0]) ** 2, so_far[1].exp(), local_correlation(x, expected[0])]
-    weight = inside[:, None].float()
-    mass = functional.avg_pool2d(weight, WINDOW)
-    e = functional.avg_pool2d(torch.stack(maps, dim=1) * weight, WINDOW) / mass.clamp_min(1e-3)
-    error, variance, edges, fine, moved, doubt = (e[:, :6] + _FLOOR).log().unbind(dim=1)
-    told = [error / 3 + 2, error - variance, edges / 3 + 2, fine - edges, moved - doubt, doubt / 3 + 2, e[:, 6]]
-    return torch.stack(told, dim=1).clamp(-_WIDEST, _WIDEST) * (mass > 0), mass
 
 
 def local_correlation(x: Tensor, y: Tensor) -> Tensor:

@@ -1,11 +1,10 @@
 """Progressive fusion: a key frame, then the others one by one, each only as far as it helps.
 
 The state after k frames is their presence maps; the synthesizer's pass on it says what it expects of the target and of
-every frame that is still to come (`evidence.py`). From that, PreWeightNet predicts what the next frame would gain,
-ThresholdNet how much is enough, EffiWeightNet where. The order comes from the content: frames are ranked by their
-weight in a first look, rounded, ties by modality, so that permuting the inputs changes nothing. In inference
-every decision is taken once per study from evidence pooled over its slices (`study=True`) and kept in a `Plan`, so that
-slices do not flicker.
+every frame that is still to come (`evidence.py`). From that, PreWeightNet predicts what the next frame would gain, and
+EffiWeightNet how far it is let in. The order comes from the content: frames are ranked by their weight in a first look,
+rounded, ties by modality, so that permuting the inputs changes nothing. In inference every decision is taken once per
+study from evidence pooled over its slices (`study=True`) and kept in a `Plan`, so that slices do not flicker.
 
 Shapes: b samples, m modalities, q queries, r rows of a step.
 """
@@ -19,26 +18,23 @@ from torch.nn import functional
 from medk2n.models._spec import Query
 from medk2n.models.layers.unet_trunk import Pyramid
 from medk2n.models.medk2n_parts.control import Control, Plan, PlannedStep
-from medk2n.models.medk2n_parts.effi_weight_net import EffiWeightNet, as_map
+from medk2n.models.medk2n_parts.effi_weight_net import EffiWeightNet, settled
 from medk2n.models.medk2n_parts.evidence import (
     FACTS,
     INNOVATION,
-    LOCAL,
     OWN,
     Evidence,
     Looks,
     innovation,
-    local_evidence,
     own_look,
     target_facts,
 )
 from medk2n.models.medk2n_parts.pre_weight_net import PreWeightNet
 from medk2n.models.medk2n_parts.proposals import Proposals
-from medk2n.models.medk2n_parts.threshold_net import ThresholdNet, gate_logit
 
-_MAPPED_FROM = 0.05
-"""Share of the patient that has to be in doubt before a frame's map is worked out."""
 _WANDER_DB = 1.0
+_IN_DOUBT = 2
+"""Frames of a query that may be in by half: each doubles the passes. Others are then in or out."""
 _ROWS_AT_ONCE = 48
 
 
@@ -67,30 +63,20 @@ class FusionStep:
         rows: (r,) the queries that have such a step.
         source: (r,) modality index.
         weight: (r,) W_ij in dB.
-        threshold: (r,) tau_ij in dB; 0 for the key frame.
-        logit: (r,) of the gate; 0 for the key frame.
-        gate: (r,) bool, whether W passed tau; True for the key frame.
-        entered: (r,) bool, whether the frame was let in: as the gate says, but where training tries things out.
-        mapped: (r,) bool, whether P is a map; else the frame counts whole.
-        memory: (r, d) what the memory bank answered.
-        attention: (r, L) over its slots; None where a plan is followed.
-        before, after: (r,) rows of the proposals without the frame and with it; -1 where a plan was followed without.
-        map_logit: (r, 1, h / 8, w / 8) of P before the gate; None for the key frame, and where no map is worked out.
+        gate: (r,) P_ij; 1 for the key frame.
+        entered: (r,) bool, whether the next frames are held against a state with it: where P is more than one half, but
+            where training tries things out.
+        before, after: (r,) rows of the proposals without the frame and with it; None for the key frame, and where a
+            plan is followed.
     """
 
     rows: Tensor
     source: Tensor
     weight: Tensor
-    threshold: Tensor
-    logit: Tensor
     gate: Tensor
     entered: Tensor
-    mapped: Tensor
-    memory: Tensor
-    attention: Tensor | None = None
     before: Tensor | None = None
     after: Tensor | None = None
-    map_logit: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,22 +85,12 @@ class Told:
 
     Attributes:
         facts: (r, FACTS).
-        quality: (r,) of the state: its predicted error for the target.
         before, after: (r,) rows of the proposals without the frame and with it.
-        local, mass: (r, LOCAL, h / 8, w / 8) evidence of each window, and (r, 1, ...) the share of the patient in it.
     """
 
     facts: Tensor
-    quality: Tensor
     before: Tensor
     after: Tensor
-    local: Tensor
-    mass: Tensor
-
-    @property
-    def agreement(self) -> Tensor:
-        """(r,) how far the frame lies from what is expected of it, beside its usual distance."""
-        return self.facts[:, 2 * OWN + 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,89 +98,60 @@ class Fused:
     """What was let in for every query.
 
     Attributes:
-        presence: (q, m, h, w) maps.
-        whole: (q,) bool, no map is anything but all 0 or all 1: queries of the same sets share a pass.
+        presence: (q, m, h, w), the share of the answer that sees each frame.
         steps: one `FusionStep` per position in the sequence, key frame first.
         first: (q, m) weights in dB of a first look; 0 where a plan is followed.
         looks: the evidence that frames gave by themselves; None where a plan is followed.
-        first_attention: (n, L) and its targets (n,), of the first look.
     """
 
     presence: Tensor
-    whole: Tensor
     steps: list[FusionStep]
     first: Tensor
     looks: Looks | None = None
-    first_attention: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class Guidance:
-    """How decisions are taken: by a plan, within a user's control, once for a study, or wandering while training.
-
-    Attributes:
-        blend: (b, n) how much every sample takes of the maps of each of the n slices on which a plan was made; None
-            where the samples are those slices.
-    """
+    """How decisions are taken: by a plan, within a user's control, once for a study, or wandering while training."""
 
     plan: Plan | None = None
     control: Control = field(default_factory=Control)
     study: bool = False
     generator: torch.Generator | None = None
-    blend: Tensor | None = None
 
 
 class ProgressiveFusion(nn.Module):
-    """The three weighting networks and the loop around them; see the module's docstring."""
+    """The weighting networks and the loop around them; see the module's docstring."""
 
-    def __init__(self, m: int, embedding: int, slots: int) -> None:
+    def __init__(self, m: int, embedding: int) -> None:
         super().__init__()
         self.evidence = Evidence(m)
-        self.pre_weight = PreWeightNet(m, FACTS, embedding, slots)
-        self.threshold = ThresholdNet(embedding)
-        self.effi_weight = EffiWeightNet(LOCAL, embedding)
-        self.register_buffer("gained", torch.zeros(m, m))
-        self.register_buffer("measured", torch.zeros(m, m))
+        self.pre_weight = PreWeightNet(FACTS, embedding)
+        self.effi_weight = EffiWeightNet(m)
         self.register_buffer("taught", torch.zeros(()))
-
-    @property
-    def history(self) -> Tensor:
-        """p_ij in dB, (m, m): mean gain of whole frame i for target j, corrected for having started at 0."""
-        return self.gained / self.measured.clamp_min(1e-6)
-
-    @torch.no_grad()
-    def observe(self, total: Tensor, count: Tensor, momentum: float = 0.98) -> None:
-        """Feed measured gains of the training stream into the history p_ij; evaluation never calls it.
-
-        Args:
-            total, count: (m, m), sum and number of the gains in dB of source i for target j.
-        """
-        keep = momentum**count
-        self.gained.copy_(keep * self.gained + (1 - keep) * total / count.clamp_min(1))
-        self.measured.copy_(keep * self.measured + (1 - keep))
 
     def forward(self, scene: Scene, query: Query, embeddings: Tensor, guidance: Guidance) -> Fused:
         """Let the frames of every query in, one by one."""
         if guidance.plan is None:
             looks = self.look(scene, query, guidance.study)
-            first, attention = self._first_look(scene, looks, query, embeddings, guidance)
+            first = self._first_look(scene, looks, query, embeddings, guidance)
             order = self._order(first, query, guidance)
         else:
-            looks, first, attention = None, torch.zeros(query.sources.shape, device=query.target.device), []
+            looks, first = None, torch.zeros(query.sources.shape, device=query.target.device)
             order = _planned_order(guidance.plan, query)
         count = (order >= 0).sum(dim=1)
         state = _State.starting(scene, query, order[:, 0])
-        steps = [_key_step(order[:, 0], first, embeddings.shape[1])]
+        steps = [_key_step(order[:, 0], first)]
         for position in range(1, order.shape[1]):
             rows = (count > position).nonzero().squeeze(1)
             i = order[rows, position]
             if guidance.plan is None:
                 step = self._decide(scene, looks, query, embeddings, guidance, state.members, rows, i)
             else:
-                step = self._follow(query, embeddings, guidance, rows, i, position)
+                step = _follow(guidance.plan, query, rows, i, position)
             steps.append(step)
             state.add(step, guidance.control)
-        return Fused(state.presence, state.whole, steps, first, looks, attention)
+        return Fused(state.presence, steps, first, looks)
 
     @torch.no_grad()
     def look(self, scene: Scene, query: Query, study: bool) -> Looks:
@@ -230,20 +177,16 @@ class ProgressiveFusion(nn.Module):
                 pairs[sample[at], i[at], k[at]] = told
         return Looks(own, pairs)
 
-    def _first_look(
-        self, scene: Scene, looks: Looks, query: Query, embeddings: Tensor, guidance: Guidance
-    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """What every frame is worth by itself, weighed against all others: W (q, m) in dB, and attentions."""
+    def _first_look(self, scene: Scene, looks: Looks, query: Query, embeddings: Tensor, guidance: Guidance) -> Tensor:
+        """What every frame is worth by itself, weighed against all others: W (q, m) in dB."""
         weights = embeddings.new_full(query.sources.shape, -torch.inf)
-        attention = []
         for i in query.sources.any(dim=0).nonzero().squeeze(1).tolist():
             rows = query.sources[:, i].nonzero().squeeze(1)
             source, asked = torch.full_like(rows, i), query.only(rows)
             facts = self._first_facts(scene, looks, asked, i, study=guidance.study)
-            w, _, seen = self.pre_weight(facts, embeddings[source], embeddings[asked.target], asked.target)
+            w = self.pre_weight(facts, embeddings[source], embeddings[asked.target])
             weights = weights.index_put((rows, source), w.float())
-            attention.append((seen, asked.target))
-        return weights, attention
+        return weights
 
     def _first_facts(self, scene: Scene, looks: Looks, asked: Query, i: int, *, study: bool) -> Tensor:
         """(q, FACTS) of frame i, one of the sources of all these queries, beside all their others."""
@@ -266,9 +209,7 @@ class ProgressiveFusion(nn.Module):
         with_it = p.of(after, asked.target)
         surprise = innovation(frames[:, frames.shape[1] // 2], *expected, inside, group)
         target = target_facts(so_far, p.of(alone, asked.target), with_it, inside, group)
-        facts = self.evidence.facts(looks, asked.sample, asked.sources, state, i, surprise, target)
-        local, mass = local_evidence(frames, expected, so_far, with_it[0], inside)
-        return Told(facts, target[:, 4], before, after, local, mass)
+        return Told(self.evidence.facts(looks, asked.sample, asked.sources, state, i, surprise, target), before, after)
 
     def _others(self, scene: Scene, asked: Query, i: int, alone: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """What the other frames propose for the target, each alone, on average; where there are none, frame i's own."""
@@ -312,48 +253,18 @@ class ProgressiveFusion(nn.Module):
         i: Tensor,
     ) -> FusionStep:
         """Weigh frame i for some queries against their states."""
-        asked, m = query.only(rows), query.sources.shape[1]
+        asked = query.only(rows)
         told = self._told(scene, looks, asked, members[rows], i, study=guidance.study)
-        e_i, e_j = embeddings[i], embeddings[asked.target]
-        weight, memory, attention = self.pre_weight(told.facts, e_i, e_j, asked.target)
-        tau = self.threshold(e_i, e_j, self.history[i, asked.target], told.agreement, told.quality)
+        weight = self.pre_weight(told.facts, embeddings[i], embeddings[asked.target])
         if guidance.study:
-            lead = _leader(asked.target)
-            weight, tau, memory = weight[lead], tau[lead], memory[lead]
-        logit = gate_logit(weight, tau)
-        gate = (logit > 0) | (self.taught == 0)  # until it was taught, the fusion lets everything in
-        said = torch.cat([weight[:, None], tau[:, None], memory, e_i, e_j], dim=1)
-        map_logit = self.effi_weight(told.local, told.mass, said)
-        doubt = ((map_logit < 0) * told.mass).sum(dim=(1, 2, 3)), told.mass.sum(dim=(1, 2, 3))
-        if guidance.study:
-            doubt = tuple(torch.zeros(m, device=x.device).index_add(0, asked.target, x)[asked.target] for x in doubt)
-        mapped = (doubt[0] > _MAPPED_FROM * doubt[1]) & (self.taught > 0)
-        entered = gate
+            weight = weight[_leader(asked.target)]
+        gate = self.effi_weight(weight, asked.target)
+        gate = torch.where(self.taught > 0, gate, 1.0)  # until it was taught, the fusion lets everything in
+        entered = gate > 0.5
         if guidance.generator is not None:
-            tried = torch.rand(len(gate), generator=guidance.generator).to(gate.device)
-            entered = torch.where(tried < 0.5, tried < 0.35, gate)
-        passes = told.before, told.after
-        return FusionStep(rows, i, weight, tau, logit, gate, entered, mapped, memory, attention, *passes, map_logit)
-
-    def _follow(
-        self, query: Query, embeddings: Tensor, guidance: Guidance, rows: Tensor, i: Tensor, position: int
-    ) -> FusionStep:
-        """A planned step; its maps lie between those of the slices on which the study was decided."""
-        plan = guidance.plan
-        steps = [plan[j][position] for j in query.target[rows].tolist()]
-        facts = embeddings.new_tensor([[s.weight, s.threshold, s.gate, float(s.mapped)] for s in steps])
-        weight, tau, gate, mapped = facts.unbind(dim=1)
-        memory = torch.stack([s.memory for s in steps]).to(embeddings.device)
-        gate, mapped = gate > 0, (mapped > 0) & (gate > 0)
-        map_logit = None
-        if mapped.any():
-            like = next(s.logit for s in steps if s.logit is not None)
-            logits = torch.stack([like.new_zeros(like.shape) if s.logit is None else s.logit for s in steps])
-            blend = torch.eye(len(like), device=like.device) if guidance.blend is None else guidance.blend
-            map_logit = torch.einsum("rn,rn...->r...", blend[query.sample[rows]].to(like.dtype), logits)
-        return FusionStep(
-            rows, i, weight, tau, gate_logit(weight, tau), gate, gate, mapped, memory, map_logit=map_logit
-        )
+            tried = torch.rand(len(entered), generator=guidance.generator).to(entered.device)
+            entered = torch.where(tried < 0.5, tried < 0.35, entered)
+        return FusionStep(rows, i, weight, gate, entered, told.before, told.after)
 
     def plan(self, fused: Fused, query: Query) -> Plan:
         """Read a study's decisions out of a pass with `study=True`."""
@@ -365,56 +276,57 @@ class ProgressiveFusion(nn.Module):
                 at = (step.rows == q).nonzero().squeeze(1)
                 if len(at):
                     k = int(at[0])
-                    steps.append(
-                        PlannedStep(
-                            int(step.source[k]),
-                            float(step.weight[k]),
-                            float(step.threshold[k]),
-                            float(step.gate[k]),
-                            bool(step.mapped[k]),
-                            step.memory[k].clone(),
-                            step.map_logit[query.target[step.rows] == j].clone() if step.mapped[k] else None,
-                        )
-                    )
+                    tau = float(self.effi_weight.threshold.level[j]) if steps else 0.0
+                    gate = float(settled(step.gate[k]))
+                    steps.append(PlannedStep(int(step.source[k]), float(step.weight[k]), tau, gate))
             plan[j] = tuple(steps)
         return plan
 
 
 @dataclass(slots=True)
 class _State:
-    """Presence maps (q, m, h, w) while frames are let in, and the frames (q, m) that are."""
+    """Presence (q, m, h, w) while frames are let in, the frames (q, m) that the next ones are held against, and how
+    many are in doubt (q,)."""
 
     query: Query
     presence: Tensor
     members: Tensor
-    whole: Tensor
+    doubts: Tensor
 
     @classmethod
     def starting(cls, scene: Scene, query: Query, key: Tensor) -> "_State":
         """With the key frame, whole."""
         members = functional.one_hot(key, query.sources.shape[1]).bool()
         presence = members[:, :, None, None].to(scene.images.dtype)
-        return cls(query, presence.repeat(1, 1, *scene.images.shape[-2:]), members, torch.ones_like(members[:, 0]))
+        return cls(query, presence.repeat(1, 1, *scene.images.shape[-2:]), members, torch.zeros_like(key))
 
     def add(self, step: FusionStep, control: Control) -> None:
-        """Let a step's frames in as far as gates, maps and the user's bounds say."""
+        """Let a step's frames in as far as their weights and the user's bounds say."""
         size = self.presence.shape[-2:]
-        shown = step.entered[:, None, None].to(self.presence.dtype).expand(-1, *size)
-        if step.map_logit is not None:
-            shown = torch.where(step.mapped[:, None, None], shown * as_map(step.map_logit, size), shown)
+        share = settled(step.gate).to(self.presence.dtype)
+        share = torch.where(self.doubts[step.rows] < _IN_DOUBT, share, share.round())
+        self.doubts = self.doubts.index_add(0, step.rows, (share != share.round()).long())
+        shown = share[:, None, None].expand(-1, *size)
         bounded = control.bound(shown, self.query, step.rows, step.source)
         self.presence = self.presence.index_put((step.rows, step.source), bounded)
-        some = (bounded > 0).any(dim=(1, 2))  # what a user bounds to nothing is no member, and what is fixed is one
+        # what a user bounds to nothing is no member, and what is fixed is one
+        moved = (bounded != shown).any(dim=(1, 2))
+        some = torch.where(moved, (bounded > 0).any(dim=(1, 2)), step.entered)
         self.members = self.members.index_put((step.rows, step.source), some)
-        even = (bounded == bounded[:, :1, :1]).all(dim=(1, 2)) & ((bounded[:, 0, 0] == 0) | (bounded[:, 0, 0] == 1))
-        self.whole = self.whole.index_put((step.rows,), self.whole[step.rows] & even)
 
 
-def _key_step(key: Tensor, first: Tensor, width: int) -> FusionStep:
+def _key_step(key: Tensor, first: Tensor) -> FusionStep:
     rows = torch.arange(len(key), device=key.device)
     weight = first[rows, key]
-    zero, yes = torch.zeros_like(weight), torch.ones_like(key, dtype=torch.bool)
-    return FusionStep(rows, key, weight, zero, zero, yes, yes, ~yes, zero[:, None].repeat(1, width))
+    return FusionStep(rows, key, weight, torch.ones_like(weight), torch.ones_like(key, dtype=torch.bool))
+
+
+def _follow(plan: Plan, query: Query, rows: Tensor, i: Tensor, position: int) -> FusionStep:
+    """A planned step."""
+    steps = [plan[j][position] for j in query.target[rows].tolist()]
+    told = torch.tensor([[s.weight, s.gate] for s in steps], device=i.device)
+    weight, gate = told.unbind(dim=1)
+    return FusionStep(rows, i, weight, gate, gate > 0.5)
 
 
 def _planned_order(plan: Plan, query: Query) -> Tensor:

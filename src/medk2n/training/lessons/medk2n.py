@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from medk2n.data.batches import Batch
 from medk2n.identity.network import IdentityNet
-from medk2n.losses.gains import gain_db, gate_error, map_error, memory_use, set_error, weight_error
+from medk2n.losses.gains import gain_db, presence_error, set_error, weight_error
 from medk2n.losses.identity import causal_error, metric_error
 from medk2n.losses.likelihood import gaussian_nll
 from medk2n.losses.reconstruction import edge_error, log_mse
@@ -22,7 +22,7 @@ from medk2n.models._spec import Query
 from medk2n.models.layers.shared_passes import padded
 from medk2n.models.medk2n import MULTIPLE
 from medk2n.models.medk2n_parts.evidence import Looks
-from medk2n.models.medk2n_parts.progressive_fusion import FusionStep, Guidance, Scene
+from medk2n.models.medk2n_parts.progressive_fusion import Guidance, Scene
 from medk2n.training.lesson import Pupil
 from medk2n.training.queries import as_query, draw_sources, every_target, focused
 from medk2n.training.reading import FOLD, REST
@@ -161,7 +161,7 @@ class MedK2NLesson:
         nothing = sum(p.sum() for part in self._weighing() for p in part.parameters()) * 0.0
         self._observed = self._observed or self._nothing_observed()
         if not len(query.target):  # crops of which nothing is missing teach nothing here
-            return nothing, dict.fromkeys(("weights", "gates", "maps", "sets", "memory", "likelihood"), nothing)
+            return nothing, dict.fromkeys(("weights", "presence", "sets", "likelihood"), nothing)
         with world.autocast():
             scene = module.scene(batch.images, query.needed(len(batch.images)))
             generator = torch.Generator().manual_seed(seed)
@@ -170,30 +170,25 @@ class MedK2NLesson:
         inside = padded(batch.foreground[query.sample], MULTIPLE)
         first = self._first_gains(scene, query, truth, inside)
         weigh = [weight_error(fused.first[query.sources], first[query.sources])]
-        reads = list(fused.first_attention)
-        gates, maps, sets, likelihood, measured = [], [], [], [], []
+        presence, sets, likelihood = [], [], []
         for step in fused.steps[1:]:
             told, y, area = query.only(step.rows), truth[step.rows], inside[step.rows]
             before, after = (scene.proposals.of(at, told.target) for at in (step.before, step.after))
             gain = gain_db(before[0].detach(), after[0].detach(), y, area)
+            share = module.fusion.effi_weight(step.weight, told.target)
             weigh.append(weight_error(step.weight, gain))
-            gates.append(gate_error(step.logit, gain, self.teaching.cost_db))
-            maps.append(map_error(step.map_logit, before[0].detach(), after[0].detach(), y, area))
+            presence.append(presence_error(share, before[0].detach(), after[0].detach(), y, area))
             sets.append(set_error(before[1], after[1], gain, area))
             likelihood.append(gaussian_nll(after[0], after[1], y, area).mean())
-            reads.append((step.attention, told.target))
-            measured.append((step, told, gain))
-        self._observe(scene, batch, query, fused.looks, measured)
+        self._observe(batch, query, fused.looks)
 
         def mean(values: list[Tensor]) -> Tensor:  # of single inputs there is nothing to add
             return torch.stack(values).mean() if values else nothing
 
         parts = {
             "weights": losses.weights * mean(weigh),
-            "gates": losses.gates * mean(gates),
-            "maps": losses.maps * mean(maps),
+            "presence": losses.presence * mean(presence),
             "sets": losses.sets * mean(sets),
-            "memory": losses.memory * memory_use(torch.cat([a for a, _ in reads]), torch.cat([t for _, t in reads])),
             "likelihood": losses.likelihood * mean(likelihood),
         }
         return torch.stack(list(parts.values())).sum(), parts
@@ -209,37 +204,22 @@ class MedK2NLesson:
         return gains.index_put((row, i), gain_db(mean[row], image, truth[row], inside[row]))
 
     @torch.no_grad()
-    def _observe(
-        self, scene: Scene, batch: Batch, query: Query, looks: Looks, measured: list[tuple[FusionStep, Query, Tensor]]
-    ) -> None:
-        """Add up what whole frames gave and looked like."""
-        m = query.sources.shape[1]
-        whole = (batch.severity == 0) & batch.acquired
-        clean = (whole[query.sample] | ~query.sources).all(dim=1)
-        total, count = torch.zeros(2, m, m, device=batch.severity.device)
-        for step, told, gain in measured:
-            here = clean[step.rows]
-            pair = (step.source[here], told.target[here])
-            total.index_put_(pair, gain[here].clamp(-10, 10), accumulate=True)
-            count.index_put_(pair, torch.ones_like(gain[here]), accumulate=True)
-        seen = whole & query.needed(len(batch.images))
-        sums = [total, count, *self.module.fusion.evidence.sums(looks, seen)]
+    def _observe(self, batch: Batch, query: Query, looks: Looks) -> None:
+        """Add up what whole frames looked like."""
+        seen = (batch.severity == 0) & batch.acquired & query.needed(len(batch.images))
+        sums = self.module.fusion.evidence.sums(looks, seen)
         self._observed = [a + b for a, b in zip(self._observed, sums, strict=True)]
 
     def _nothing_observed(self) -> list[Tensor]:
         """What `_observe` adds to; every process has it, whatever its crops are."""
-        fusion = self.module.fusion
-        known = [x for usual in (fusion.evidence.own, fusion.evidence.pairs) for x in usual.sums()]
-        return [torch.zeros_like(x) for x in (fusion.gained, fusion.gained, *known)]
+        evidence = self.module.fusion.evidence
+        return [torch.zeros_like(x) for usual in (evidence.own, evidence.pairs) for x in usual.sums()]
 
     def learned(self, world: World) -> None:
-        """History and usual evidence: what whole inputs of the training stream gave."""
-        if self._observed is None:
-            return
-        total, count, *sums = (world.summed(x) for x in self._observed)
-        self.module.fusion.observe(total, count)
-        self.module.fusion.evidence.observe(tuple(sums))
-        self._observed = None
+        """Usual evidence: what whole inputs of the training stream look like."""
+        if self._observed is not None:
+            self.module.fusion.evidence.observe(tuple(world.summed(x) for x in self._observed))
+            self._observed = None
 
     def apart(self) -> list[list[nn.Parameter]]:
         """The variance reads without a gradient to the rest, and the weighting networks learn by themselves."""
