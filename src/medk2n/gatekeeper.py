@@ -3,7 +3,7 @@
 Each is looked at by itself (is it a scan at all?), against its name (what does V of the model recognise it as?) and
 against the study's reference (displaced, mirrored, another patient's?). `data/doubts.py` judges what was measured.
 
-    examined = Gatekeeper().admit(volumes, "t1n")
+    examined = Gatekeeper().examine(volumes, "t1n").admitted()
     print(examined.lines(), examined.placed())
 """
 
@@ -38,6 +38,7 @@ class Examined:
         unknown: modalities that V never learned, or all where the model has no V: nobody judged their names.
         unit: of distances; "voxels" where nobody stated millimetres.
         paths: modality -> file, as far as there is one.
+        forced: whether all are let in, whatever was found.
     """
 
     reference: str
@@ -47,16 +48,20 @@ class Examined:
     unknown: tuple[str, ...] = ()
     unit: str = "mm"
     paths: Mapping[str, str] = field(default_factory=dict)
+    forced: bool = False
 
-    def refuse(self) -> None:
-        """Stop where a scan is almost certainly not what it is said to be.
+    def admitted(self) -> "Examined":
+        """The same, if the study may be used.
 
         Raises:
-            DoubtfulScanError: naming each, what it looks like and how sure that is.
+            DoubtfulScanError: a scan is almost certainly not what it is said to be, and nobody forces it; it names
+                each, what it looks like and how sure that is.
         """
-        if refused := [doubt for doubt in self.doubts if doubt.refuses]:
+        refused = [doubt for doubt in self.doubts if doubt.refuses]
+        if refused and not self.forced:
             told = "; ".join(f"{self.paths.get(d.modality, d.modality)}: named {d.line}" for d in refused)
             raise DoubtfulScanError(f"{told}; give the right file, or add --force if you are sure")
+        return self
 
     def lines(self) -> list[str]:
         """Each doubt, for people."""
@@ -70,6 +75,7 @@ class Examined:
     def to_json(self) -> dict[str, Any]:
         """Plain data for a sidecar."""
         return {
+            "forced": self.forced,
             "doubts": [doubt.to_json() for doubt in self.doubts],
             "recognised": {name: round(p, 3) for name, p in self.recognised.items()},
             "not_judged": list(self.unknown),
@@ -95,7 +101,7 @@ class Gatekeeper:
     Attributes:
         identity: V of a model; None judges no names.
         spacing_mm: of that model's working grid.
-        force: let in what it would refuse, and say so.
+        force: lets in what it would refuse, and says so.
     """
 
     identity: "Identity | None" = None
@@ -113,24 +119,6 @@ class Gatekeeper:
 
         return cls(Identity.load(folder) if Identity.of(folder) else None, spacing_mm, force)
 
-    def admit(
-        self,
-        volumes: Mapping[str, Volume],
-        reference: str,
-        *,
-        pairs: bool = True,
-        slices: Mapping[str, np.ndarray] | None = None,
-    ) -> Examined:
-        """As `examine`.
-
-        Raises:
-            DoubtfulScanError: a scan is almost certainly not what it is said to be, and nobody forces it.
-        """
-        examined = self.examine(volumes, reference, pairs=pairs, slices=slices)
-        if not self.force:
-            examined.refuse()
-        return examined
-
     def examine(
         self,
         volumes: Mapping[str, Volume],
@@ -139,7 +127,7 @@ class Gatekeeper:
         pairs: bool = True,
         slices: Mapping[str, np.ndarray] | None = None,
     ) -> Examined:
-        """Look at the scans of one study, each on the grid it was acquired on.
+        """Look at the scans of one study, each on the grid it was acquired on; the result's `admitted` may refuse them.
 
         Args:
             reference: which of them the others are held against.
@@ -175,6 +163,7 @@ class Gatekeeper:
             tuple(name for name in volumes if name not in recognised),
             unit,
             {name: str(path) for name, volume in volumes.items() if (path := volume.provenance.get("path"))},
+            self.force,
         )
 
     def _slices(self, volume: Volume) -> np.ndarray:

@@ -250,6 +250,22 @@ def test_a_failing_participant_stops_nobody_and_is_named_last(bids, raw, capsys)
     assert "sub-02_ses-1" in page.split("Without a result")[1].split("</section>")[0]
 
 
+def test_a_refused_participant_fails_by_name_unless_it_is_forced(bids, raw, tmp_path, capsys):
+    noise = np.random.default_rng(0).normal(500, 100, scan().shape).astype(np.float32)
+    save(raw / "sub-01/anat/sub-01_FLAIR.nii.gz", noise)
+    out, manifest = raw / "derivatives" / "medk2n", tmp_path / "run.json"
+    assert bids("-t", "t2w", "--align", "off") == 3
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("medk2n: sub-01 failed: ")
+    assert "sub-01_FLAIR.nii.gz: named t2f looks like noise" in last
+    assert not (out / "sub-01.html").exists()
+    assert bids("-t", "t2w", "--align", "off", "--participant-label", "01", "--force", "--manifest", manifest) == 0
+    sidecar = json.loads((out / "sub-01/anat/sub-01_desc-synth_T2w.json").read_text())
+    checks = sidecar["Run"]["checks"]
+    assert (checks["forced"], checks["align"], checks["doubts"][0]["kind"]) == (True, "off", "scan")
+    assert json.loads(manifest.read_text())["options"]["force"] is True
+
+
 def test_the_model_is_loaded_once_for_a_data_set_and_not_at_all_when_all_is_there(bids, raw, loads, capsys):
     assert bids("-t", "t2w") == 0
     assert len(loads) == 1

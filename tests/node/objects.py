@@ -42,7 +42,7 @@ class Derive:
     def __init__(self) -> None:
         self.studies: list[int] = []
 
-    def __call__(self, source: Path, out: Path) -> None:
+    def __call__(self, source: Path, out: Path) -> dict[str, list[str]]:
         files = sorted(source.iterdir())
         self.studies.append(len(files))
         images = [dcmread(file) for file in files]
@@ -56,3 +56,4 @@ class Derive:
             )
             image.SyntheticData, image.InstanceNumber = "YES", number
             image.save_as(out / "t2f_dicom" / f"{number:04d}.dcm", enforce_file_format=True)
+        return {"warnings": []}

@@ -21,7 +21,7 @@ from pynetdicom import AE, evt
 from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import Verification
 
-from medk2n.errors import SystemLimitError, UsageError, VolumeReadError
+from medk2n.errors import DoubtfulScanError, SystemLimitError, UsageError
 from medk2n.node import run
 from medk2n.node.deliver import StorePeer, backoff_s, deliver, destination
 from medk2n.node.ledger import DONE, FAILED, RECEIVING, Arrival, Ledger, study_key
@@ -296,10 +296,10 @@ def test_a_damaged_study_fails_and_the_next_goes_on(tmp_path, ledger):
     put(ledger, tmp_path, study_of(3), now=1)
     told: list[str] = []
 
-    def complete(source: Path, out: Path) -> None:
+    def complete(source: Path, out: Path) -> dict[str, list[str]]:
         if len(list(source.iterdir())) == 2:
-            raise VolumeReadError("nothing in it")
-        Derive()(source, out)
+            raise DoubtfulScanError("nothing in it")
+        return Derive()(source, out) | {"warnings": ["t2w lies 9.0 mm off t1n"]}
 
     for now in (50, 51):
         assert work(ledger, tmp_path, complete, told.append, now=lambda now=now: now, **PACE)
@@ -308,6 +308,8 @@ def test_a_damaged_study_fails_and_the_next_goes_on(tmp_path, ledger):
     assert (summary["studies"][DONE], summary["studies"][FAILED], summary["to_deliver"]) == (1, 1, 3)
     assert summary["notes"][0]["note"] == "nothing in it"
     assert not any((tmp_path / "work").iterdir())
+    failed, _, warned = (line.split(" ", 2)[2] for line in told)
+    assert (failed, warned) == ("failed: nothing in it", "warning: t2w lies 9.0 mm off t1n")
 
 
 def test_a_full_disk_is_no_failure_of_the_study(tmp_path, ledger):

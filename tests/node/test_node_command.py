@@ -8,6 +8,7 @@ from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("pynetdicom", reason='the extra "dicom" is not installed')
@@ -70,6 +71,25 @@ def test_a_folder_that_cannot_be_used_leaves_a_result_that_says_so(model, tmp_pa
     assert result["exit_code"] == 2
     assert result["error"] in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["result.json"]
+
+
+def test_what_the_gatekeeper_refuses_and_doubts_is_in_the_result(model, source, tmp_path, capsys):
+    noise = np.abs(np.random.default_rng(0).normal(300, 100, scan().shape)).astype(np.int16)
+    one = dcmread(next(source.iterdir()))
+    patient = Patient(f"{TOKEN}^ANON", f"{TOKEN}1")
+    patient.study, patient.frame_of_reference = one.StudyInstanceUID, one.FrameOfReferenceUID
+    patient.attributes |= {"StudyInstanceUID": patient.study, "FrameOfReferenceUID": patient.frame_of_reference}
+    classic(source, noise, AFFINE, patient, number=4, **CONTRASTS["t1c"])
+    assert once(model, source, tmp_path / "refused", "-t", "t2f") == 2
+    error = json.loads((tmp_path / "refused" / "result.json").read_text())["error"]
+    assert "named t1c looks like noise" in error
+    assert error in capsys.readouterr().err
+    assert once(model, source, tmp_path / "forced", "-t", "t2f", "--force", "--align", "off") == 0
+    result = json.loads((tmp_path / "forced" / "result.json").read_text())
+    assert (result["checks"]["forced"], result["checks"]["align"], result["checks"]["alignment"]) == (True, "off", {})
+    assert result["warnings"][0].startswith("t1c looks like noise")
+    assert result["warnings"][0] in capsys.readouterr().err
+    assert (result["options"]["force"], result["options"]["align"]) == (True, "off")
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR")

@@ -1,6 +1,8 @@
 """The gatekeeper tells bad scans by what they show, says how far they lie off, and is quiet about good ones."""
 
+import csv
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,13 +98,13 @@ def test_what_is_no_scan_is_refused(kind: str) -> None:
     assert [(doubt.modality, doubt.kind) for doubt in found.doubts] == [("t1n", "scan")]
     assert found.doubts[0].certainty >= REFUSED
     with pytest.raises(DoubtfulScanError, match=rf"a.nii: named t1n looks .*{LIKE.get(kind, kind)}.*add --force"):
-        found.refuse()
+        found.admitted()
 
 
 def test_a_good_study_is_left_in_peace_and_measured() -> None:
     volumes = {name: volume(brain(0, k), name) for k, name in enumerate(("t1n", "t2w", "t2f"))}
     found = Gatekeeper().examine(volumes, "t2w")
-    found.refuse()
+    found.admitted()
     assert found.doubts == ()
     assert found.lines() == []
     assert list(found.pairs) == ["t1n", "t2f"]
@@ -152,7 +154,7 @@ def test_a_scan_that_is_recognised_as_another_is_refused_and_one_that_v_never_le
     assert found.unknown == ("adc",)
     assert found.recognised == {"t1n": 0.005, "t2w": 0.99}
     with pytest.raises(DoubtfulScanError, match="t1n: named t1n looks like t2w"):
-        found.refuse()
+        found.admitted()
 
 
 def test_names_are_judged_by_what_they_leave_open() -> None:
@@ -206,12 +208,31 @@ def test_prepare_refuses_noise_unless_it_is_forced_and_keeps_what_it_doubted(
     assert forced["doubts"][0]["refuses"] is True
 
 
-def test_evaluate_leaves_out_what_it_refuses(
-    data: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_evaluate_leaves_out_what_it_refuses_and_writes_what_it_was_told(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["evaluate", "--data", str(data), "--model", str(model), "--every", "8", "--out", str(tmp_path / "out")]
-    assert main([*command, "--device", "cpu"]) == 3
+    studies = tmp_path / "studies"
+    for study, t2w in (("A", brain(0, 1)), ("B", BAD["noise inside a head"]), ("C", brain(0, 1)[::-1])):
+        (studies / study).mkdir(parents=True)
+        for name, array in (("t1n", brain(0, 0)), ("t2w", t2w), ("t2f", brain(0, 2))):  # three: one can be damaged
+            image = nib.Nifti1Image(array[..., ::3].astype(np.float32), AFFINE @ np.diag([1, 1, 3, 1]))
+            nib.save(image, studies / study / f"{study}-{name}.nii.gz")
+    command = ["evaluate", "--data", str(studies), "--model", str(model), "--every", "16", "--device", "cpu"]
+    assert main([*command, "--damage", "noise", "--out", str(tmp_path / "out")]) == 3
     told = capsys.readouterr().err
     assert "B-t2w.nii.gz: named t2w looks like noise" in told
     assert "warning: C: t2w looks mirrored" in told
-    assert "looks like noise" in (tmp_path / "out" / "table.json").read_text()
+    facts = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert list(facts["data"]["failed"]) == ["B"]
+    assert {s: [d["kind"] for d in found["doubts"]] for s, found in facts["checks"].items()} == {
+        "A": [], "B": ["scan"], "C": ["mirrored"],
+    }  # fmt: skip
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "The gatekeeper looked at the scans of 3 subjects; it cannot judge the names of t1n, t2f, t2w" in table
+    assert re.search(r"\| B \| not scored: .*B-t2w.nii.gz: named t2w looks like noise", table)
+    assert re.search(r"\| C \| t2w looks mirrored .* \(certainty [01].\d\d\) \|", table)
+    damaged = {row["subject"] for row in csv.DictReader((tmp_path / "out" / "damage.csv").read_text().splitlines())}
+    assert damaged == {"A", "C"}, "what was refused is scored nowhere"
+    command += ["--subjects", "B", "--modalities", "t1n,t2w", "--force"]
+    assert main([*command, "--out", str(tmp_path / "forced")]) == 0
+    assert re.search(r"\| B \| t2w looks like noise.*, forced \|", (tmp_path / "forced" / "table.md").read_text())

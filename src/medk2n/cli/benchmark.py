@@ -10,6 +10,7 @@ from medk2n.cli.common import (
     DATA_HELP,
     DamageOption,
     DeviceOption,
+    ForceOption,
     ManifestOption,
     OverwriteOption,
     PreferOption,
@@ -42,6 +43,7 @@ def benchmark(
     every: Annotated[int, typer.Option("--every", min=1, help="Score every Nth slice only: N times faster.")] = 1,
     damage: DamageOption = None,
     severity: SeverityOption = None,
+    force: ForceOption = False,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
     overwrite: OverwriteOption = False,
@@ -60,10 +62,11 @@ def benchmark(
     from medk2n.evaluation.copy import CopyPredictor
     from medk2n.evaluation.damage_table import write_damage
     from medk2n.evaluation.noise_ceiling import CEILING
+    from medk2n.gatekeeper import Gatekeeper
     from medk2n.io.outputs import output_folder
 
     options = {"name": name, "model": model, "data": data, "out": out, "subjects": subjects, "prefer": prefer}
-    options |= {"every": every, "damage": damage, "severity": severity}
+    options |= {"every": every, "damage": damage, "severity": severity, "force": force}
     options |= {"device": device, "seed": seed, "overwrite": overwrite}
     with run_manifest(manifest, "benchmark", options, overwrite=overwrite) as run:
         chosen: Benchmark = resolve(BENCHMARKS, name)
@@ -86,22 +89,24 @@ def benchmark(
             heard = judged(folder, collector)
             asked_how = {"modalities": chosen.modalities, "config": config, "every": every}
             compared = [*models, CopyPredictor(config)]
-            records, failed = measure(compared, found, **asked_how, listener=heard)
-            bad = measure_damage(compared, found, **asked_how, damage=asked_damage, seed=seed)
-            failed |= {subject: str(fault) for subject, fault in faults.items()}
-            scored = [subject.id for subject in found if subject.id not in failed]
+            keeper = Gatekeeper.of_model(folder, config.spacing_mm, force=force)
+            outcome = measure(compared, found, **asked_how, listener=heard, keeper=keeper)
+            records, scored = outcome.records, outcome.scored(found)
+            bad = measure_damage(compared, scored, **asked_how, damage=asked_damage, seed=seed)
+            failed = outcome.failed | {subject: str(fault) for subject, fault in faults.items()}
             facts = {
                 "benchmark": {"name": chosen.name, "label": chosen.label, "modalities": chosen.modalities},
                 "model": {"folder": folder.name, "sha256": {p.name: p.config.sha256 for p in models}},
                 "data": {
                     "folder": str(data),
-                    "groups": {g.label: g.among(scored) for g in chosen.groups},
+                    "groups": {g.label: g.among([s.id for s in scored]) for g in chosen.groups},
                     "failed": failed,
                 },
                 "methods": methods,
                 "spacing_mm": config.spacing_mm,
                 "every_nth_slice": every,
                 "training": costs(models),
+                "checks": outcome.checks,
                 "seed": seed,
             }
             with place.whole(last=TABLE) as new:
@@ -198,7 +203,7 @@ def _write(
     from medk2n.evaluation.benchmark import Line, table_lines
     from medk2n.evaluation.benchmark_figure import picture_grid, table_figure
     from medk2n.evaluation.benchmark_table import in_words, latex, markdown, printed, write_values
-    from medk2n.evaluation.table import costs_markdown, write_csv
+    from medk2n.evaluation.table import checks_markdown, costs_markdown, write_csv
     from medk2n.io.atomic import write_json
 
     methods: list[str] = facts["methods"]
@@ -209,6 +214,7 @@ def _write(
         stem = f"table{number}"
         write_csv(folder / f"{stem}.csv", Line, lines)
         text = markdown(chosen, lines, methods, by_target=by_target) + costs_markdown(facts["training"])
+        text += checks_markdown(facts["checks"], facts["data"]["failed"])
         (folder / f"{stem}.md").write_text(text, encoding="utf-8", errors="backslashreplace")
         (folder / f"{stem}.tex").write_text(
             latex(chosen, lines, methods, by_target=by_target), encoding="utf-8", errors="backslashreplace"

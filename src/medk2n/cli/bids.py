@@ -11,8 +11,19 @@ import typer
 from typer.core import TyperCommand
 
 from medk2n.cli.cohort import Job, Settings, complete
-from medk2n.cli.common import DeviceOption, ManifestOption, ModelOption, OverwriteOption, SeedOption
+from medk2n.cli.common import (
+    AlignOption,
+    DeviceOption,
+    ForceOption,
+    ManifestOption,
+    ModelOption,
+    OverwriteOption,
+    ReferenceOption,
+    SeedOption,
+    TargetsOption,
+)
 from medk2n.cli.complaints import say
+from medk2n.config.align import Align
 
 if TYPE_CHECKING:
     from medk2n.checkpoint import ModelConfig
@@ -78,15 +89,12 @@ def bids(
     work: Annotated[
         Path | None, typer.Option("-w", "--work-dir", help="Taken and left alone: what is between stays in memory.")
     ] = None,
-    targets: Annotated[
-        list[str] | None,
-        typer.Option("--target", "-t", metavar="MODALITY", help="Repeatable. Left out: all that is missing."),
-    ] = None,
-    reference: Annotated[
-        str | None, typer.Option("--reference", metavar="MODALITY", help="Input whose grid is used (the first).")
-    ] = None,
+    targets: TargetsOption = None,
+    reference: ReferenceOption = None,
     model: ModelOption = "default",
     device: DeviceOption = "auto",
+    align: AlignOption = Align.warn,
+    force: ForceOption = False,
     seed: SeedOption = 0,
     overwrite: OverwriteOption = False,
     manifest: ManifestOption = None,
@@ -105,6 +113,7 @@ def bids(
     options = {"bids_dir": bids_dir, "output_dir": output_dir, "level": str(level), "model": model, "device": device}
     options |= {"participant_label": participant_label, "session_label": session_label, "bids_filter_file": filters}
     options |= {"n_cpus": cpus, "mem_mb": memory_mb, "target": targets, "reference": reference}
+    options |= {"align": align.value, "force": force}
     options |= {"seed": seed, "overwrite": overwrite, "skip_bids_validation": skip_validation}
     with run_manifest(manifest, "bids", options, overwrite=overwrite) as run:
         _check_folders(bids_dir, output_dir, validate=not skip_validation)
@@ -123,7 +132,8 @@ def bids(
         run.facts["model"] = {"folder": str(folder), "sha256": config.sha256}
         wanted = modality_names(targets, "--target")
         jobs, failed = _jobs(places, wanted, config, read_filters(filters) if filters else {})
-        settings = Settings(bids_dir, folder, config.sha256, run.device, reference, seed, overwrite=overwrite)
+        held = {"overwrite": overwrite, "align": align.value, "force": force}
+        settings = Settings(bids_dir, folder, config.sha256, run.device, reference, seed, **held)
         with _limits(cpus, memory_mb):
             complete(jobs, settings, run, failed)
         end_with(failed)

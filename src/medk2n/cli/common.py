@@ -53,6 +53,13 @@ AlignOption = Annotated[
     Align,
     typer.Option("--align", help="Scans that do not lie on each other: off, warn, or fix (register them, rigidly)."),
 ]
+TargetsOption = Annotated[
+    list[str] | None,
+    typer.Option("--target", "-t", metavar="MODALITY", help="Repeatable. Left out: all that is missing."),
+]
+ReferenceOption = Annotated[
+    str | None, typer.Option("--reference", metavar="MODALITY", help="Input whose grid is used (the first).")
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="Use scans that are surely not what they are called.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is at --out already.")]
 ManifestOption = Annotated[

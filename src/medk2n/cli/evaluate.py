@@ -129,7 +129,7 @@ def evaluate(
             predictors, methods = _predictors(folder, config, run.device, every, precision)
             task = _Task(predictors, methods, usable, tested, config.spacing_mm, every, panel)
             heard = judged(folder, panel)
-            records, failed = measure(
+            outcome = measure(
                 predictors,
                 usable,
                 modalities=tested,
@@ -138,9 +138,10 @@ def evaluate(
                 listener=heard,
                 keeper=Gatekeeper.of_model(folder, config.spacing_mm, force=force),
             )
-            failed |= {subject: str(fault) for subject, fault in faults.items()}
+            records, scored = outcome.records, outcome.scored(usable)
+            failed = outcome.failed | {subject: str(fault) for subject, fault in faults.items()}
             bad = measure_damage(
-                predictors, usable, modalities=tested, config=config, every=every, damage=asked, seed=seed
+                predictors, scored, modalities=tested, config=config, every=every, damage=asked, seed=seed
             )
             facts = {
                 "model": {"folder": str(folder), "sha256": config.sha256, "modalities": list(config.modalities)},
@@ -154,6 +155,7 @@ def evaluate(
                 "every_nth_slice": every,
                 "precision": precision,
                 "training": costs(predictors),
+                "checks": outcome.checks,
                 "seed": seed,
             }
             with place.whole(last=TABLE) as new:

@@ -7,12 +7,21 @@ import threading
 import time
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medk2n.cli.common import DeviceOption, ModelOption, OverwriteOption, SeedOption
+from medk2n.cli.common import (
+    AlignOption,
+    DeviceOption,
+    ForceOption,
+    ModelOption,
+    OverwriteOption,
+    SeedOption,
+    TargetsOption,
+)
 from medk2n.cli.complaints import one_line, say
+from medk2n.config.align import Align
 
 if TYPE_CHECKING:
     from medk2n.node.complete import Completer
@@ -54,13 +63,12 @@ def node(
     keep: Annotated[
         float, typer.Option("--keep-hours", min=0, help="How long images and results stay once all is delivered.")
     ] = 24.0,
-    targets: Annotated[
-        list[str] | None,
-        typer.Option("--target", "-t", metavar="MODALITY", help="Repeatable. Left out: all that is missing."),
-    ] = None,
+    targets: TargetsOption = None,
     burn_in: Annotated[bool, typer.Option("--burn-in/--no-burn-in", help="Write SYNTHETIC into the pixels.")] = True,
     model: ModelOption = "default",
     device: DeviceOption = "auto",
+    align: AlignOption = Align.warn,
+    force: ForceOption = False,
     seed: SeedOption = 0,
     overwrite: OverwriteOption = False,
 ) -> None:
@@ -84,8 +92,9 @@ def node(
         return
     _require_extra()
     wanted = modality_names(targets, "--target")
+    how: dict[str, Any] = {"seed": seed, "burn_in": burn_in, "align": align.value, "force": force}
     if once and out:
-        _once(once, out, model, device, wanted, seed, burn_in=burn_in, overwrite=overwrite)
+        _once(once, out, model, device, wanted, how, overwrite=overwrite)
         return
     from medk2n.node.deliver import destination
     from medk2n.node.receive import Door
@@ -93,7 +102,7 @@ def node(
 
     door = Door(aet, host, port, tuple(callers or ()), tuple(addresses or ()))
     to = destination(send_to, own_aet=aet) if send_to else None
-    completer = _completer(model, device, wanted, seed, burn_in=burn_in)
+    completer = _completer(model, device, wanted, how)
     _say_nothing_of_patients()
     stop = threading.Event()
     before = signal.signal(signal.SIGTERM, _end)
@@ -105,21 +114,23 @@ def node(
 
 
 def _once(
-    source: Path, out: Path, model: str, device: str, targets: list[str], seed: int, *, burn_in: bool, overwrite: bool
+    source: Path, out: Path, model: str, device: str, targets: list[str], how: dict[str, Any], *, overwrite: bool
 ) -> None:
     from medk2n.cli.common import run_manifest
 
     options = {"once": source, "out": out, "model": model, "device": device, "target": targets}
-    options |= {"seed": seed, "burn_in": burn_in, "overwrite": overwrite}
+    options |= {**how, "overwrite": overwrite}
     with run_manifest(out / RESULT, "node --once", options, overwrite=overwrite) as run:
-        completer = _completer(model, device, targets, seed, burn_in=burn_in)
+        completer = _completer(model, device, targets, how)
         facts = completer(source, out, overwrite=overwrite)
         run.outputs += facts.pop("files")
         run.facts |= facts
+    for line in facts["warnings"]:
+        say(f"medk2n: warning: {one_line(line)}", err=True)
     say(f"{facts['study']}: {', '.join(facts['targets']) or 'lacks nothing'}; {out / RESULT}")
 
 
-def _completer(model: str, device: str, targets: list[str], seed: int, *, burn_in: bool) -> "Completer":
+def _completer(model: str, device: str, targets: list[str], how: dict[str, Any]) -> "Completer":
     from medk2n.checkpoint import find_model, read_config
     from medk2n.cli.common import resolve_device
     from medk2n.errors import UnknownNameError
@@ -131,7 +142,7 @@ def _completer(model: str, device: str, targets: list[str], seed: int, *, burn_i
         raise UnknownNameError(
             f"--target {', '.join(unknown)}: the model does not know it; it knows {', '.join(known)}"
         )
-    return Completer(folder, device=resolve_device(device), targets=targets, seed=seed, burn_in=burn_in)
+    return Completer(folder, device=resolve_device(device), targets=targets, **how)
 
 
 def _status(folder: Path) -> dict[str, object]:

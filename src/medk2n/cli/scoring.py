@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,25 @@ if TYPE_CHECKING:
     from medk2n.inference._spec import Predictor
 
 JUDGEMENT = "identity.md", "identity.csv"
+
+
+@dataclass
+class Measured:
+    """What became of the subjects of an evaluation.
+
+    Attributes:
+        records: of those that were scored.
+        failed: subject -> complaint, of those that could not be read or were refused.
+        checks: subject -> what the gatekeeper found, as plain data (`Examined.to_json`).
+    """
+
+    records: "list[Record]" = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    checks: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def scored(self, subjects: "Sequence[Subject]") -> "list[Subject]":
+        """Those of the subjects that did not fail."""
+        return [subject for subject in subjects if subject.id not in self.failed]
 
 
 def modalities_under_test(
@@ -64,11 +83,11 @@ def measure(
     config: "ModelConfig",
     every: int,
     listener: "Listener | None" = None,
-    keeper: "Gatekeeper | None" = None,
-) -> "tuple[list[Record], dict[str, str]]":
-    """Records, and the complaint of each subject that could not be read (the others go on; tell of it at the end).
+    keeper: "Gatekeeper",
+) -> Measured:
+    """All that can be measured; a subject that fails does not stop the others (tell of it at the end).
 
-    A gatekeeper looks at all scans first: what it refuses fails, what it doubts is told.
+    The gatekeeper looks at all scans first: what it refuses fails, what it doubts is told.
 
     Raises:
         DatasetError: none could be read.
@@ -76,13 +95,15 @@ def measure(
     from medk2n.errors import DatasetError
     from medk2n.evaluation.evaluate import evaluate
 
-    failed: dict[str, str] = {}
-    studies = studies_of(subjects, config.spacing_mm, failed, keeper)
+    found = Measured()
+    let_in = partial(_admitted, keeper=keeper, checks=found.checks)
+    studies = studies_of(subjects, config.spacing_mm, found.failed, let_in)
+    how: dict[str, Any] = {"modalities": modalities, "every": every, "listener": listener}
     with progress_over("evaluate", subjects) as advance:
-        records = evaluate(predictors, studies, modalities=modalities, every=every, progress=advance, listener=listener)
-    if not records:
-        raise DatasetError(f"all {len(failed)} subjects failed; the first: {next(iter(failed.values()))}")
-    return records, failed
+        found.records = evaluate(predictors, studies, progress=advance, **how)
+    if not found.records:
+        raise DatasetError(f"all {len(found.failed)} subjects failed; the first: {next(iter(found.failed.values()))}")
+    return found
 
 
 def judged(folder: Path, listener: "Listener | None") -> "IdentityListener | Listener | None":
@@ -150,7 +171,7 @@ def measure_damage(
     damage: tuple[Sequence[str], Sequence[float]],
     seed: int,
 ) -> "list[DamageRecord]":
-    """Records of `damage_asked`; none if none were asked for. `measure` told who cannot be read."""
+    """Records of `damage_asked`; none if none were asked for. The subjects are those that `measure` scored."""
     from medk2n.evaluation import damage as measured
 
     kinds, severities = damage
@@ -174,25 +195,27 @@ def studies_of(
     subjects: "Sequence[Subject]",
     spacing_mm: float | None,
     failed: dict[str, str],
-    keeper: "Gatekeeper | None" = None,
+    let_in: "Callable[[Subject], Subject] | None" = None,
 ) -> "Iterator[WorkingStudy]":
-    """Each as it is needed; who could not be read is put into `failed` with its complaint."""
+    """Each as it is needed; who could not be read, or was not let in, is put into `failed` with the complaint."""
     from medk2n.data.working import load_working
     from medk2n.errors import contained
 
     for subject in subjects:
         try:
-            study = load_working(_admitted(subject, keeper) if keeper else subject, spacing_mm)
+            study = load_working(let_in(subject) if let_in else subject, spacing_mm)
         except Exception as error:
             failed[subject.id] = str(contained(error))
         else:
             yield study
 
 
-def _admitted(subject: "Subject", keeper: "Gatekeeper") -> "Subject":
-    """The subject with its scans read, after they were looked at."""
+def _admitted(subject: "Subject", keeper: "Gatekeeper", checks: dict[str, dict[str, Any]]) -> "Subject":
+    """The subject with its scans read, after they were looked at; `checks` gets what was found."""
     volumes = {name: subject.readers[name]() for name in subject.modalities}
-    for line in keeper.admit(volumes, next(iter(volumes))).lines():
+    examined = keeper.examine(volumes, next(iter(volumes)))
+    checks[subject.id] = examined.to_json()
+    for line in examined.admitted().lines():
         say(f"medk2n: warning: {one_line(f'{subject.id}: {line}')}", err=True)
     return replace(subject, readers={name: partial(volumes.__getitem__, name) for name in volumes})
 

@@ -17,8 +17,10 @@ from medk2n.cli.common import (
     OverwriteOption,
     PrecisionOption,
     PreferOption,
+    ReferenceOption,
     SeedOption,
     SetOption,
+    TargetsOption,
     ThreadsOption,
 )
 from medk2n.cli.complaints import say
@@ -45,13 +47,8 @@ def synth(
         list[str] | None,
         typer.Option("--input", "-i", metavar="[MODALITY=]FILE", help="One scan; repeatable. Instead of STUDY."),
     ] = None,
-    targets: Annotated[
-        list[str] | None,
-        typer.Option("--target", "-t", metavar="MODALITY", help="Repeatable. Left out: all that is missing."),
-    ] = None,
-    reference: Annotated[
-        str | None, typer.Option("--reference", metavar="MODALITY", help="Input whose grid is used (the first).")
-    ] = None,
+    targets: TargetsOption = None,
+    reference: ReferenceOption = None,
     series: Annotated[
         list[str] | None,
         typer.Option("--series", metavar="MODALITY=UID", help="DICOM: which series is a modality. Repeatable."),

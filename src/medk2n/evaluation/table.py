@@ -51,6 +51,7 @@ def write_tables(
         json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8", errors="backslashreplace"
     )
     text = markdown(summary, methods) + claims_markdown(claimed) + costs_markdown(facts.get("training", {}))
+    text += checks_markdown(facts.get("checks", {}), facts.get("data", {}).get("failed", {}))
     (folder / "table.md").write_text(text, encoding="utf-8", errors="backslashreplace")
     return text
 
@@ -102,6 +103,32 @@ def costs_markdown(training: Mapping[str, Mapping[str, float]]) -> str:
         known = {**cost, "flops_per_step": None if flops is None else round(flops / 1e9, 1)}
         cells = ("n/a" if known.get(key) is None else str(known[key]) for key in TRAINING_COST)
         lines.append("| " + " | ".join([in_markdown(method), *cells]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def checks_markdown(checks: Mapping[str, Mapping[str, Any]], failed: Mapping[str, str]) -> str:
+    """What the gatekeeper told of the scans that were scored, and who was not scored; nothing if it saw none.
+
+    Args:
+        checks: subject -> `Examined.to_json`.
+        failed: subject -> complaint.
+    """
+    if not checks:
+        return ""
+    rows = [(subject, f"not scored: {complaint}") for subject, complaint in failed.items()]
+    rows += [
+        (subject, f"{doubt['modality']} {doubt['what']} (certainty {doubt['certainty']:.2f})"
+                  + (", forced" if doubt["refuses"] else ""))
+        for subject, found in checks.items() if subject not in failed for doubt in found["doubts"]
+    ]  # fmt: skip
+    unknown = sorted({name for found in checks.values() for name in found["not_judged"]})
+    named = f"; it cannot judge the names of {', '.join(unknown)}, which no V of the model learned" if unknown else ""
+    doubted = len({subject for subject, _ in rows})
+    told = f"The gatekeeper looked at the scans of {len(checks)} subjects{named}. "
+    lines = ["", "## What was looked at first", "", told + (f"It tells of {doubted}:" if rows else "It doubts none.")]
+    if rows:
+        lines += ["", "| subject | what |", "|---|---|"]
+        lines += [f"| {in_markdown(subject)} | {in_markdown(what)} |" for subject, what in rows]
     return "\n".join(lines) + "\n"
 
 

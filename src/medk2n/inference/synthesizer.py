@@ -201,7 +201,7 @@ class Synthesizer:
             stacks[name] = space.stack(values)
             finer[name] = values - space.unstack(stacks[name])
         keeper = replace(self._gatekeeper, force=force)
-        examined = keeper.admit(inputs, first, pairs=align != Align.off, slices=stacks)
+        examined = keeper.examine(inputs, first, pairs=align != Align.off, slices=stacks).admitted()
         rules = _rules(control or {})
         laid_down = StudyControl.of(rules, inputs, wanted, space)
         inference = self._predictor.infer(stacks, wanted, progress, control=laid_down)
@@ -223,7 +223,7 @@ class Synthesizer:
             "ignored_inputs": ignored,
             "warnings": [*_left_out(study), *_warnings(inputs, own), *examined.lines()],
             "placed": examined.placed(),
-            "checks": {"align": align.value, "forced": force, "registration": registration, **examined.to_json()},
+            "checks": {"align": align.value, "registration": registration, **examined.to_json()},
             "sources": {name: dict(volume.provenance) for name, volume in inputs.items()},
         }
         volumes, deviations = {}, {}

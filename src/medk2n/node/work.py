@@ -3,15 +3,17 @@
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from medk2n.errors import Medk2nError, SystemLimitError, contained
 from medk2n.node.deliver import backoff_s
 from medk2n.node.ledger import Ledger, Taken
 
-Complete = Callable[[Path, Path], object]
-"""Completes the study in a folder into another, which is not there yet; whole or not at all."""
+Complete = Callable[[Path, Path], Mapping[str, Any]]
+"""Completes the study in a folder into another, which is not there yet; whole or not at all. Of what it returns the
+"warnings" are logged."""
 WORK, RESULTS = "work", "results"
 
 
@@ -32,30 +34,32 @@ def work(
     place = folder / WORK / taken.key
     shutil.rmtree(place, ignore_errors=True)
     try:
-        results = _complete(taken, folder, place, complete)
+        results, warnings = _complete(taken, folder, place, complete)
     except Exception as error:
         _give_up(taken, error, ledger, log, now)
     else:
         ledger.completed(taken, results, now())
         log(f"study {taken.key}: {len(taken.files)} images in, {len(results)} results")
+        for line in warnings:
+            log(f"study {taken.key}: warning: {line}")
         _keep_only(folder / RESULTS / taken.key, taken.digest)
     finally:
         shutil.rmtree(place, ignore_errors=True)
     return True
 
 
-def _complete(taken: Taken, folder: Path, place: Path, complete: Complete) -> list[str]:
-    """The results, in their final place; files relative to the node's folder."""
+def _complete(taken: Taken, folder: Path, place: Path, complete: Complete) -> tuple[list[str], list[str]]:
+    """The results, in their final place, as files relative to the node's folder; and what was told of the study."""
     source, made = place / "in", place / "out"
     source.mkdir(parents=True)
     for number, file in enumerate(taken.files, 1):
         _link(folder / file, source / f"{number:06d}.dcm")
-    complete(source, made)
+    facts = complete(source, made)
     final = folder / RESULTS / taken.key / taken.digest[:16]
     shutil.rmtree(final, ignore_errors=True)
     final.parent.mkdir(parents=True, exist_ok=True)
     made.rename(final)
-    return sorted(path.relative_to(folder).as_posix() for path in final.rglob("*.dcm"))
+    return sorted(path.relative_to(folder).as_posix() for path in final.rglob("*.dcm")), facts["warnings"]
 
 
 def _link(file: Path, link: Path) -> None:

@@ -129,8 +129,8 @@ def _through_steps(
     done: list[dict[str, Any]] = [{"step": "read", "reference": draft.reference, "scans": _read_from(draft)}]
     warnings: list[str] = []
     if keeper:
-        examined = keeper.admit(draft.scans, draft.reference, pairs=not plan.register)
-        done[0]["checks"] = {"forced": keeper.force, **examined.to_json()}
+        examined = keeper.examine(draft.scans, draft.reference, pairs=not plan.register).admitted()
+        done[0]["checks"] = examined.to_json()
         warnings += examined.lines()
     for step in plan.steps():
         outcome = step.apply(draft)
