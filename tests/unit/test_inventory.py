@@ -10,9 +10,8 @@ import pytest
 
 from medk2n.cli.main import main
 from medk2n.data.discover import discover
-from medk2n.data.inventory import displacement, take_inventory
-from medk2n.geometry.grid import Grid
-from medk2n.io.volume import Volume
+from medk2n.data.inventory import Found, take_inventory
+from medk2n.gatekeeper import Gatekeeper
 
 AFFINE = np.diag([1.5, 1.5, 3.0, 1.0])
 
@@ -29,22 +28,6 @@ def brain(seed: int, contrast: int) -> np.ndarray:
     levels = np.random.default_rng(10 + contrast).permutation(7) * 100 + 100
     noise = np.random.default_rng(99 * seed + contrast).normal(0, 8, x.shape)
     return np.where(head, levels[labels] + noise, 0).astype(np.float32)
-
-
-def volume(array: np.ndarray, affine: np.ndarray = AFFINE) -> Volume:
-    return Volume(array, Grid(array.shape, affine), "t1n", {})
-
-
-@pytest.mark.parametrize("shift", [(0, 0, 0), (2, 0, 0), (0, -3, 0), (3, 2, -2), (-4, 0, 2)])
-def test_a_displaced_image_is_told_by_how_much(shift: tuple[int, int, int]) -> None:
-    moved = np.roll(brain(0, 1), shift, (0, 1, 2))
-    assert displacement(volume(brain(0, 0)), volume(moved)) == shift
-
-
-def test_orientation_is_no_displacement() -> None:
-    flipped = nib.Nifti1Image(brain(0, 1), AFFINE).as_reoriented(np.array([[1, -1], [0, 1], [2, -1]]))
-    other = volume(np.asarray(flipped.dataobj), flipped.affine)
-    assert displacement(volume(brain(0, 0)), other) == (0, 0, 0)
 
 
 def test_a_spacing_that_nobody_stated_is_not_made_up(tmp_path: Path) -> None:
@@ -73,16 +56,24 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_complaints_are_what_is_wrong_and_nothing_else(data: Path) -> None:
-    inventory = take_inventory(discover(data))
+    def examine(volumes, first) -> Found:
+        examined = Gatekeeper().examine(volumes, first)
+        return examined.doubts, examined.pairs
+
+    inventory = take_inventory(discover(data), examine=examine)
     told = {(c.kind, c.subject, c.modality): c.what for c in inventory.complaints}
     assert set(told) == {
         ("duplicate", "A", "t1n"),
         ("duplicate", "B", "t1n"),
-        ("misaligned", "C", "t2f"),
+        ("displaced", "C", "t2f"),
         ("unreadable", "D", "t2f"),
     }
     assert told["duplicate", "A", "t1n"] == "has the same voxels as t1n of B"
-    assert "displaced against t1n by +0, +3, +0 voxels" in told["misaligned", "C", "t2f"]
+    assert "t2f lies 4." in told["displaced", "C", "t2f"]
+    shifts = {(i.subject, i.modality): i.shift for i in inventory.images}
+    assert [key for key in shifts if shifts[key] is None] == [("A", "t1n"), ("B", "t1c"), ("C", "t1n"), ("D", "t1n")]
+    np.testing.assert_allclose(shifts["C", "t2f"], (0, 4.5, 0), atol=0.5)
+    np.testing.assert_allclose(shifts["C", "t2w"], (0, 0, 0), atol=0.5)
     assert inventory.patterns() == {("t1n", "t2w"): ["A", "D"], ("t1n", "t1c"): ["B"], ("t1n", "t2w", "t2f"): ["C"]}
 
 

@@ -9,10 +9,9 @@ from medk2n.cli.common import DATA_HELP, ManifestOption, ModelOption, OverwriteO
 from medk2n.cli.complaints import SOME_FAILED, one_line, say
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-    from medk2n.data.doubts import Doubt
-    from medk2n.data.inventory import Inventory
+    from medk2n.data.inventory import Found, Inventory
     from medk2n.data.subject import LeftOut, Subject
     from medk2n.errors import Medk2nError
     from medk2n.gatekeeper import Gatekeeper
@@ -47,8 +46,8 @@ def index(
     """See what a data set holds before you use it: subjects, modalities, grids, missing patterns, suspicious cases.
 
     Every image is read: unreadable or constant ones, the same voxels under two names, images displaced against
-    the others of their subject by more than a voxel, mirrored or another patient's, and what is no scan or not what
-    its name says (as far as V of --model knows) are told. Nothing is changed. A split keeps a patient's sessions,
+    the first of their subject by 2 mm or more, mirrored or another patient's, and what is no scan or not what its
+    name says (as far as V of --model knows) are told. Nothing is changed. A split keeps a patient's sessions,
     and subjects that share an image, together, and is alike in every site and pattern of missing modalities.
     """
     from medk2n.cli.common import LeftOutFiles, gatekeeper, run_manifest, split_names
@@ -112,8 +111,9 @@ def _read(
         def progress(done: int, total: int) -> None:
             bar.update(line, completed=done, total=total)
 
-        def examine(volumes: "Mapping[str, Volume]", first: str) -> "Sequence[Doubt]":
-            return keeper.examine(volumes, first).doubts
+        def examine(volumes: "Mapping[str, Volume]", first: str) -> "Found":
+            examined = keeper.examine(volumes, first)
+            return examined.doubts, examined.pairs
 
         return take_inventory(subjects, progress, faulty=faults, left_out=left_out, examine=examine)
 

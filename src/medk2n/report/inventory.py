@@ -54,7 +54,7 @@ def _markdown(inventory: Inventory, name: str) -> str:
     lines += ["", "## To look at", ""]
     if not inventory.complaints:
         lines.append(
-            "Nothing: every image is readable, none seems displaced by more than a voxel, none is there twice."
+            "Nothing: every image is readable, none lies 2 mm or more off its subject's first, none is there twice."
         )
     else:
         lines += ["| kind | subject | modality | what |", "|---|---|---|---|"]
