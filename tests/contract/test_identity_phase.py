@@ -1,19 +1,24 @@
 """V and the judge V' learn at the beginning of a run, from acquired images alone, and are frozen afterwards."""
 
 import os
+import shutil
 import signal
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from medk2n.cli.main import main
 from medk2n.config.schema import TrainConfig, load_config
 from medk2n.data.batches import Batch
 from medk2n.errors import ConfigError, StoppedError
+from medk2n.identity import table
 from medk2n.identity.identity import JUDGE, Identity, V
 from medk2n.identity.texts import NOTHING
 from medk2n.training import identity as identity_module
+from medk2n.training import run as run_module
 from medk2n.training.contender import Contender
 from medk2n.training.identity import IdentityPhase, no_scan, scanned, with_nothing
 from medk2n.training.lessons import medk2n as lesson_module
@@ -156,6 +161,44 @@ def test_a_text_that_is_missing_is_told_before_anything_is_learned(data: Path, r
     settings = config(data, "identity.texts={t1n: ['']}")
     with pytest.raises(ConfigError, match=r"identity\.texts\.t1n"):
         IdentityPhase(settings, read, torch.device("cpu"))
+
+
+BAD = {
+    "no such folder": (["identity.encoder=NOWHERE"], "text encoder NOWHERE: config.json, model.safetensors"),
+    "a folder of something else": (["identity.encoder=EMPTY"], "EMPTY: config.json, model.safetensors"),
+    "nothing is said": (["identity.texts={t1n: []}"], "no text says what t1n looks like; describe it"),
+    "an empty text": (["identity.texts={t1n: ['  ']}"], "identity.texts.t1n: expected sentences of 1 to"),
+    "a book": ([f"identity.texts={{t1n: ['{'dark ' * 500}']}}"], "expected sentences of 1 to 2000 letters"),
+    "of a modality that is not learned": (["identity.texts={dwi: [bright]}"], "dwi not among modalities (t1c, t1n,"),
+    "no list": (["identity.texts={t1n: dark}"], "identity.texts.t1n"),
+    "a modality that is none": (["modalities=[t1n, swi]"], "swi"),
+}
+
+
+@pytest.mark.parametrize(("words", "message"), BAD.values(), ids=BAD)
+def test_what_is_wrong_with_the_texts_is_one_line_before_the_data_are_read(
+    data: Path, tmp_path: Path, monkeypatch, capsys, words: list[str], message: str
+) -> None:
+    monkeypatch.setattr(run_module, "read_data", lambda *told: pytest.fail("the data were read"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "EMPTY").mkdir()
+    settings = [word for text in (*SMALL, "budget={steps: 4}", *words) for word in ("--set", text)]
+    assert main(["train", "--preset", "tiny", "--data", str(data), "--out", "run", "--device", "cpu", *settings]) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.count("\n") == 1
+
+
+def test_a_shipped_table_that_was_altered_is_one_line(data: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    shutil.copytree(table.SHIPPED, tmp_path / "shipped")
+    (tmp_path / "shipped" / table.VECTORS).write_bytes((table.SHIPPED / table.VECTORS).read_bytes()[:-2] + b"xx")
+    monkeypatch.setattr(table, "read_table", partial(table.read_table, tmp_path / "shipped"))
+    settings = [word for text in (*SMALL, "budget={steps: 4}") for word in ("--set", text)]
+    out = str(tmp_path / "run")
+    assert main(["train", "--preset", "tiny", "--data", str(data), "--out", out, "--device", "cpu", *settings]) == 2
+    told = capsys.readouterr().err
+    assert "texts.safetensors does not fit its hash in texts.json; make it anew with recipes/texts.py" in told
+    assert told.count("\n") == 1
 
 
 def test_embeddings_begin_from_the_texts_and_the_switch_takes_them_away(data: Path, read: TrainingData) -> None:

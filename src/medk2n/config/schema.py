@@ -208,6 +208,9 @@ class TrainConfig(_Strict):
         foreign = sorted(set(self.core) - set(self.modalities))
         if foreign:
             raise ValueError(f"core: {', '.join(foreign)} not among modalities ({', '.join(self.modalities)})")
+        if strange := sorted(set(self.identity.texts) - {*self.modalities, "nothing"}):
+            known = ", ".join(self.modalities)
+            raise ValueError(f"identity.texts: {', '.join(strange)} not among modalities ({known})")
         return self
 
 

@@ -40,7 +40,7 @@ from medk2n.training.board import FOLDER as BOARD
 from medk2n.training.board import Board
 from medk2n.training.contender import Contender
 from medk2n.training.feed import Feed, Part, seed_of
-from medk2n.training.identity import IdentityPhase
+from medk2n.training.identity import IdentityPhase, told_of
 from medk2n.training.log import METRICS, VALIDATION, Log
 from medk2n.training.outcome import save_models
 from medk2n.training.plan import Plan, make_plan
@@ -113,6 +113,7 @@ def _decided(
     config = plan.config if plan else config
     if not config.data:
         raise ConfigError("no training data: give --data DIR")
+    told_of(config)  # texts and their encoder, before the data are read too
     keep_plan(plan, out)
     if plan and show:
         show(plan)
