@@ -54,12 +54,15 @@ def test_scans_are_judged_once_and_every_answer_beside_them(identity: Identity) 
 
 
 def test_the_table_says_who_is_taken_for_what() -> None:
-    rows = [Seen("a", SCAN, "", "t1n", "t1n", 0.9, 1.0), Seen("a", "ours", "t2w", "t1n", "t1c", 0.1, 0.5)]
-    rows.append(Seen("b", "ours", "t2w", "t1n", "t1n", 0.8, 1.0))
-    assert confusion(rows[1:], ["t1n"], ["t1n", "t1c"]).tolist() == [[1, 1]]
+    rows = [Seen("a", "ours", "t2w", "t1n", "nothing", 0.9, 0.1, 0.5)]
+    rows += [Seen("b", "ours", "t2w", "t1n", "t1c", 0.7, 0.3, 0.75), Seen("c", "ours", "t2w", "t1n", "t1n", 1, 1, 1.0)]
+    rows += [Seen("c", "ours", "t2w", "t1c", "t1c", 0.8, 0.8, 1.0), Seen("c", SCAN, "", "t1n", "t1n", 0.9, 0.9, 1.0)]
+    assert confusion(rows[:3], ["t1n"], ["t1n", "t1c"] + ["nothing"]).tolist() == [[1, 1, 1]]
     text = identity_markdown(rows, ["ours", "copy"])
-    assert "| t1n | 100.0 (100.0) | 50.0 (75.0) |" in text
-    assert "| | t1n | t1c |" in text
+    assert "| t1n | 100.0 (100.0), n 1 | 33.3 (75.0), n 3 |" in text
+    assert "| all | 100.0 (100.0), n 1 | 50.0 (81.2), n 4 |" in text
+    assert "| calibration error | 0.100 | 0.450 |" in text
+    assert "| | t1n | t1c | nothing |\n|---|---|---|---|\n| t1n | 1 | 1 | 1 |\n| t1c | 0 | 1 | 0 |" in text
     assert identity_markdown([], ["ours"]) == ""
 
 

@@ -226,7 +226,11 @@ def _temperature(logits: np.ndarray, truth: np.ndarray, doubt: float) -> float:
 
 def calibration_error(probabilities: np.ndarray, truth: np.ndarray, bins: int = 10) -> float:
     """Expected calibration error: how far, on average, certainty and the share of right answers are apart."""
-    sure, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == truth
+    return calibration_gap(probabilities.max(axis=1), probabilities.argmax(axis=1) == truth, bins)
+
+
+def calibration_gap(sure: np.ndarray, right: np.ndarray, bins: int = 10) -> float:
+    """As `calibration_error`, of how sure each answer is (n,) and whether it is right (n,) bool."""
     which = np.minimum((sure * bins).astype(int), bins - 1)
     gaps = [abs(sure[which == b].mean() - right[which == b].mean()) * (which == b).mean() for b in np.unique(which)]
     return float(sum(gaps))
