@@ -169,7 +169,7 @@ class MedK2N(nn.Module):
         return torch.cat(mean), torch.cat(log_variance)
 
     def fuse(self, scene: Scene, query: Query, guidance: Guidance | None = None) -> Fused:
-        """Which frames every query lets in, and where; without gradient to the synthesizer.
+        """Which frames every query lets in, and how far; without gradient to the synthesizer.
 
         In 32 bits, under autocast too: evidence is small differences of large sums.
         """
