@@ -88,8 +88,15 @@ BAD = {
     "mask": INSIDE * 1.0,
     "label map": np.where(INSIDE, np.digitize(brain(0, 0), [250, 350, 450, 550]) + 1.0, 0),
     "cut off": np.minimum(brain(0, 0), 290),
+    "negative": brain(0, 0).max() - brain(0, 0),
+    "negative below zero": -brain(0, 0),
 }
-LIKE = {"noise inside a head": "noise", "mask": "mask or label map", "label map": "mask or label map"}
+LIKE = {
+    "negative below zero": "negative",
+    "noise inside a head": "noise",
+    "mask": "mask or label map",
+    "label map": "mask or label map",
+}
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -123,6 +130,13 @@ def test_without_millimetres_distances_are_in_voxels() -> None:
 
 def test_too_little_of_an_image_says_nothing() -> None:
     assert look(volume(np.ones((4, 4, 4)))) is None
+
+
+@pytest.mark.parametrize("thickness", [1.0, 3.0, 8.0])
+def test_one_slice_is_noise_or_not_however_thick_it_is(thickness: float) -> None:
+    affine = np.diag([1.0, 1.0, thickness, 1.0])
+    steady = [look(volume(array[..., 20:21], affine=affine)).steady for array in (brain(0, 0), BAD["noise"])]
+    assert steady[0] > 0.4 > 0.15 > steady[1]
 
 
 def test_a_certainty_rises_with_what_was_measured() -> None:

@@ -21,6 +21,7 @@ TOLD, REFUSED = 0.5, 0.98
 """Certainty from which a doubt is told, and from which a scan is refused, unless it is forced."""
 NAMED = 0.9
 """Probability from which it is told that a scan looks like another modality."""
+_OR_ELSE = "it may be one, lie far off, or have its slices or axes in another order"
 _FAINT = 1e-3  # agreement of detail below which nothing agrees
 _CLEARLY = 1.03  # a displaced scan's mutual information rises by more when it is moved back
 
@@ -71,6 +72,8 @@ def of_image(modality: str, seen: "Look | None") -> list[Doubt]:
          f"looks like a mask or label map: it has about {seen.levels:.0f} grey levels, expected 50 or more"),
         (_certainty(seen.brightest, good=0.05, bad=0.3),
          f"looks cut off: {seen.brightest:.0%} of the patient are at its highest value, expected 1% or less"),
+        (_certainty(seen.darker, good=0.8, bad=0.95),
+         f"looks like a negative: {seen.darker:.0%} of what it shows is darker than its edges, expected dark air"),
     ]  # fmt: skip
     certainty, what = max(judged, key=lambda row: row[0])  # of equals the first
     return [Doubt(modality, "scan", what, certainty, certainty >= REFUSED)] if certainty >= TOLD else []
@@ -90,7 +93,11 @@ def of_pair(modality: str, seen: "Agreement | None", reference: str, *, unit: st
     moved = _certainty(seen.move_mm, good=1.0, bad=3.0) if seen.gain > _CLEARLY else 0.0
     judged = [
         ("mirrored", f"looks mirrored left to right against {reference}: turned round, they agree better", mirrored),
-        ("patient", f"agrees with {reference} no better than scans of two patients do, or lies far off it", stranger),
+        (
+            "patient",
+            f"agrees with {reference} no better than another patient's, lies far off, or its slices are in disorder",
+            stranger,
+        ),
         ("displaced", f"lies {seen.move_mm:.1f} {unit} off {reference} on average over the head", moved),
     ]
     kind, what, certainty = max(judged, key=lambda row: row[2])  # one explains the others

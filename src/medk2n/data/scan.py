@@ -13,22 +13,26 @@ from medk2n.io.volume import Volume
 _LEAST_VOXELS = 200  # of some 3 mm, inside the head: of fewer nothing is said
 _THICK = 4  # an axis with fewer voxels has no rim
 _MOST_VOXELS = 500_000  # that grey levels are counted on
+_LIKE_AIR = 0.05  # of the range of values: no more than that apart is alike
 _ALIKE_EDGES = 1.5  # an axis with longer voxels than this many times the shortest has no near neighbours
 
 
 @dataclass(frozen=True)
 class Look:
-    """An image by itself, inside its head, without a rim.
+    """An image by itself, inside its head, without a rim; of the last the whole image.
 
     Attributes:
         steady: correlation of means over 3 mm with those beside them; noise has none.
         levels: how many grey levels there are, as the exponential of their entropy; a mask has one.
         brightest: share of voxels at the very highest value; a range that was cut leaves many there.
+        darker: of the voxels that differ from the edges of the image, the share that is darker; of a negative nearly
+            all are.
     """
 
     steady: float
     levels: float
     brightest: float
+    darker: float
 
 
 def look(volume: Volume, small: Volume | None = None) -> Look | None:
@@ -44,7 +48,10 @@ def look(volume: Volume, small: Volume | None = None) -> Look | None:
         return None
     array, _ = to_canonical(volume.array, volume.grid)
     blocks = np.array(array.shape) // np.array(inside.shape)
-    axes = [axis for axis, n in enumerate(small.grid.spacing_mm) if n <= _ALIKE_EDGES * small.grid.spacing_mm.min()]
+    edges = {axis: n for axis, n in enumerate(small.grid.spacing_mm) if inside.shape[axis] >= _THICK}
+    steady = [
+        _steady(small.array, inside, axis) for axis, n in edges.items() if n <= _ALIKE_EDGES * min(edges.values())
+    ]
     whole = inside
     for each, times in enumerate(blocks):
         whole = np.repeat(whole, times, each)
@@ -52,10 +59,18 @@ def look(volume: Volume, small: Volume | None = None) -> Look | None:
     _, counts = np.unique(values[:: 1 + values.size // _MOST_VOXELS], return_counts=True)
     shares = counts / counts.sum()
     return Look(
-        steady=float(np.mean([_steady(small.array, inside, axis) for axis in axes if inside.shape[axis] >= _THICK])),
+        steady=float(np.mean(steady)) if steady else 1.0,
         levels=float(np.exp(-np.sum(shares * np.log(shares)))),
         brightest=float(shares[-1]),
+        darker=_darker(small.array),
     )
+
+
+def _darker(array: np.ndarray) -> float:
+    around = float(np.median(np.concatenate([array[[0, -1]].ravel(), array[:, [0, -1]].ravel()])))
+    low, high = np.percentile(array, [1, 99])
+    other = array[abs(array - around) > _LIKE_AIR * (high - low)]
+    return float((other < around).mean()) if other.size else 0.0
 
 
 def _within(mask: np.ndarray) -> np.ndarray:
