@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 FORMAT = 3
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 REFERENCE_UNET = Path("reference") / "unet"
+BEGUN = "begun_from"
+"""In `training`: the model that a run began from, with its own `training`, and so on."""
 BUNDLED = Path(__file__).parent / "weights"
 _SEAL = "config_sha256"  # in the file alone
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -84,6 +86,16 @@ class ModelConfig:
     format: int = FORMAT
 
     __pydantic_config__: ClassVar = _STRICT
+
+
+def learned_from(config: ModelConfig, folder: str) -> set[str]:
+    """Ids of the subjects of a data folder, by its name, that a model learned from, or a model that it began from."""
+    found: set[str] = set()
+    training: Mapping[str, Any] | None = config.training
+    while training:
+        found |= set(training.get("subject_ids", {}).get(folder, []))
+        training = training.get(BEGUN, {}).get("training")
+    return found
 
 
 def bundled() -> list[str]:

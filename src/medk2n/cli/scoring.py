@@ -70,8 +70,9 @@ def already_learned(config: "ModelConfig", data: Path, subjects: "Sequence[Subje
 
     A data set is known by its folder's name.
     """
-    learned = set(config.training.get("subject_ids", {}).get(data.resolve().name, []))
-    seen = sorted(learned & {subject.id for subject in subjects})
+    from medk2n.checkpoint import learned_from
+
+    seen = sorted(learned_from(config, data.resolve().name) & {subject.id for subject in subjects})
     return ", ".join(seen[:3]) + (", ..." if len(seen) > 3 else "")
 
 

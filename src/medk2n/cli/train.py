@@ -46,6 +46,10 @@ def train(
             "Repeatable: several learn interleaved, the first goes to --out, the others to its reference folder.",
         ),
     ] = None,
+    begin_from: Annotated[
+        str | None,
+        typer.Option("--from", metavar="MODEL", help="Begin with the weights of a bundled model or a model folder."),
+    ] = None,
     preset: PresetOption = "tiny",
     config: Annotated[Path | None, typer.Option("--config", help="A YAML file instead of a preset.")] = None,
     minutes: Annotated[float | None, typer.Option("--minutes", help="Wall time for each model of the run.")] = None,
@@ -70,12 +74,14 @@ def train(
     from medk2n.errors import UsageError
     from medk2n.io.outputs import HOME
 
-    given = (data, val, split, subjects, exclude, prefer, models, config, minutes, seed is not None)
+    given = (begin_from, data, val, split, subjects, exclude, prefer, models, config, minutes, seed is not None)
     if resume and any((*given, overrides, overwrite)):
         raise UsageError("--resume goes on with the run's own settings: give --out alone, or start a run without it")
     wanted = list(overrides or [])
     if data:
         wanted.append(f"data={json.dumps(data)}")
+    if begin_from:
+        wanted.append(f"begin_from={json.dumps(begin_from)}")
     if val:
         wanted.append(f"validation={json.dumps(str(val))}")
     if split:

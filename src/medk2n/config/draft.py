@@ -6,7 +6,7 @@ decides about it. What the user states is never planned again.
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,14 @@ class Draft:
             modality, and what config/schema.py and the models have as defaults.
         overridden: dotted keys that came on top of the file.
         from_preset: whether the file is one of the package.
+        taken: dotted keys whose values are those of the model that the run begins from.
     """
 
     tree: dict[str, Any]
     config: TrainConfig
     overridden: frozenset[str]
     from_preset: bool
+    taken: frozenset[str] = frozenset()
 
     @property
     def open(self) -> list[str]:
@@ -40,13 +42,26 @@ class Draft:
         return _open(self.tree)
 
     def decided_by(self, key: str) -> str:
-        """Who stated the value of a dotted key: "you" or "preset"; "default" if nobody did."""
+        """Who stated the value of a dotted key: "you", "preset" or the "model" begun from; "default" if nobody did."""
+        if key in self.taken:
+            return "model"
         if any(f"{given}.".startswith(f"{key}.") or f"{key}.".startswith(f"{given}.") for given in self.overridden):
             return "you"
         holder, leaf = _holder(self.tree, key)
         if leaf not in holder:
             return "default"
         return "preset" if self.from_preset else "you"
+
+    def taking(self, values: Mapping[str, Any]) -> "Draft":
+        """With the values of a model, by dotted key, wherever the user states none; raises as `config_with`."""
+        taken = {key: value for key, value in values.items() if not self._states(key)}
+        tree = self.filled(taken)
+        return replace(self, tree=tree, config=validated(_stand_in(tree)), taken=frozenset(taken))
+
+    def _states(self, key: str) -> bool:
+        """Whether the user gives a value to a dotted key; `auto` is none."""
+        holder, leaf = _holder(self.tree, key)
+        return holder.get(leaf, AUTO) != AUTO and self.decided_by(key) == "you"
 
     def filled(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The settings with planned values put in."""

@@ -151,6 +151,8 @@ class TrainConfig(_Strict):
         modalities: what the model will know.
         core: those of them that people mostly have; `core_share` of the crops are asked about these alone.
         spacing_mm: in-plane spacing of the working grid.
+        begin_from: a finished model, bundled or a folder, whose weights the run begins with; its kind, sizes,
+            modalities and spacing are taken over.
         models: the first is the model, the others are references trained interleaved with it.
         teaching: how Med-K2N's weighting networks learn.
         identity: how the networks learn that say what an image is.
@@ -170,6 +172,7 @@ class TrainConfig(_Strict):
     core: list[str] = []
     core_share: Share = 0.6
     spacing_mm: Positive = 1.5
+    begin_from: str | None = None
     models: Annotated[list[ModelChoice], Field(min_length=1)]
     optimiser: Optimiser = Optimiser()
     budget: Budget = Budget(minutes=30)

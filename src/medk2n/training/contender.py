@@ -16,7 +16,7 @@ from medk2n.config.schema import ModelChoice, TrainConfig
 from medk2n.data.statistics import CohortStatistics
 from medk2n.models._spec import ModelSpec, Statistics
 from medk2n.registry import resolve
-from medk2n.training.begin import begin, chosen
+from medk2n.training.begin import Start, begin, chosen
 from medk2n.training.feed import Part
 from medk2n.training.groups import optimisers
 from medk2n.training.identity import told_of
@@ -60,8 +60,25 @@ class Contender:
         self.optimisers = [o for module in self._learning for o in optimisers(module, self.config.optimiser)]
 
     @classmethod
-    def of(cls, choice: ModelChoice, config: TrainConfig, statistics: CohortStatistics, device: str) -> "Contender":
-        """Build a fresh model; the caller has seeded torch."""
+    def of(
+        cls,
+        choice: ModelChoice,
+        config: TrainConfig,
+        statistics: CohortStatistics,
+        device: str,
+        start: Start | None = None,
+    ) -> "Contender":
+        """Build a model, fresh unless `start` has one of its kind; the caller has seeded torch.
+
+        An adversary, which no model folder holds, is always fresh.
+        """
+        found = start.module(choice.name) if start else None
+        module, params = found or cls._fresh(choice, config, statistics)
+        params = begin(module, params, torch.device(device), fresh=found is None)
+        return cls(choice, config, module.to(device, memory_format=torch.channels_last), params)
+
+    @staticmethod
+    def _fresh(choice: ModelChoice, config: TrainConfig, statistics: CohortStatistics) -> tuple[nn.Module, Any]:
         spec = resolve("models", choice.name)
         params = chosen(choice)
         tensors = [
@@ -72,9 +89,7 @@ class Contender:
         if config.identity.embeddings and spec.described:
             texts = torch.from_numpy(told_of(config).apart()[:-1])
             params = replace(params, text=texts.shape[1])
-        module = spec.build(params, len(config.modalities), Statistics(*tensors, texts))
-        params = begin(module, params, torch.device(device))
-        return cls(choice, config, module.to(device, memory_format=torch.channels_last), params)
+        return spec.build(params, len(config.modalities), Statistics(*tensors, texts)), params
 
     @property
     def name(self) -> str:

@@ -10,6 +10,7 @@ import torch
 import medk2n
 from medk2n import checkpoint
 from medk2n.config.schema import TrainConfig
+from medk2n.training.begin import Start
 from medk2n.training.contender import Contender
 from medk2n.training.planfile import read_plan
 from medk2n.training.reading import TrainingData
@@ -17,9 +18,35 @@ from medk2n.training.world import World
 
 
 def save_models(
-    contenders: Sequence[Contender], config: TrainConfig, data: TrainingData, world: World, out: Path, *, finished: bool
+    contenders: Sequence[Contender],
+    config: TrainConfig,
+    data: TrainingData,
+    world: World,
+    out: Path,
+    start: Start | None,
+    *,
+    finished: bool,
 ) -> None:
     """Write the first model to `out`, the others to `out/reference/<name>`: averaged weights, statistics and cost."""
+    saved = start.model.statistics if start else _statistics(data)
+    planned = {"plan": plan["decisions"]} if (plan := read_plan(out)) else {}
+    for k, contender in enumerate(contenders):
+        folder = out if k == 0 else out / "reference" / contender.name
+        params = {name: getattr(contender.params, name) for name in contender.params.__dataclass_fields__}
+        begun = start.told(contender.name) if start else {}
+        model = checkpoint.ModelConfig(
+            model=contender.name,
+            modalities=data.statistics.modalities,
+            spacing_mm=config.spacing_mm,
+            params=params,
+            statistics=saved,
+            licence=config.licence,
+            training=_cost(contender, config, data, world) | {"finished": finished} | planned | begun,
+        )
+        checkpoint.save(folder, contender.averaged, model)
+
+
+def _statistics(data: TrainingData) -> checkpoint.Statistics:
     statistics = data.statistics
     names = statistics.modalities
     maps = {
@@ -29,25 +56,11 @@ def save_models(
         }
         for j, target in enumerate(names)
     }
-    saved = checkpoint.Statistics(
+    return checkpoint.Statistics(
         affine_maps=maps,
         variance={name: float(v) for name, v in zip(names, statistics.variance, strict=True)},
         typical_scaling=statistics.typical_scaling,
     )
-    planned = {"plan": plan["decisions"]} if (plan := read_plan(out)) else {}
-    for k, contender in enumerate(contenders):
-        folder = out if k == 0 else out / "reference" / contender.name
-        params = {name: getattr(contender.params, name) for name in contender.params.__dataclass_fields__}
-        model = checkpoint.ModelConfig(
-            model=contender.name,
-            modalities=names,
-            spacing_mm=config.spacing_mm,
-            params=params,
-            statistics=saved,
-            licence=config.licence,
-            training=_cost(contender, config, data, world) | {"finished": finished} | planned,
-        )
-        checkpoint.save(folder, contender.averaged, model)
 
 
 def _cost(contender: Contender, config: TrainConfig, data: TrainingData, world: World) -> dict[str, object]:

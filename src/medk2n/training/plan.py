@@ -12,6 +12,7 @@ from medk2n.config.draft import SETTINGS, Draft
 from medk2n.config.schema import TrainConfig
 from medk2n.data.fingerprint import Fingerprint, take_fingerprint
 from medk2n.errors import ConfigError, DatasetError
+from medk2n.training.begin import taken_over
 from medk2n.training.machine import Machine, look_at_machine
 from medk2n.training.memory import Need, cost
 from medk2n.training.reading import Report, learned_from, refuse_unseen
@@ -26,7 +27,7 @@ _GB = 1e9
 
 @dataclass(frozen=True)
 class Decision:
-    """One setting; `by` is "planned", with the reason, or who stated it: "you", "preset" or "default"."""
+    """One setting; `by` is "planned", with the reason, or who stated it: "you", "preset", "model" or "default"."""
 
     field: str
     value: Any
@@ -64,6 +65,7 @@ def make_plan(draft: Draft, device: str, report: Report | None = None) -> Plan:
     """
     if not draft.config.data:
         raise ConfigError("no training data: give --data DIR")
+    draft = taken_over(draft)
     tell = report or (lambda stage, share, numbers: None)
     subjects = [subject for *_, chosen in learned_from(draft.config) for subject in chosen]
     facts = take_fingerprint(subjects, lambda share: tell("looking at the data", share, {}))
@@ -79,7 +81,7 @@ def decide(draft: Draft, facts: Fingerprint, machine: Machine) -> Plan:
 
     if "modalities" in draft.open:
         planned["modalities"] = _modalities(facts)
-    refuse_unseen(draft.config_with(values()).modalities, facts.images)
+    refuse_unseen(draft.config_with(values()), facts.images)
     if "spacing_mm" in draft.open:
         planned["spacing_mm"] = _spacing(facts, machine)
     planned |= choose_sizes(draft, draft.config_with(values()), facts, machine)

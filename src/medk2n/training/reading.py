@@ -98,7 +98,7 @@ def read_data(config: TrainConfig, report: Report) -> TrainingData:
     parts: dict[str, tuple[list[Store], list[float]]] = {REST: ([], []), FOLD: ([], [])}
     learned: dict[str, str] = {}  # digest of an image -> whose it is
     entries = learned_from(config)
-    refuse_unseen(config.modalities, {name for *_, chosen in entries for subject in chosen for name in subject.readers})
+    refuse_unseen(config, {name for *_, chosen in entries for subject in chosen for name in subject.readers})
     for root, share, chosen in entries:
         studies = _studies(chosen, config, report, f"reading {Path(root).name}")
         for study in studies:
@@ -153,13 +153,27 @@ def learned_from(config: TrainConfig) -> list[tuple[str, float, list[Subject]]]:
     return chosen
 
 
-def refuse_unseen(modalities: Collection[str], seen: Collection[str]) -> None:
-    """Raises ConfigError for a modality that no training subject has."""
-    unseen = [name for name in modalities if name not in seen]
+def refuse_unseen(config: TrainConfig, seen: Collection[str]) -> None:
+    """Raises ConfigError for a modality that no training subject has.
+
+    What a model knows from before may be missing: it is told, since it is no longer practised. V is learned anew with
+    all of them or not at all.
+    """
+    unseen = [name for name in config.modalities if name not in seen]
+    if unseen and config.begin_from:
+        if config.identity.share:
+            raise ConfigError(
+                f"no training subject has {', '.join(unseen)}, so that V cannot learn to name it; set identity.share=0"
+            )
+        warnings.warn(
+            f"no training subject has {', '.join(unseen)}: the model goes on knowing it, and may get worse at it",
+            stacklevel=2,
+        )
+        return
     if unseen:
         raise ConfigError(
             f"no training subject has {', '.join(unseen)}; leave out what cannot be learned: "
-            f"--set modalities=[{', '.join(n for n in modalities if n not in unseen)}]"
+            f"--set modalities=[{', '.join(n for n in config.modalities if n not in unseen)}]"
         )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from medk2n.config.schema import TrainConfig, load_config
 from medk2n.data import split
 from medk2n.data.batches import Batch
 from medk2n.errors import (
+    CheckpointError,
     ConfigError,
     DatasetError,
     InternalError,
@@ -35,7 +37,7 @@ from medk2n.io.outputs import OutputFolder, output_folder
 from medk2n.losses.reconstruction import mean_squared_error
 from medk2n.models._flops import counting
 from medk2n.training import state
-from medk2n.training.begin import chosen
+from medk2n.training.begin import Start, chosen, taken_over
 from medk2n.training.board import FOLDER as BOARD
 from medk2n.training.board import Board
 from medk2n.training.contender import Contender
@@ -107,8 +109,13 @@ def _decided(
     show: Callable[[Plan], None] | None,
 ) -> TrainConfig:
     """The configuration with nothing left open; plan.json and split.json are written."""
+    draft = taken_over(draft) if draft else None
+    config = draft.config if draft else config
+    start = Start.of(config)
+    if start and out.resolve() in (start.folder.resolve(), *start.folder.resolve().parents):
+        raise ConfigError(f"{out} holds the model that the run begins from; give another --out")
     for choice in config.models:
-        chosen(choice)  # before the data are read, which takes long
+        chosen(choice, start)  # before the data are read, which takes long
     plan = make_plan(draft, device, report) if draft else None
     config = plan.config if plan else config
     if not config.data:
@@ -174,15 +181,22 @@ def _train(
     config: TrainConfig, out: Path, world: World, place: OutputFolder | None, report: Report, resumed: State | None
 ) -> Path:
     parts = world.share(config.batch.accumulate)
+    start = Start.of(config)
     if config.split:
         config = config.model_copy(update={"split": str(out / split.FILE)})  # the run's own, wherever the run is moved
     data = read_data(config, report)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        contenders = [Contender.of(choice, config, data.statistics, str(world.device)) for choice in config.models]
+        contenders = [
+            Contender.of(choice, config, data.statistics, str(world.device), start) for choice in config.models
+        ]
+    if start and (fresh := [c.name for c in contenders if c.name not in start.models]):
+        warnings.warn(f"{start.name} has no {', '.join(fresh)}: fresh weights, no fair comparison", stacklevel=2)
     phase = IdentityPhase(config, data, world.device)
     log = Log(out / METRICS)
-    validated = 0 if resumed is None else _restore(resumed, contenders, phase, data)
+    validated = -1 if start else 0  # what it begins with is watched first
+    if resumed is not None:
+        validated = _restore(resumed, contenders, phase, data, start)
     if place:
         if resumed is None:
             place.clear(but=[PLAN, split.FILE])
@@ -192,7 +206,7 @@ def _train(
         else:
             log.restore(resumed.counters["log"])
     board = Board(out, {c.name: c.steps for c in contenders}) if config.tensorboard and world.leads else None
-    run = _Run(config, out, world, data, phase, contenders, log, board, validated, parts)
+    run = _Run(config, out, world, data, phase, contenders, log, board, validated, parts, start)
     feeds = {c.name: run.feed(c) for c in contenders}
     try:
         run.learn(feeds, report)
@@ -218,6 +232,7 @@ class _Run:
     board: Board | None
     validated: int
     parts: range
+    start: Start | None
 
     def feed(self, contender: Contender) -> Feed:
         """The batches of the steps that come."""
@@ -257,6 +272,7 @@ class _Run:
     def _recognise(self, stop: Stop, report: Report) -> None:
         """First V and V' learn, if the budget gives them a step; then they are frozen and saved, and lessons know V."""
         if not self.phase.wanted:
+            self._remember()
             return
         saved_at = time.monotonic()
         while (share := self.phase.progress) < 1:
@@ -272,6 +288,16 @@ class _Run:
             made.save(self.out)
         for contender in self.contenders:
             contender.lesson.recognised_by(made.nets[identity.V])
+
+    def _remember(self) -> None:
+        """The identity of the model that the run began from travels along, and lessons know its V."""
+        if self.start is None:
+            return
+        if self.world.leads:
+            self.start.carry_identity(self.out)
+        v = self.start.v(self.config) if self.config.identity.asked else None
+        for contender in self.contenders if v else ():
+            contender.lesson.recognised_by(v)
 
     def _stop(self, share: float) -> None:
         self.world.wait()
@@ -323,7 +349,7 @@ class _Run:
         return numbers
 
     def _save(self, *, finished: bool) -> None:
-        save_models(self.contenders, self.config, self.data, self.world, self.out, finished=finished)
+        save_models(self.contenders, self.config, self.data, self.world, self.out, self.start, finished=finished)
 
     def _keep(self) -> None:
         """The whole state, for `resume`."""
@@ -333,6 +359,7 @@ class _Run:
             "validated": self.validated,
             "log": self.log.state(),
             "subjects": self.data.subjects,
+            "begun": _begun(self.start),
         }
         tensors = {name: named for name, (named, _) in kept.items()}
         tensors[identity.FOLDER], counters[identity.FOLDER] = self.phase.state()
@@ -352,8 +379,16 @@ def _counted(runner: Contender, parts: Sequence[Part], world: World) -> dict[str
     return numbers
 
 
-def _restore(kept: State, contenders: Sequence[Contender], phase: IdentityPhase, data: TrainingData) -> int:
+def _begun(start: Start | None) -> dict[str, Any] | None:
+    return {"model": start.name, "sha256": start.hashes} if start else None
+
+
+def _restore(
+    kept: State, contenders: Sequence[Contender], phase: IdentityPhase, data: TrainingData, start: Start | None
+) -> int:
     """All networks back to where they were; returns how many validations there had been."""
+    if kept.counters.get("begun") != _begun(start):
+        raise CheckpointError("the model that the run began from is no longer the same; bring it back")
     if kept.counters["subjects"] != data.subjects:
         raise DatasetError("the training subjects are no longer those that the run began with; bring them back")
     for contender in contenders:

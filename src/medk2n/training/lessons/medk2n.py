@@ -37,6 +37,8 @@ class MedK2NLesson:
         self.teaching = pupil.config.teaching
         self._observed: list[Tensor] | None = None
         self._v: IdentityNet | None = None
+        if self.kind(0.0) == FOLD:  # the whole budget is theirs: nothing else learns from the first step on
+            self.enter(self.module)
 
     def recognised_by(self, v: IdentityNet) -> None:
         """See `Lesson`."""
