@@ -341,6 +341,8 @@ def test_acquired_images_are_no_place_for_results(bids, raw, tmp_path, capsys):
     before = snapshot(raw), snapshot(other)
     assert bids(out=raw) == 2
     assert "never go among acquired" in capsys.readouterr().err
+    assert bids(out=raw / "sub-01") == 2
+    assert "never go among acquired" in capsys.readouterr().err
     assert bids("--overwrite", out=other) == 2
     assert "dataset_description.json is there, is not as medk2n left it" in capsys.readouterr().err
     assert (snapshot(raw), snapshot(other)) == before
@@ -372,3 +374,32 @@ def test_recipe_incomplete_studies_reach_nnunet_complete(model, tmp_path):
 def test_a_cohort_with_the_word_in_the_pixels_is_another_request(model, cohort, capsys):
     assert synth(model, cohort, "-t", "t2w", "--burn-in") == 2
     assert "made with other burn_in" in capsys.readouterr().err
+
+
+def test_a_study_is_not_called_as_what_lies_beside_it(model, tmp_path):
+    for seed, name in enumerate(("group.html", "dataset_description.json", "a")):
+        save(tmp_path / "in" / name / "t1n.nii.gz", scan(seed))
+    options = ["--model", str(model), "--device", "cpu", "-t", "t2f"]
+    assert main(["synth", str(tmp_path / "in"), "-o", str(tmp_path / "out"), *options]) == 0
+    assert (tmp_path / "out" / "group.html").is_file()
+    assert len(list((tmp_path / "out").glob("*/report.html"))) == 3
+
+
+@pytest.mark.parametrize("change", [
+    lambda record: record | {"outputs": {"../victim.txt": "0"}},
+    lambda record: {"format": 1},
+    lambda record: record | {"targets": {}},
+    lambda record: record | {"report": "../../x.html"},
+    lambda record: [record],
+])  # fmt: skip
+def test_a_record_that_was_changed_is_none(model, tmp_path, change, capsys):
+    for seed, name in enumerate("ab"):
+        save(tmp_path / "in" / name / "t1n.nii.gz", scan(seed))
+    words = ["synth", tmp_path / "in", "-o", tmp_path / "out", "--model", model, "--device", "cpu", "-t", "t2f"]
+    assert main([*map(str, words)]) == 0
+    record = next((tmp_path / "out").rglob("studies/a.json"))
+    record.write_text(json.dumps(change(json.loads(record.read_text()))))
+    capsys.readouterr()
+    assert main([*map(str, words)]) == 2
+    assert "report.html exists already: add --overwrite" in capsys.readouterr().err
+    assert main([*map(str, words), "--overwrite"]) == 0

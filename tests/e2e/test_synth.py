@@ -133,7 +133,7 @@ BAD_FILES = {
     "not nifti": (write(b"hello" * 100), "is no NIfTI but text"),
     "truncated": (truncated, "cannot be read"),
     "4-D": (lambda path: save(path, np.stack([scan(), scan()], axis=-1)), "4-D"),
-    "non-finite": (lambda path: save(path, nonfinite()), "NaN or infinite"),
+    "non-finite": (lambda path: save(path, nonfinite()), "NaN, infinite or beyond"),
     "constant": (lambda path: save(path, np.full(SHAPE, 5, np.int16)), "constant"),
     "singular": (singular, "singular"),
     "elsewhere": (lambda path: save(path, scan(), AFFINE + np.outer([1, 0, 0, 0], [0, 0, 0, 9000])), "overlap"),

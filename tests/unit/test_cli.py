@@ -127,6 +127,16 @@ def test_manifest_tells_of_success_and_failure(tmp_path):
     assert json.loads(path.read_text())["exit_code"] == 3
 
 
+@pytest.mark.parametrize("mine", ['{"Name": "x", "BIDSVersion": "1.11.0"}', "[]", "mine"])
+def test_a_manifest_replaces_manifests_alone(tmp_path, mine):
+    path = tmp_path / "dataset_description.json"
+    path.write_text(mine)
+    refused = pytest.raises(OutputExistsError, match="is no manifest of a run and would be lost")
+    with refused, run_manifest(path, "synth", {}, overwrite=True):
+        pass
+    assert path.read_text() == mine
+
+
 def test_help_names_every_verb_and_the_exit_codes(capsys):
     assert main(["--help"]) == 0
     told = capsys.readouterr().out

@@ -46,6 +46,15 @@ GOOD = volume(brain(0, 0))
 INSIDE = GOOD.array > 0
 
 
+@pytest.mark.parametrize("scale", [1e-20, 1e-6, 1e11])
+def test_no_unit_makes_two_scans_less_alike(scale: float) -> None:
+    other = volume(brain(0, 1), "t2w")
+    seen, scaled = (compare(coarse(GOOD), coarse(volume(other.array * factor, "t2w"))) for factor in (1.0, scale))
+    assert seen is not None
+    assert scaled is not None
+    assert (scaled.alike, scaled.mirrored) == pytest.approx((seen.alike, seen.mirrored), rel=0.02)
+
+
 @pytest.mark.parametrize("voxels", [(0, 0, 0), (3, 0, 0), (0, -4, 2), (5, 5, 0), (-6, 0, -3)])
 def test_a_displacement_is_measured_in_mm(voxels: tuple[int, int, int]) -> None:
     seen = compare(coarse(GOOD), coarse(volume(np.roll(brain(0, 1), voxels, (0, 1, 2)), "t2w")))

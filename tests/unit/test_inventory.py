@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import nibabel as nib
@@ -11,7 +12,9 @@ import pytest
 from medk2n.cli.main import main
 from medk2n.data.discover import discover
 from medk2n.data.inventory import Found, take_inventory
+from medk2n.errors import VolumeReadError
 from medk2n.gatekeeper import Gatekeeper
+from medk2n.io.volume import Volume
 
 AFFINE = np.diag([1.5, 1.5, 3.0, 1.0])
 
@@ -88,3 +91,21 @@ def test_index_writes_tables_and_a_figure_and_ends_with_3(data: Path, tmp_path: 
     assert "| unreadable | D | t2f |" in (tmp_path / "out" / "index.md").read_text()
     assert main(["index", str(data), "--out", str(tmp_path / "out")]) == 2
     assert "--overwrite" in capsys.readouterr().err
+
+
+def test_a_study_that_cannot_be_examined_ends_nothing(tmp_path: Path) -> None:
+    for subject in ("a", "b"):
+        place = tmp_path / subject / "t1n.nii.gz"
+        place.parent.mkdir(parents=True)
+        nib.save(nib.Nifti1Image(brain(ord(subject), 0), AFFINE), place)
+
+    def examine(volumes: Mapping[str, Volume], reference: str) -> Found:
+        if "/a/" in volumes[reference].provenance["path"]:
+            raise VolumeReadError("no contrast inside the foreground")
+        return (), {}
+
+    found = take_inventory(discover(tmp_path), examine=examine)
+    assert [(c.subject, c.kind, c.what) for c in found.complaints] == [
+        ("a", "unreadable", "no contrast inside the foreground")
+    ]
+    assert [image.subject for image in found.images] == ["a", "b"]

@@ -206,6 +206,53 @@ def test_a_planted_set_takes_nothing_away(tmp_path: Path, steps: dict) -> None:
     assert (out / "mine.txt").read_text() == "mine"
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+@pytest.mark.parametrize("name", ["outputs.json", "whole/steps.json"])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "deep", "letters", "numbers"])
+def test_a_record_that_is_none_says_nothing(tmp_path: Path, name: str, kind: str) -> None:
+    place = tmp_path / HOME / name
+    place.parent.mkdir(parents=True)
+    if kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "folder":
+        place.mkdir()
+    else:
+        text = {"deep": "[" * 100_000, "letters": "\xff", "numbers": '{"files": {"a.txt": 1}, "open_to": [5]}'}[kind]
+        place.write_bytes(text.encode("latin-1"))
+    (tmp_path / "a.txt").write_text("mine")
+    with pytest.raises(OutputExistsError, match=r"a\.txt is there, is not as medk2n left it"):
+        fill(tmp_path, overwrite=True)
+    assert (tmp_path / "a.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind", ["link", "folder"])
+def test_a_lock_that_is_none_is_named(tmp_path: Path, kind: str) -> None:
+    victim, lock = tmp_path / "victim", tmp_path / "out" / HOME / "lock"
+    victim.write_text("mine")
+    lock.parent.mkdir(parents=True)
+    lock.symlink_to(victim) if kind == "link" else lock.mkdir()
+    with pytest.raises(OutputExistsError, match=r"lock is no file of medk2n's; remove it"):
+        fill(tmp_path / "out")
+    assert victim.read_text() == "mine"
+
+
+def test_where_no_file_can_be_locked_the_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object, **__: object) -> None:
+        raise NotImplementedError("no flock here")
+
+    monkeypatch.setattr("medk2n.io.outputs.FileLock.acquire", no_locks)
+    with pytest.raises(OutputPermissionError, match="no file can be locked there"):
+        fill(tmp_path / "out")
+
+
+def test_one_place_is_not_for_two_files(tmp_path: Path) -> None:
+    with output_file(tmp_path / "out" / "a.txt"):
+        with pytest.raises(OutputExistsError, match=r"a\.txt was named for two files"):
+            fill(tmp_path / "out")
+        fill(tmp_path / "other")
+    fill(tmp_path / "out")
+
+
 # Killed at every write.
 
 

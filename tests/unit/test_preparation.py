@@ -621,7 +621,9 @@ def test_folders_of_ids_that_no_folder_may_have_are_told_apart() -> None:
     ("options", "message"),
     [
         (["--strip", "brain", "--strip-command", "x {input} {mask}"], "expected one of them"),
-        (["--spacing", "0"], "--spacing 0: expected more than 0 mm"),
+        (["--spacing", "0"], "--spacing 0: expected from 0.01 to 50 mm"),
+        (["--spacing", "inf"], "--spacing inf: expected from 0.01 to 50 mm"),
+        (["--spacing", "1e9"], "--spacing 1e+09: expected from 0.01 to 50 mm"),
         (["--reference", "t9"], "--reference t9: unknown modality"),
         (["--strip-command", "hd-bet {input}"], "expected {input} and {mask} in it"),
     ],

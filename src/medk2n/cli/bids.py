@@ -1,6 +1,5 @@
 """`medk2n bids`: a BIDS App; every participant's missing scans, as a BIDS derivative."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -147,20 +146,18 @@ def _labels(values: Sequence[str] | None) -> set[str]:
 
 def _check_folders(raw: Path, out: Path, *, validate: bool) -> None:
     from medk2n.errors import DatasetError, UsageError
+    from medk2n.io.door import kept_json
 
     if not raw.is_dir():
         raise DatasetError(f"{raw}: no such folder; expected a BIDS data set; check the path")
-    if out.resolve() == raw.resolve():
+    inside = out.resolve().relative_to(raw.resolve()).parts if out.resolve().is_relative_to(raw.resolve()) else None
+    if inside is not None and (not inside or inside[0].startswith("sub-")):
         raise UsageError(f"{out}: results never go among acquired images; expected another OUTPUT_DIR")
     if not validate:
         return
     described = raw / "dataset_description.json"
-    try:
-        found = json.loads(described.read_text(encoding="utf-8"))
-        proper = isinstance(found, dict) and {"Name", "BIDSVersion"} <= set(found)
-    except (OSError, ValueError, RecursionError):
-        proper = False
-    if not proper:
+    found = kept_json(described)
+    if not (isinstance(found, dict) and {"Name", "BIDSVersion"} <= set(found)):
         raise DatasetError(
             f"{described}: expected JSON with Name and BIDSVersion, as every BIDS data set has; write it, or add "
             "--skip-bids-validation"

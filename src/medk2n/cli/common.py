@@ -15,7 +15,7 @@ import typer
 import medk2n
 from medk2n.cli.complaints import SOME_FAILED, explain, one_line, say
 from medk2n.config.align import Align
-from medk2n.errors import UnknownNameError, UsageError
+from medk2n.errors import OutputExistsError, UnknownNameError, UsageError
 from medk2n.workers import cores
 
 if TYPE_CHECKING:
@@ -243,6 +243,8 @@ def run_manifest(
         return
     if path.suffix != ".json":
         raise UsageError(f"--manifest {path}: expected the name of a .json file")
+    if overwrite and path.is_file() and not _is_manifest(path):
+        raise OutputExistsError(f"{path} is no manifest of a run and would be lost; choose another --manifest")
     with output_file(path, overwrite=overwrite):
         manifest, start, started = Manifest(), time.perf_counter(), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         message = None
@@ -272,6 +274,13 @@ def run_manifest(
                     **{key: _plain(value) for key, value in manifest.facts.items()},
                 },
             )
+
+
+def _is_manifest(path: Path) -> bool:
+    from medk2n.io.door import kept_json
+
+    told = kept_json(path)
+    return isinstance(told, dict) and {"command", "options", "exit_code", "versions"} <= set(told)
 
 
 def versions() -> dict[str, str]:

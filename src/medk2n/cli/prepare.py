@@ -62,6 +62,7 @@ def prepare(
     from medk2n.cli.common import LeftOutFiles, end_with, gatekeeper, modality_names, run_manifest, split_names
     from medk2n.data.discover import discover
     from medk2n.errors import UsageError
+    from medk2n.geometry.limits import EDGES_MM
     from medk2n.preparation.ants import require_ants
     from medk2n.preparation.strip import words_of
     from medk2n.preparation.study import Plan
@@ -72,8 +73,8 @@ def prepare(
         raise UsageError("--ants: says by what to register; expected --register with it")
     if ants:
         require_ants()
-    if spacing is not None and not spacing > 0:
-        raise UsageError(f"--spacing {spacing:g}: expected more than 0 mm")
+    if spacing is not None and not EDGES_MM[0] <= spacing <= EDGES_MM[1]:
+        raise UsageError(f"--spacing {spacing:g}: expected from {EDGES_MM[0]:g} to {EDGES_MM[1]:g} mm")
     options = {"data": data, "out": out, "spacing": spacing, "reference": reference, "register": register, "ants": ants}
     options |= {"n4": n4, "strip": strip, "strip_command": strip_command}
     options |= {"subjects": subjects, "exclude": exclude, "prefer": prefer, "jobs": jobs}

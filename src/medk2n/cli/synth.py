@@ -185,6 +185,8 @@ def _jobs(
     """What is to be done; id -> complaint of the studies that cannot be used goes into `failed`."""
     from medk2n.errors import UsageError
     from medk2n.io.names import folder_names, study_id
+    from medk2n.report.group import GROUP
+    from medk2n.report.outputs import DATASET
     from medk2n.report.places import StudyFolder
 
     if (study is None) == (not inputs):
@@ -197,7 +199,7 @@ def _jobs(
     subjects = studies_in(study, failed, prefer)
     several = len(subjects) + len(failed) > 1
     plans = [(s, wanted or _missing(s.modalities, config, several=several)) for s in subjects]
-    folders = folder_names([s.id for s in subjects])
+    folders = folder_names([s.id for s in subjects], but=(GROUP, DATASET))
     places = [StudyFolder(out / folders[s.id] if several else out, s.id, out) for s in subjects]
     jobs = [Job(s, targets, place) for (s, targets), place in zip(plans, places, strict=True) if targets]
     if not jobs:

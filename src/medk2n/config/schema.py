@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from medk2n.config.overrides import AUTO, apply_override, complaint
 from medk2n.config.yaml12 import MOST, load
 from medk2n.errors import ConfigError, UnknownNameError
+from medk2n.geometry.limits import EDGES_MM
 from medk2n.io.door import door, read_text
 from medk2n.registry import names
 from medk2n.vocabulary import modality
@@ -171,7 +172,7 @@ class TrainConfig(_Strict):
     modalities: list[str]
     core: list[str] = []
     core_share: Share = 0.6
-    spacing_mm: Positive = 1.5
+    spacing_mm: Annotated[float, Field(ge=EDGES_MM[0], le=EDGES_MM[1])] = 1.5
     begin_from: str | None = None
     models: Annotated[list[ModelChoice], Field(min_length=1)]
     optimiser: Optimiser = Optimiser()

@@ -105,7 +105,14 @@ def _alike(fixed: Volume, moving: Volume, head: np.ndarray) -> float:
     def mean(x: np.ndarray) -> np.ndarray:
         return ndimage.uniform_filter(x, size)
 
-    (of_a, of_b), floors = (mean(a), mean(b)), [_FLOOR * float(x[inside].var()) + 1e-12 for x in (a, b)]
-    spread = [(mean(x * x) - m * m).clip(0) + floor for x, m, floor in zip((a, b), (of_a, of_b), floors, strict=True)]
+    a, b = _levelled(a, inside), _levelled(b, inside)
+    of_a, of_b = mean(a), mean(b)
+    spread = [(mean(x * x) - m * m).clip(0) + _FLOOR for x, m in ((a, of_a), (b, of_b))]
     shared = (mean(a * b) - of_a * of_b) ** 2 / (spread[0] * spread[1])
     return float(shared[inside].mean())
+
+
+def _levelled(array: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Of mean 0 and variance 1 inside, whatever the unit."""
+    values = array[inside].astype(np.float64)
+    return ((array - values.mean()) / (values.std() or 1.0)).astype(np.float32)

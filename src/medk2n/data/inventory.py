@@ -130,7 +130,11 @@ def _look_at(subject: Subject, found: Inventory, examine: Examine | None) -> Non
         if not any(complaint.kind == "apart" for complaint in complaints):
             volumes[name] = volume
     if first and examine:
-        doubts, pairs = examine(volumes, first.modality)
+        try:
+            doubts, pairs = examine(volumes, first.modality)
+        except Exception as error:
+            found.complaints.append(Complaint(subject.id, "", "unreadable", str(contained(error))))
+            return
         found.complaints.extend(Complaint(subject.id, d.modality, _KINDS.get(d.kind, d.kind), d.line) for d in doubts)
         for at, image in enumerate(found.images):
             if image.subject == subject.id and (pair := pairs.get(image.modality)):

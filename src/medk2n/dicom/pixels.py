@@ -10,6 +10,7 @@ from medk2n.dicom.frame import Frame
 from medk2n.dicom.guard import parsing
 from medk2n.dicom.stacks import Stack
 from medk2n.errors import DicomError
+from medk2n.io.volume import MOST
 
 AIR_HU = -1000.0
 
@@ -52,6 +53,8 @@ def _values(raw: np.ndarray, frame: Frame, file: Path) -> np.ndarray:
         values = raw.astype(np.float32) * np.float32(frame.slope) + np.float32(frame.intercept)
     if frame.padding is not None and frame.facts.modality == "CT":
         values[raw == frame.padding] = AIR_HU
-    if not np.isfinite(values).all():
-        raise DicomError(f"{file}: its rescaled values are not finite; RescaleSlope or the pixels are damaged")
+    if not (np.abs(values) <= MOST).all():
+        raise DicomError(
+            f"{file}: its rescaled values are not finite, or beyond {MOST:g}; RescaleSlope or the pixels are damaged"
+        )
     return values

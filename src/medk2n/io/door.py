@@ -1,6 +1,7 @@
 """The door through which foreign bytes come in: whatever a library makes of them leaves as one line of ours."""
 
 import codecs
+import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,6 +57,17 @@ def read_any_text(path: Path) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         return data.decode("latin-1")
+
+
+def kept_json(path: Path) -> Any:
+    """What an earlier run left of itself; None where there is nothing, or nothing that can be read.
+
+    Never raises: such a file may have been cut off, planted, or be a pipe.
+    """
+    try:
+        return json.loads(read_text(path))
+    except Exception:
+        return None
 
 
 def _bytes(path: Path, most: int) -> bytes:

@@ -214,10 +214,14 @@ def folder_name(subject: str) -> str:
     return _shortened(safe, subject) if safe and safe == subject else _hashed(safe, subject)
 
 
-def folder_names(subjects: Sequence[str]) -> dict[str, str]:
-    """A folder for each subject, different even where the file system takes A for a."""
+def folder_names(subjects: Sequence[str], *, but: Sequence[str] = ()) -> dict[str, str]:
+    """A folder for each subject, different even where the file system takes A for a.
+
+    Args:
+        but: names that lie beside them.
+    """
     plain = {subject: folder_name(subject) for subject in subjects}
-    often = Counter(name.casefold() for name in plain.values())
+    often = Counter(name.casefold() for name in (*plain.values(), *but))
     return {s: name if often[name.casefold()] == 1 else _hashed(name, s) for s, name in plain.items()}
 
 

@@ -20,7 +20,7 @@ from medk2n.io.filekind import ENOUGH, GZIP_MAGIC, nifti_version, other_kind, un
 from medk2n.io.names import IMAGE_SUFFIXES
 from medk2n.io.nifti_header import IMAGE_CLASSES, affine_mm, remarks
 from medk2n.io.source import TAIL, Source
-from medk2n.io.volume import Header, LabelMap, Volume, as_labels
+from medk2n.io.volume import Header, LabelMap, Volume, as_labels, check_values
 
 _HEADERS = {1: 348, 2: 540}  # version -> bytes
 _EXTENSIONS = 64 * 2**20  # bytes between header and voxels beyond which nothing but a fault is
@@ -48,7 +48,7 @@ def read_volume(path: Path | str, modality: str) -> Volume:
         _check_scan(image, source, path)
         array = _values(image, source)
     provenance = {"path": str(path), "sha256": digest.hexdigest()} | facts
-    return Volume(_checked(array, str(path)), grid, modality, provenance)
+    return Volume(check_values(array, str(path)), grid, modality, provenance)
 
 
 def read_header(path: Path | str) -> Header:
@@ -71,7 +71,7 @@ def from_nibabel(image: Any, modality: str) -> Volume:
     name = image.get_filename() or "image in memory"
     _check_header(image, name)
     check_size(image.shape, name, itemsize=image.get_data_dtype().itemsize)
-    array = _checked(_voxels(image, name), name)
+    array = check_values(_voxels(image, name), name)
     provenance = {"path": image.get_filename(), "sha256": sha256_array(array)} | _header_facts(image)
     return Volume(array, _grid(image, name), modality, provenance)
 
@@ -335,19 +335,3 @@ def _voxels(image: Any, name: str) -> np.ndarray:
     refused = door(VolumeReadError, f"{name}: cannot be read as NIfTI", "convert or save it again")
     with refused, np.errstate(over="ignore", invalid="ignore"):
         return np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged")).reshape(image.shape[:3])
-
-
-def _finite(array: np.ndarray, name: str) -> np.ndarray:
-    bad = array.size - int(np.count_nonzero(np.isfinite(array)))
-    if bad:
-        raise VolumeReadError(f"{name}: {bad} voxels are NaN or infinite; expected finite values; set them to 0 first")
-    return array
-
-
-def _checked(array: np.ndarray, name: str) -> np.ndarray:
-    _finite(array, name)
-    if array.min() == array.max():
-        raise VolumeReadError(
-            f"{name}: every voxel is {array.flat[0]:g}; a constant volume shows nothing; leave it out"
-        )
-    return array

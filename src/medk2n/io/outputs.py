@@ -11,7 +11,6 @@ folder's record says, and is replaced if that was asked for. Everything else is 
 """
 
 import hashlib
-import json
 import os
 import secrets
 import shutil
@@ -23,14 +22,16 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock, Timeout
 
-from medk2n.errors import InternalError, OutputExistsError, OutputPermissionError
+from medk2n.errors import InternalError, Medk2nError, OutputExistsError, OutputPermissionError
 from medk2n.io.atomic import explaining, flush, is_left_over, remove_left_over, sha256_file, write_json
+from medk2n.io.door import kept_json
 
 HOME = ".medk2n"
 _RECORD, _LOCK, _NEW, _WHOLE = "outputs.json", "lock", "new-", "whole"
 _FILES, _STEPS, _PARTS = "files", "steps.json", "parts"
 _PATIENCE_S = 2.0  # for the processes of a run that has just died
 _LONGEST = 255  # bytes of a name, where the file system does not say
+_named: set[Path] = set()  # single files that this process holds a place for: no set of files may have it too
 
 
 @contextmanager
@@ -101,10 +102,13 @@ def output_file(path: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
         if os.path.lexists(path) and not overwrite:
             raise _exists(path)
         with _locked(lock, path):
+            place = path.parent.resolve() / path.name
+            _named.add(place)
             try:
                 remove_left_over(path.parent, [path.name])
                 yield path
             finally:
+                _named.discard(place)
                 lock.unlink(missing_ok=True)
     finally:
         _remove_empty(absent)
@@ -180,6 +184,8 @@ class OutputFolder:
         planned = self._planned if planned is None else planned
         for name in planned:
             _check_length(self.path, name)
+            if self.path.resolve() / name in _named:
+                raise OutputExistsError(f"{self.path / name} was named for two files of this run; rename one")
         for name in self._there(planned):
             if not self._is_ours(name):
                 raise _foreign(self.path / name)
@@ -241,7 +247,7 @@ class OutputFolder:
 
     def _put(self, source: Path, name: str) -> None:
         target = self.path / name
-        if not _is_inside(name):
+        if not is_inside(name):
             raise InternalError(f"{source}: is to go to {name}, expected a place inside {self.path}")
         if os.path.lexists(target) and not self._is_ours(name):
             raise _foreign(target)
@@ -280,7 +286,7 @@ class OutputFolder:
     def _is_ours(self, name: str) -> bool:
         """Whether a file is as the record of its folder, or of one above, says."""
         path = self.path / name
-        if not _is_inside(name):
+        if not is_inside(name):
             return False
         if HOME in PurePosixPath(name).parts:
             return True
@@ -309,11 +315,13 @@ class _Record:
     @classmethod
     def of(cls, home: Path) -> "_Record":
         """Empty where there is none, or none that can be read: then nothing there is ours."""
+        kept = kept_json(home / _RECORD)
         try:
-            kept = json.loads((home / _RECORD).read_text(encoding="utf-8"))
-            return cls(dict(kept["files"]), tuple(kept["open_to"]))
-        except (OSError, ValueError, LookupError, TypeError):
+            files, open_to = dict(kept["files"]), tuple(kept["open_to"])
+        except (ValueError, LookupError, TypeError):
             return cls()
+        sound = all(isinstance(text, str) for text in (*files, *files.values(), *open_to))
+        return cls(files, open_to) if sound else cls()
 
     def keep(self, home: Path) -> None:
         write_json(home / _RECORD, {"files": self.files, "open_to": list(self.open_to)})
@@ -330,16 +338,17 @@ def record_folder(folder: Path) -> None:
 
 def _steps(whole: Path) -> tuple[list[str], str]:
     """Which files a whole set takes the place of, and which of its own comes last; nothing of what is no such set."""
+    told = kept_json(whole / _STEPS)
     try:
-        told = json.loads((whole / _STEPS).read_text(encoding="utf-8"))
         gone, last = [str(name) for name in told["gone"]], str(told["last"])
-    except (OSError, ValueError, LookupError, TypeError):
+    except (LookupError, TypeError):
         return [], ""
-    planted = whole.is_symlink() or (whole / _FILES).is_symlink() or not _is_inside(last)
+    planted = whole.is_symlink() or (whole / _FILES).is_symlink() or not is_inside(last)
     return ([], "") if planted else (gone, last)
 
 
-def _is_inside(name: str) -> bool:
+def is_inside(name: str) -> bool:
+    """Whether a relative name, with / between its parts, leads out of no folder."""
     return not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
 
 
@@ -356,6 +365,10 @@ def _fixed_part(name: str) -> PurePosixPath:
 
 def _is_no_folder(path: Path) -> bool:
     return path.is_symlink() or (path.exists() and not path.is_dir())
+
+
+def _is_no_file(path: Path) -> bool:
+    return path.is_symlink() or (path.exists() and not path.is_file())
 
 
 def _check_length(folder: Path, name: str) -> None:
@@ -380,6 +393,8 @@ def _foreign(path: Path) -> OutputExistsError:
 @contextmanager
 def _locked(lock: Path, what: Path) -> Iterator[None]:
     held = FileLock(lock)
+    if _is_no_file(lock):
+        raise OutputExistsError(f"{lock} is no file of medk2n's; remove it, or choose another --out")
     try:
         with explaining(what):
             held.acquire(timeout=_PATIENCE_S, poll_interval=0.05)
@@ -387,6 +402,10 @@ def _locked(lock: Path, what: Path) -> Iterator[None]:
         raise OutputExistsError(
             f"{what}: another run of medk2n is writing there; wait until it has ended, or choose another --out"
         ) from error
+    except Medk2nError:
+        raise
+    except (OSError, NotImplementedError) as error:  # of file systems without locks
+        raise OutputPermissionError(f"{what}: no file can be locked there ({error}); choose another --out") from error
     try:
         yield
     finally:

@@ -15,6 +15,27 @@ if TYPE_CHECKING:
     import nibabel
 
 
+MOST = 1e15
+"""Farthest from 0 that a voxel's value is believed to be; squares of more have no place in 32 bits."""
+
+
+def check_values(array: np.ndarray, name: str) -> np.ndarray:
+    """The values themselves, if they can be those of a scan.
+
+    Raises:
+        VolumeReadError: some are no number or beyond all units, or all are the same.
+    """
+    if bad := array.size - int(np.count_nonzero(np.abs(array) <= MOST)):
+        raise VolumeReadError(
+            f"{name}: {bad} voxels are NaN, infinite or beyond {MOST:g}; expected finite values; set them to 0 first"
+        )
+    if array.min() == array.max():
+        raise VolumeReadError(
+            f"{name}: every voxel is {array.flat[0]:g}; a constant volume shows nothing; leave it out"
+        )
+    return array
+
+
 @dataclass(frozen=True)
 class Header:
     """Where an image's voxels are, without them.

@@ -22,6 +22,7 @@ _CLEARLY = 1.01  # mutual information has to rise by a hundredth for a move to b
 _STILL = 0.5  # voxels of the reference: what moves by less is left where it is, if that spares it a resampling
 _FAR = 1.0  # voxels: what seems to be displaced by more, and is not believed, is told
 _SHRUNK = (4, 2, 1)  # the three resolutions
+_WORDS = 20  # of ITK's message: its end says what is wrong
 _SAMPLES = 20_000  # voxels that mutual information is taken from, at each; five times as many to judge the result
 
 
@@ -87,9 +88,9 @@ class Register:
             found = self._transform(*images)
             return where_it_is(found), gain(*images, found, samples=5 * _SAMPLES)
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[-160:]
+            reason = " ".join(str(error).split()[-_WORDS:])
             raise GeometryError(
-                f"{what}: cannot be registered ({reason}); leave --register out, or the image"
+                f"{what}: cannot be registered ({reason}); leave the image out, or --register (--align fix)"
             ) from error
 
     def _transform(self, fixed: sitk.Image, moving: sitk.Image) -> sitk.Transform:

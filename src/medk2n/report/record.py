@@ -4,14 +4,17 @@ A record is written when all files of a study are made and before the first is m
 there later either has the hash that the record names, or is somebody else's.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, Field, FiniteFloat, ValidationError
 
 from medk2n.data.patient import patient
 from medk2n.errors import OutputExistsError
 from medk2n.io.atomic import refuse_existing, sha256_file, write_json
+from medk2n.io.door import kept_json
+from medk2n.io.outputs import is_inside
 from medk2n.report.figures import View, display_range, thumbnail_png
 from medk2n.report.places import RECORDS, Place, planned_outputs
 
@@ -19,6 +22,34 @@ if TYPE_CHECKING:
     from medk2n.inference.synthesizer import Synthesis
 
 FORMAT = 1
+
+
+def _inside(name: str) -> str:
+    if not is_inside(name):
+        raise ValueError("leads out of the data set")
+    return name
+
+
+_Inside = Annotated[str, AfterValidator(_inside)]
+
+
+class _Target(BaseModel):
+    predicted_psnr_db: FiniteFloat
+    thumbnail: str
+
+
+class _Record(BaseModel):
+    """What is relied on; it may have been cut off or changed."""
+
+    format: Literal[1]
+    study: str
+    request: dict[str, Any]
+    report: _Inside
+    outputs: dict[_Inside, str]
+    inputs: list[str]
+    targets: dict[str, _Target] = Field(min_length=1)
+    warnings: list[str]
+    elapsed_s: float | None
 
 
 def is_complete(place: Place, request: Callable[[], Mapping[str, Any]], targets: Iterable[str]) -> bool:
@@ -45,7 +76,7 @@ def is_complete(place: Place, request: Callable[[], Mapping[str, Any]], targets:
             "another --out"
         )
     for path in sorted(there):
-        if sha256_file(path) != hashes.get(path):
+        if not path.is_file() or sha256_file(path) != hashes.get(path):
             raise OutputExistsError(f"{path} is not as it was written; move it away, or add --overwrite to replace it")
     return set(hashes) <= there and set(planned) <= {*there, *(file.parent for file in there)}
 
@@ -59,11 +90,12 @@ def _files(path: Path) -> list[Path]:
 
 def read_record(path: Path) -> dict[str, Any] | None:
     """A record; None where there is none that this version understands."""
+    record = kept_json(path)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        _Record.model_validate(record)
+    except ValidationError:
         return None
-    return record if isinstance(record, dict) and record.get("format") == FORMAT else None
+    return dict(record)
 
 
 def records(dataset: Path) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from medk2n.errors import DatasetError, GeometryError, VolumeReadError
 from medk2n.geometry.grid import Grid
 from medk2n.io.atomic import sha256_array
 from medk2n.io.npy import Npz, opened_npz
-from medk2n.io.volume import Header, LabelMap, Volume, as_labels
+from medk2n.io.volume import Header, LabelMap, Volume, as_labels, check_values
 from medk2n.vocabulary import short_name
 
 _AXIAL = "_axial"
@@ -85,12 +85,7 @@ def read_array(path: Path, key: str, name: str) -> Volume:
     array, spacing = _load(path, key, noisy=True)
     with np.errstate(over="ignore"):
         array = array.astype(np.float32)
-    if not np.isfinite(array).all():
-        raise VolumeReadError(
-            f"{path}: array {key} has NaN or infinite values; expected finite 32-bit ones; set them to 0"
-        )
-    if array.min() == array.max():
-        raise VolumeReadError(f"{path}: every value of array {key} is {array.flat[0]:g}; leave a constant one out")
+    check_values(array, f"{path}: array {key}")
     provenance = {
         "path": f"{path}:{key}",
         "sha256": sha256_array(array),

@@ -23,7 +23,7 @@ from medk2n.geometry.limits import check_packed, check_size
 from medk2n.io.atomic import sha256_array
 from medk2n.io.door import MOST_TABLE, door, read_text
 from medk2n.io.npy import read_npy
-from medk2n.io.volume import Header, LabelMap, Volume, as_labels
+from medk2n.io.volume import Header, LabelMap, Volume, as_labels, check_values
 from medk2n.vocabulary import modality
 
 TABLE = "slices.csv"
@@ -163,10 +163,7 @@ def read_stack(stack: Stack, name: str) -> Volume:
     """
     with np.errstate(over="ignore"):
         array = _load(stack).astype(np.float32)
-    if not np.isfinite(array).all():
-        raise VolumeReadError(f"{_name(stack)}: NaN or infinite values; expected finite 32-bit ones; set them to 0")
-    if array.min() == array.max():
-        raise VolumeReadError(f"{_name(stack)}: every value is {array.flat[0]:g}; leave a constant one out")
+    check_values(array, _name(stack))
     known = "unknown" if stack.spacing_mm is None else "stated"
     provenance = {"path": _name(stack), "sha256": sha256_array(array), "spacing": known}
     return Volume(array, _grid(stack, array.shape), name, provenance)
