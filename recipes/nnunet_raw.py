@@ -16,7 +16,8 @@ import nibabel as nib
 import numpy as np
 
 from medk2n.data.discover import discover
-from medk2n.errors import GeometryError, OutputExistsError
+from medk2n.errors import GeometryError
+from medk2n.io.outputs import output_folder
 from medk2n.report.record import records
 
 
@@ -27,14 +28,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--channels", default="t1n,t1c,t2w,t2f")
     args = parser.parse_args(arguments)
-    if args.out.exists():
-        raise OutputExistsError(f"{args.out} exists already: choose another folder")
     channels = args.channels.split(",")
-    made = synthetic_images(args.synthetic)
+    with output_folder(args.out, ["*"]) as folder:
+        with folder.whole(last="dataset.json") as new:
+            told = fill(new, args.studies, synthetic_images(args.synthetic), channels)
+        (args.out / "imagesTr").mkdir(exist_ok=True)  # by which readers know the layout
+    print(f"{len(told)} cases, {sum(map(len, told.values()))} synthetic channels: {args.out}")
+
+
+def fill(out: Path, studies: Path, made: dict[str, dict[str, Path]], channels: list[str]) -> dict[str, list[str]]:
+    """Write all cases that have every channel; returns case -> its synthetic ones."""
     told: dict[str, list[str]] = {}
     training = 0
-    (args.out / "imagesTr").mkdir(parents=True)
-    for subject in discover(args.studies):
+    for subject in discover(studies):
         acquired = {name: Path(path) for name, path in subject.provenance.items()}
         files = {name: acquired.get(name) or made.get(subject.id, {}).get(name) for name in channels}
         if lacking := [name for name, path in files.items() if path is None]:
@@ -45,17 +51,17 @@ def main(arguments: list[str] | None = None) -> None:
         part = "Tr" if "lesion" in subject.masks else "Ts"
         training += part == "Tr"
         for number, path in enumerate(files.values()):
-            write(nib.load(path), args.out / f"images{part}" / f"{subject.id}_{number:04d}.nii.gz", path)
+            write(nib.load(path), out / f"images{part}" / f"{subject.id}_{number:04d}.nii.gz", path)
         if part == "Tr":
             mask = subject.masks["lesion"]()
             image = nib.Nifti1Image(mask.array.astype(np.uint8), mask.grid.affine)
-            write(image, args.out / "labelsTr" / f"{subject.id}.nii.gz")
+            write(image, out / "labelsTr" / f"{subject.id}.nii.gz")
     labels = {"background": 0, "lesion": 1}
     described = {"channel_names": {str(i): name for i, name in enumerate(channels)}, "labels": labels}
     described |= {"numTraining": training, "file_ending": ".nii.gz"}
-    (args.out / "dataset.json").write_text(json.dumps(described, indent=2))
-    (args.out / "synthetic.json").write_text(json.dumps(told, indent=2))
-    print(f"{len(told)} cases, {sum(map(len, told.values()))} synthetic channels: {args.out}")
+    (out / "dataset.json").write_text(json.dumps(described, indent=2))
+    (out / "synthetic.json").write_text(json.dumps(told, indent=2))
+    return told
 
 
 def synthetic_images(folder: Path) -> dict[str, dict[str, Path]]:

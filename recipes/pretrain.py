@@ -23,9 +23,10 @@ from medk2n.cli.common import progress_bar
 from medk2n.data.batches import Augmentation, Store, draw_batch
 from medk2n.data.discover import discover
 from medk2n.data.working import load_working
-from medk2n.io.atomic import check_writable, refuse_existing, write_text
+from medk2n.io.atomic import write_text
+from medk2n.io.outputs import OutputFolder, output_folder
 from medk2n.models.medk2n_parts.encoders.hiera import DEVIATION, LEVELS, MEAN, SIZES, SLICES, build_trunk, run_blocks
-from medk2n.pretrained import CONFIG, save_trunk
+from medk2n.pretrained import CONFIG, WEIGHTS, save_trunk
 
 CELL, HIDDEN = 16, 0.6
 
@@ -116,6 +117,22 @@ SHA-256 of the weights: {digest}
 """
 
 
+def taught(args: argparse.Namespace, folder: OutputFolder) -> str:
+    """Read, learn and write; returns the card."""
+    subjects = [subject for root in args.data for subject in discover(root)]
+    names = sorted({name for subject in subjects for name in subject.modalities})
+    studies = []
+    with progress_bar() as bar:
+        for subject in bar.track(subjects, description="reading"):
+            studies.append(load_working(subject, args.spacing))
+    how = {name: getattr(args, name) for name in ("size", "steps", "batch", "crop", "rate", "seed")}
+    model, errors = learn(Store(studies, names), **how)
+    with folder.whole(last=CONFIG) as new:
+        text = card(args, len(subjects), names, errors, save_trunk(new, model.trunk))
+        write_text(new / "README.md", text)
+    return text
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, nargs="+")
@@ -130,18 +147,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.crop % LEVELS[-1]:
         parser.error(f"--crop {args.crop}: expected a multiple of {LEVELS[-1]}")
-    refuse_existing([args.out / CONFIG], overwrite=False)
-    check_writable(args.out)
-    subjects = [subject for root in args.data for subject in discover(root)]
-    names = sorted({name for subject in subjects for name in subject.modalities})
-    studies = []
-    with progress_bar() as bar:
-        for subject in bar.track(subjects, description="reading"):
-            studies.append(load_working(subject, args.spacing))
-    how = {name: getattr(args, name) for name in ("size", "steps", "batch", "crop", "rate", "seed")}
-    model, errors = learn(Store(studies, names), **how)
-    text = card(args, len(subjects), names, errors, save_trunk(args.out, model.trunk))
-    write_text(args.out / "README.md", text)
+    with output_folder(args.out, [CONFIG, WEIGHTS, "README.md"]) as folder:
+        text = taught(args, folder)
     print(text)
     print(f"Use it as encoder.weights: {args.out}, encoder.size: {args.size}")
 

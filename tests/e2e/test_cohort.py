@@ -17,6 +17,7 @@ import pytest
 
 from medk2n.cli.main import main
 from medk2n.data.discover import discover
+from medk2n.errors import OutputExistsError
 from medk2n.report.places import RECORDS
 
 from .conftest import save, scan
@@ -359,6 +360,8 @@ def test_recipe_incomplete_studies_reach_nnunet_complete(model, tmp_path):
     assert main(["synth", str(tmp_path / "studies"), "-o", str(tmp_path / "out"), *options]) == 0
     recipe = runpy.run_path(str(Path(__file__).parents[2] / "recipes" / "nnunet_raw.py"))
     recipe["main"]([str(tmp_path / "studies"), str(tmp_path / "out"), str(tmp_path / "raw")])
+    with pytest.raises(OutputExistsError, match="exists already"):
+        recipe["main"]([str(tmp_path / "studies"), str(tmp_path / "out"), str(tmp_path / "raw")])
     cases = {subject.id: subject for subject in discover(tmp_path / "raw")}
     assert sorted(cases) == ["BraTS-1", "BraTS-2", "BraTS-3"]
     assert all(set(subject.modalities) == set(channels) for subject in cases.values())
