@@ -1,10 +1,11 @@
 """Progressive fusion: a key frame, then the others one by one, each only as far as it helps.
 
-The state after k frames is the set of those let in; the synthesizer's pass on it says what it expects of the target and of
-every frame that is still to come (`evidence.py`). From that, PreWeightNet predicts what the next frame would gain, and
-EffiWeightNet how far it is let in. The order comes from the content: frames are ranked by their weight in a first look,
-rounded, ties by modality, so that permuting the inputs changes nothing. In inference every decision is taken once per
-study from evidence pooled over its slices (`study=True`) and kept in a `Plan`, so that slices do not flicker.
+The state after k frames is the set of those let in; the synthesizer's pass on it says what it expects of the target
+and of every frame that is still to come (`evidence.py`). From that, PreWeightNet predicts what the next frame would
+gain, and EffiWeightNet how far it is let in. The order comes from the content: frames are ranked by their weight in a
+first look, rounded, ties by modality, so that permuting the inputs changes nothing. In inference every decision is
+taken once per study from evidence pooled over its slices (`study=True`) and kept in a `Plan`, so that slices do not
+flicker.
 
 Shapes: b samples, m modalities, q queries, r rows of a step.
 """
