@@ -540,8 +540,9 @@ from tests.node.objects import Derive
 import time
 class Slow(Derive):
     def __call__(self, source, out):
-        super().__call__(source, out)
+        told = super().__call__(source, out)
         time.sleep(0.3)
+        return told
 peer = StorePeer("PACS", "127.0.0.1", int(sys.argv[3]), "MEDK2N", 5)
 serve(Path(sys.argv[1]), Door(port=int(sys.argv[2])), Pace(0.3, 1.0), Slow(), peer, print, threading.Event())
 """
