@@ -99,6 +99,7 @@ def test_scenes_are_shared_and_change_nothing(model: Path) -> None:
     """What each part answers beside the others is what it answers alone; only few passes are made for it."""
     passes = []
     predictor = load_predictor(model)
+    predictor.module.fusion.effi_weight.threshold.softness.data.fill_(-9.0)  # a frame in doubt has a pass more
     rng = np.random.default_rng(0)
     images = {m: rng.uniform(0.1, 1, (4, 32, 32)).astype(np.float32) for m in NAMES[:2]}
     trunk = predictor.module.trunk.register_forward_hook(lambda _, given, out: passes.append(len(out)))
@@ -108,7 +109,7 @@ def test_scenes_are_shared_and_change_nothing(model: Path) -> None:
         answers[p.name] = p.predict(images, NAMES[2:])[NAMES[2]].image
         counts[p.name] = sum(passes)
     trunk.remove()
-    assert counts["agreement"] < counts[FULL]
+    assert counts["agreement"] < counts[FULL] / 2
     assert counts["smooth_head"] == counts[FULL], "another image: nothing to share"
     for name, part in PARTS.items():
         with part.taken_from(predictor.module):
